@@ -1,0 +1,199 @@
+//! The vendor seam: what a processor's virtualization must offer, about a dozen primitives. All policy is above it.
+
+use crate::event::Event;
+use crate::exit::Exit;
+use bulkhead_arch::{Gpr, Segment, SegmentName};
+use core::fmt;
+
+/// A primitive did not work. It ends the guest, never the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BackendError {
+    /// The processor refused to access a control-structure field.
+    Field {
+        /// The backend's number of the field.
+        field: u32,
+        /// The processor's error number (VM-instruction error), 0 if none.
+        code: u32,
+    },
+    /// The processor refused to enter the guest. [`Vcpu::explain_entry_failure`] says why.
+    Entry {
+        /// The backend's raw exit reason or error number.
+        code: u64,
+    },
+}
+
+/// A register that policy reads or writes by name. General registers and segments have accessors of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Register {
+    Rip,
+    Rflags,
+    /// As the guest sees it: reading merges the host-owned bits' shadow; writing sets the shadow and the real register.
+    Cr0,
+    /// The linear address of the last page fault. Not a virtualized register: the processor's own.
+    Cr2,
+    Cr3,
+    /// As the guest sees it, like CR0.
+    Cr4,
+    /// A write also puts the next entry into or out of long mode, by LMA.
+    Efer,
+    Dr6,
+    Dr7,
+    Pat,
+    GdtBase,
+    GdtLimit,
+    IdtBase,
+    IdtLimit,
+    SysenterCs,
+    SysenterEsp,
+    SysenterEip,
+    /// The four page-directory-pointer entries that PAE paging caches.
+    Pdpte0,
+    Pdpte1,
+    Pdpte2,
+    Pdpte3,
+}
+
+/// What keeps the guest from taking an event at once. SDM vol. 3C 25.4.2 "Guest Non-Register State".
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Interruptibility {
+    /// The shadow of an STI.
+    pub sti: bool,
+    /// The shadow of a MOV to SS or POP SS.
+    pub mov_ss: bool,
+    /// An NMI is being handled: no further one until IRET.
+    pub nmi: bool,
+}
+
+/// Which exits to ask for as soon as the guest can take an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Windows {
+    /// [`Exit::InterruptWindow`].
+    pub interrupt: bool,
+    /// [`Exit::NmiWindow`].
+    pub nmi: bool,
+}
+
+/// One virtual processor of one guest. Its state lies in its guest's compartment.
+pub trait Vcpu {
+    /// Makes this vCPU the one that this CPU runs (loads what the processor does not switch by itself).
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn activate(&mut self) -> Result<(), BackendError>;
+
+    /// Takes this vCPU off this CPU; saves what [`Vcpu::activate`] loads.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn deactivate(&mut self) -> Result<(), BackendError>;
+
+    /// Enters the guest, and returns when it has stopped.
+    ///
+    /// # Errors
+    /// [`BackendError::Entry`] if the guest's state or controls are refused.
+    fn run(&mut self) -> Result<Exit, BackendError>;
+
+    /// A general register, RSP included.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn gpr(&self, gpr: Gpr) -> Result<u64, BackendError>;
+
+    /// Sets a general register.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn set_gpr(&mut self, gpr: Gpr, value: u64) -> Result<(), BackendError>;
+
+    /// A register by name.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn read(&self, register: Register) -> Result<u64, BackendError>;
+
+    /// Sets a register by name. Legality is the caller's to check.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn write(&mut self, register: Register, value: u64) -> Result<(), BackendError>;
+
+    /// A segment register with its hidden part.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn segment(&self, name: SegmentName) -> Result<Segment, BackendError>;
+
+    /// Sets a segment register with its hidden part.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn set_segment(&mut self, name: SegmentName, value: Segment) -> Result<(), BackendError>;
+
+    /// Goes past the instruction that caused the last exit: advances RIP (32-bit wrap outside 64-bit code), ends the
+    /// STI and MOV SS shadows, and makes a pending single step (RFLAGS.TF) due.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn skip_instruction(&mut self) -> Result<(), BackendError>;
+
+    /// Delivers `event` at the next entry; the last call before the entry wins.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn inject(&mut self, event: Event) -> Result<(), BackendError>;
+
+    /// The event whose delivery the last exit interrupted, once. It has to be injected again unless what it ran into
+    /// replaces it.
+    fn take_interrupted(&mut self) -> Option<Event>;
+
+    /// What keeps the guest from taking an event.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn interruptibility(&self) -> Result<Interruptibility, BackendError>;
+
+    /// Sets what keeps the guest from taking an event.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn set_interruptibility(&mut self, value: Interruptibility) -> Result<(), BackendError>;
+
+    /// Asks for the window exits of `windows`, and for no others.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn request_windows(&mut self, windows: Windows) -> Result<(), BackendError>;
+
+    /// Forgets all translations of the guest's nested tables on this CPU; due after one was removed or restricted.
+    fn flush_nested(&mut self);
+
+    /// Sets what the guest's time-stamp counter is ahead of the host's, modulo 2^64.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn set_tsc_offset(&mut self, offset: u64) -> Result<(), BackendError>;
+
+    /// Makes the guest exit with [`Exit::Timer`] after at most `ticks` more of the time-stamp counter (rounded up to
+    /// what the timer can count); replaces the last setting.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn set_timer(&mut self, ticks: u64) -> Result<(), BackendError>;
+
+    /// Lets the guest read (and with `write` also write) an MSR without an exit. The backend keeps the guest's value
+    /// apart from other guests'.
+    fn allow_msr(&mut self, index: u32, write: bool);
+
+    /// Says which field of the last refused entry is wrong, its value, and which check of the manual it fails.
+    ///
+    /// # Errors
+    /// Of the writer.
+    fn explain_entry_failure(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+
+    /// Writes all of the vCPU's state for a person to read.
+    ///
+    /// # Errors
+    /// Of the writer.
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}

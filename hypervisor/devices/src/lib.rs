@@ -1,0 +1,5 @@
+//! The guest's machine: a small PC, device by device.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod layout;

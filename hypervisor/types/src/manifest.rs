@@ -1,0 +1,336 @@
+//! The packed manifest: what the host tool hands to the hypervisor.
+//!
+//! A *pack* is one blob: a [`PackHeader`], the [`Manifest`] in postcard's encoding right behind it, and then the images,
+//! each at a page boundary. Offsets count from the start of the pack. The host tool writes it from a TOML file that it
+//! has checked; the hypervisor checks it again with [`Manifest::check`], since nothing tells it who packed it.
+
+use crate::PAGE_SIZE;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+/// First bytes of a pack.
+pub const MAGIC: [u8; 8] = *b"BULKHEAD";
+/// Version of the encoding; a pack of another version is refused.
+pub const VERSION: u32 = 1;
+/// Most guests of one machine.
+pub const MAX_GUESTS: usize = 64;
+/// Longest name of a guest or zone, in bytes.
+pub const MAX_NAME: usize = 32;
+/// Longest kernel command line, in bytes.
+pub const MAX_CMDLINE: usize = 2047;
+/// Least memory of a guest, in bytes.
+pub const MIN_MEMORY: u64 = 2 << 20;
+/// Most memory of a guest, in bytes.
+pub const MAX_MEMORY: u64 = 1 << 40;
+
+/// Fixed start of a pack, little-endian, 32 bytes: magic, version, length of the manifest, length of the pack, zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PackHeader {
+    /// Bytes of the encoded manifest, which begins right behind the header.
+    pub manifest_bytes: u32,
+    /// Bytes of the whole pack, a multiple of 4096.
+    pub pack_bytes: u64,
+}
+
+impl PackHeader {
+    /// Size in bytes.
+    pub const BYTES: usize = 32;
+
+    /// Its encoding.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut out = [0; Self::BYTES];
+        let fields = MAGIC
+            .into_iter()
+            .chain(VERSION.to_le_bytes())
+            .chain(self.manifest_bytes.to_le_bytes())
+            .chain(self.pack_bytes.to_le_bytes());
+        for (to, from) in out.iter_mut().zip(fields) {
+            *to = from;
+        }
+        out
+    }
+
+    /// Reads the header of the pack that starts with `bytes`.
+    ///
+    /// # Errors
+    /// [`ManifestError::NotAPack`] or [`ManifestError::Version`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let (magic, rest) = bytes.split_first_chunk::<8>().ok_or(ManifestError::NotAPack)?;
+        let (version, rest) = rest.split_first_chunk::<4>().ok_or(ManifestError::NotAPack)?;
+        let (manifest_bytes, rest) = rest.split_first_chunk::<4>().ok_or(ManifestError::NotAPack)?;
+        let (pack_bytes, _) = rest.split_first_chunk::<8>().ok_or(ManifestError::NotAPack)?;
+        if *magic != MAGIC {
+            return Err(ManifestError::NotAPack);
+        }
+        let version = u32::from_le_bytes(*version);
+        if version != VERSION {
+            return Err(ManifestError::Version(version));
+        }
+        Ok(Self {
+            manifest_bytes: u32::from_le_bytes(*manifest_bytes),
+            pack_bytes: u64::from_le_bytes(*pack_bytes),
+        })
+    }
+}
+
+/// One whole machine.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Manifest {
+    /// How guests' consoles share the serial line.
+    pub console: ConsoleMode,
+    /// Run the isolation audit each time a guest has ended, and at the end.
+    pub audit: bool,
+    /// Trust labels; a guest names one by its index.
+    pub zones: Vec<Zone>,
+    /// Guests; the first has number 1.
+    pub guests: Vec<Guest>,
+}
+
+/// How the guests' consoles share the hypervisor's serial line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum ConsoleMode {
+    /// For a person at a terminal: whole lines, each with its guest's name in front.
+    #[default]
+    Lines,
+    /// For the host tool: every byte, told apart by channel switches (see the hypervisor's console module).
+    Framed,
+}
+
+/// A trust label.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Zone {
+    /// Its name.
+    pub name: String,
+}
+
+/// A range of the pack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Image {
+    /// Offset from the start of the pack, a multiple of 4096.
+    pub offset: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// A boot module beyond the kernel: multiboot's modules, or the initial RAM disk of Linux (the first).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Module {
+    /// Its content.
+    pub image: Image,
+    /// Its command line (multiboot).
+    pub cmdline: String,
+}
+
+/// How a kernel image is to be taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum LoadAs {
+    /// By what it is: bzImage, PVH ELF, multiboot.
+    #[default]
+    Detect,
+    /// As bytes copied to guest-physical address `at` and entered there in 16-bit real mode (below 1 MiB) or 32-bit
+    /// protected mode (from 1 MiB on).
+    Flat {
+        /// Guest-physical address of the first byte, and of the entry.
+        at: u64,
+    },
+}
+
+/// What becomes of a guest that asks for a reset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum OnReset {
+    /// It ends.
+    #[default]
+    Stop,
+    /// It starts again from its images.
+    Restart,
+}
+
+/// One guest.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Guest {
+    /// Its name, unique, of letters, digits, `-` and `_`.
+    pub name: String,
+    /// Its zone: an index into [`Manifest::zones`].
+    pub zone: u16,
+    /// Its kernel.
+    pub kernel: Image,
+    /// How to take the kernel.
+    pub load: LoadAs,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Boot modules.
+    pub modules: Vec<Module>,
+    /// RAM in bytes, a multiple of 4096.
+    pub memory: u64,
+    /// Leave RAM unmapped until it is first touched (4-KiB pages), instead of mapping all of it at the start.
+    pub lazy: bool,
+    /// Virtual CPUs; only 1 for now.
+    pub vcpus: u16,
+    /// The test exit at port 0xF4.
+    pub test_exit: bool,
+    /// The MMIO test device (a page of registers that remember what was written; see the devices crate).
+    pub test_device: bool,
+    /// What a reset does.
+    pub on_reset: OnReset,
+}
+
+/// What is wrong with a pack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ManifestError {
+    /// It does not start with the magic.
+    NotAPack,
+    /// It is of another version.
+    Version(u32),
+    /// Its manifest does not decode.
+    Encoding,
+    /// It is shorter than its header says, or not a whole number of pages.
+    Length,
+    /// It has no guest, or more than [`MAX_GUESTS`].
+    GuestCount(usize),
+    /// A guest's field is out of its range.
+    Guest {
+        /// Index of the guest, from 0.
+        index: usize,
+        /// The field's name.
+        field: &'static str,
+    },
+    /// A zone's name is empty, too long, or not printable.
+    Zone(usize),
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAPack => f.write_str("no pack of guests (it has not the magic BULKHEAD): make one with `hv image`"),
+            Self::Version(v) => write!(f, "pack of version {v}, this hypervisor takes {VERSION}: pack it again with its own `hv`"),
+            Self::Encoding => f.write_str("the pack's manifest does not decode: pack it again"),
+            Self::Length => f.write_str("the pack is cut short: pack or copy it again"),
+            Self::GuestCount(n) => write!(f, "{n} guests; a machine has 1 to {MAX_GUESTS}"),
+            Self::Guest { index, field } => write!(f, "guest {} has a wrong {field}", index + 1),
+            Self::Zone(index) => write!(f, "zone {} has a wrong name", index + 1),
+        }
+    }
+}
+
+/// Whether `name` can name a guest or a zone.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_NAME
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+impl Manifest {
+    /// Decodes and checks the manifest of the pack that starts with `bytes` (at least header and manifest).
+    ///
+    /// # Errors
+    /// What is wrong, see [`ManifestError`].
+    pub fn from_pack(bytes: &[u8]) -> Result<(PackHeader, Self), ManifestError> {
+        let header = PackHeader::decode(bytes)?;
+        let start = PackHeader::BYTES;
+        let end = usize::try_from(header.manifest_bytes).ok().and_then(|n| start.checked_add(n));
+        let encoded = end.and_then(|end| bytes.get(start..end)).ok_or(ManifestError::Length)?;
+        let manifest: Self = postcard::from_bytes(encoded).map_err(|_| ManifestError::Encoding)?;
+        manifest.check(header.pack_bytes)?;
+        Ok((header, manifest))
+    }
+
+    /// Checks every field against its range, for a pack of `pack_bytes` bytes.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self, pack_bytes: u64) -> Result<(), ManifestError> {
+        if pack_bytes % PAGE_SIZE != 0 {
+            return Err(ManifestError::Length);
+        }
+        if self.guests.is_empty() || self.guests.len() > MAX_GUESTS {
+            return Err(ManifestError::GuestCount(self.guests.len()));
+        }
+        for (index, zone) in self.zones.iter().enumerate() {
+            if !is_name(&zone.name) {
+                return Err(ManifestError::Zone(index));
+            }
+        }
+        for (index, guest) in self.guests.iter().enumerate() {
+            let earlier = self.guests.iter().take(index);
+            let wrong = guest.wrong_field(self.zones.len(), pack_bytes);
+            let twice = earlier.clone().any(|other| other.name == guest.name).then_some("name (used twice)");
+            if let Some(field) = wrong.or(twice) {
+                return Err(ManifestError::Guest { index, field });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Guest {
+    fn wrong_field(&self, zones: usize, pack_bytes: u64) -> Option<&'static str> {
+        let image_fits = |image: &Image| {
+            image.offset % PAGE_SIZE == 0
+                && image.offset != 0
+                && image.offset.checked_add(image.bytes).is_some_and(|end| end <= pack_bytes)
+        };
+        let checks = [
+            (is_name(&self.name), "name"),
+            (usize::from(self.zone) < zones, "zone"),
+            (self.kernel.bytes != 0 && image_fits(&self.kernel), "kernel"),
+            (self.modules.len() <= 16 && self.modules.iter().all(|m| image_fits(&m.image)), "modules"),
+            (self.cmdline.len() <= MAX_CMDLINE && !self.cmdline.contains('\0'), "cmdline"),
+            (self.memory % PAGE_SIZE == 0 && (MIN_MEMORY..=MAX_MEMORY).contains(&self.memory), "memory"),
+            (self.vcpus == 1, "vcpus"),
+        ];
+        checks.into_iter().find_map(|(right, field)| (!right).then_some(field))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Guest, Image, Manifest, ManifestError, PackHeader, Zone};
+    use alloc::vec;
+
+    fn good() -> Manifest {
+        Manifest {
+            zones: vec![Zone { name: "a".into() }],
+            guests: vec![Guest {
+                name: "g".into(),
+                kernel: Image { offset: 4096, bytes: 10 },
+                memory: 2 << 20,
+                vcpus: 1,
+                ..Guest::default()
+            }],
+            ..Manifest::default()
+        }
+    }
+
+    #[test]
+    fn a_pack_comes_back_as_it_was() {
+        let encoded = postcard::to_allocvec(&good()).unwrap();
+        let header = PackHeader { manifest_bytes: u32::try_from(encoded.len()).unwrap(), pack_bytes: 8192 };
+        let mut pack = header.encode().to_vec();
+        pack.extend(&encoded);
+        assert_eq!(Manifest::from_pack(&pack), Ok((header, good())));
+        for cut in 0..pack.len() {
+            assert!(Manifest::from_pack(&pack[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        let wrong: [(fn(&mut Guest), &str); 6] = [
+            (|g| g.name.push(' '), "name"),
+            (|g| g.zone = 1, "zone"),
+            (|g| g.kernel.bytes = 1 << 40, "kernel"),
+            (|g| g.kernel.offset = u64::MAX - 4095, "kernel"),
+            (|g| g.memory = 4095, "memory"),
+            (|g| g.vcpus = 0, "vcpus"),
+        ];
+        for (spoil, field) in wrong {
+            let mut manifest = good();
+            spoil(&mut manifest.guests[0]);
+            assert_eq!(manifest.check(8192), Err(ManifestError::Guest { index: 0, field }));
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Guest memory as seen by everything that serves a guest.
+
+use crate::Gpa;
+
+/// A guest named memory that it does not have; the access had no effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryError {
+    /// First byte that was asked for.
+    pub gpa: Gpa,
+    /// How many bytes.
+    pub bytes: usize,
+}
+
+/// The RAM of one guest, as bytes that may change at any time.
+///
+/// No reference into guest memory is ever handed out: whoever needs a value copies it once, and checks the copy.
+/// An access that is not wholly inside RAM is refused as a whole.
+pub trait GuestMemory {
+    /// Copies `into.len()` bytes from `gpa`.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if any byte is outside the guest's RAM.
+    fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Copies `from` to `gpa`.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if any byte is outside the guest's RAM; nothing is written then.
+    fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), MemoryError>;
+
+    /// Sets `bytes` bytes from `gpa` on to zero.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if any byte is outside the guest's RAM; nothing is written then.
+    fn zero(&mut self, gpa: Gpa, bytes: u64) -> Result<(), MemoryError>;
+
+    /// Reads a little-endian 32-bit value in one access.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    fn read_u32(&self, gpa: Gpa) -> Result<u32, MemoryError> {
+        let mut bytes = [0; 4];
+        self.read(gpa, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// Reads a little-endian 64-bit value in one access.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    fn read_u64(&self, gpa: Gpa) -> Result<u64, MemoryError> {
+        let mut bytes = [0; 8];
+        self.read(gpa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+}
