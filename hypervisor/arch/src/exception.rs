@@ -59,8 +59,8 @@ impl Vector {
     #[must_use]
     pub const fn name(self) -> &'static str {
         const NAMES: [&str; 20] = [
-            "DE", "DB", "NMI", "BP", "OF", "BR", "UD", "NM", "DF", "CSO", "TS", "NP", "SS", "GP", "PF", "15", "MF", "AC",
-            "MC", "XM",
+            "DE", "DB", "NMI", "BP", "OF", "BR", "UD", "NM", "DF", "CSO", "TS", "NP", "SS", "GP", "PF", "15", "MF",
+            "AC", "MC", "XM",
         ];
         let index = self.0 as usize;
         #[expect(clippy::indexing_slicing, reason = "compared just before")]

@@ -69,10 +69,7 @@ impl PackHeader {
         if version != VERSION {
             return Err(ManifestError::Version(version));
         }
-        Ok(Self {
-            manifest_bytes: u32::from_le_bytes(*manifest_bytes),
-            pack_bytes: u64::from_le_bytes(*pack_bytes),
-        })
+        Ok(Self { manifest_bytes: u32::from_le_bytes(*manifest_bytes), pack_bytes: u64::from_le_bytes(*pack_bytes) })
     }
 }
 
@@ -204,8 +201,12 @@ pub enum ManifestError {
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAPack => f.write_str("no pack of guests (it has not the magic BULKHEAD): make one with `hv image`"),
-            Self::Version(v) => write!(f, "pack of version {v}, this hypervisor takes {VERSION}: pack it again with its own `hv`"),
+            Self::NotAPack => {
+                f.write_str("no pack of guests (it has not the magic BULKHEAD): make one with `hv image`")
+            }
+            Self::Version(v) => {
+                write!(f, "pack of version {v}, this hypervisor takes {VERSION}: pack it again with its own `hv`")
+            }
             Self::Encoding => f.write_str("the pack's manifest does not decode: pack it again"),
             Self::Length => f.write_str("the pack is cut short: pack or copy it again"),
             Self::GuestCount(n) => write!(f, "{n} guests; a machine has 1 to {MAX_GUESTS}"),
