@@ -1,3 +1,5 @@
 //! To come.
 #![no_std]
 #![forbid(unsafe_code)]
+
+pub mod guest;
