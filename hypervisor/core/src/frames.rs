@@ -182,6 +182,17 @@ impl<'a> FrameTable<'a> {
         self.hand_over(frames.start(), frames.count(), owner, FrameState::new(Owner::Free, true))
     }
 
+    /// Gives frames, with what they hold, to another guest: a skeleton that the idle compartment has made.
+    ///
+    /// # Errors
+    /// [`FrameError::Owned`] if the table does not agree with the token; the frames stay as they are, and are lost.
+    pub fn transfer<K: Kind>(&mut self, frames: Frames<K>, to: GuestId) -> Result<Frames<K>, FrameError> {
+        let (start, count) = (frames.start(), frames.count());
+        let owner = Owner::Guest(frames.owner(), K::USE);
+        self.hand_over(start, count, owner, FrameState::new(Owner::Guest(to, K::USE), false))?;
+        Ok(Frames::new(to, start, count))
+    }
+
     fn hand_over(&mut self, start: Frame, count: u64, from: Owner, to: FrameState) -> Result<(), FrameError> {
         let states = self.range(start, count)?;
         for (state, frame) in states.iter().zip(start.number()..) {

@@ -32,7 +32,8 @@ impl MappedTables {
 
     fn entry(&self, table: Hpa, index: usize) -> Result<*mut u64, PagingError> {
         let offset = table.as_u64().checked_sub(self.start.as_u64());
-        let offset = offset.filter(|offset| offset / PAGE_SIZE < self.frames && offset % PAGE_SIZE == 0 && index < ENTRIES);
+        let offset =
+            offset.filter(|offset| offset / PAGE_SIZE < self.frames && offset % PAGE_SIZE == 0 && index < ENTRIES);
         let offset = offset.ok_or(PagingError::Unreachable(table))?;
         Ok((self.at.as_u64() + offset + 8 * index as u64) as *mut u64)
     }
