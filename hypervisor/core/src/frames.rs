@@ -22,6 +22,7 @@ mod tests;
 mod token;
 
 pub use space::{HostSpace, NestedSpace, SpaceError};
+pub(crate) use state::Mark;
 pub use state::{FrameState, Owner, Part, Use};
 pub use token::{Frames, Image, Kind, Ram, Scrubbed, State, Tables};
 
@@ -236,6 +237,25 @@ impl<'a> FrameTable<'a> {
             start += count;
             Some(run)
         })
+    }
+
+    /// Forgets what an audit has seen.
+    pub(crate) fn clear_marks(&mut self) {
+        for state in self.states.iter_mut() {
+            *state = state.without_marks();
+        }
+    }
+
+    /// Notes that an audit has seen `frame`; says whether it had before.
+    pub(crate) fn note(&mut self, frame: Frame, mark: Mark) -> bool {
+        let state = usize::try_from(frame.number()).ok().and_then(|number| self.states.get_mut(number));
+        state.is_some_and(|state| state.note(mark))
+    }
+
+    /// Overwrites an entry, for tests of what should never be.
+    #[cfg(test)]
+    pub(crate) fn set(&mut self, frame: Frame, state: FrameState) {
+        self.states[usize::try_from(frame.number()).unwrap()] = state;
     }
 
     fn state(&self, frame: Frame) -> Option<&FrameState> {

@@ -8,7 +8,7 @@
 //!
 //! Sources: SDM (order 325462-083US, March 2024) vol. 3A 4.5 "4-Level Paging and 5-Level Paging", vol. 3C 29.3 "The
 //! Extended Page Table Mechanism (EPT)".
-#![cfg_attr(not(test), no_std)]
+#![no_std]
 #![forbid(unsafe_code)]
 
 mod edit;

@@ -58,6 +58,7 @@ impl fmt::Display for Owner {
             Self::Device => f.write_str("a device"),
             Self::Free => f.write_str("nobody (free)"),
             Self::Hypervisor(part) => write!(f, "the hypervisor ({part:?})"),
+            Self::Guest(GuestId::IDLE, what) => write!(f, "the idle compartment ({what:?})"),
             Self::Guest(guest, what) => write!(f, "guest {guest} ({what:?})"),
         }
     }
@@ -138,13 +139,9 @@ impl FrameState {
     }
 
     /// Sets a mark; says whether it was set already.
-    pub(crate) fn mark(&mut self, mark: Mark) -> bool {
-        let was = self.is_marked(mark);
+    pub(crate) fn note(&mut self, mark: Mark) -> bool {
+        let before = self.0;
         self.0 |= mark as u32;
-        was
-    }
-
-    pub(crate) fn is_marked(self, mark: Mark) -> bool {
-        self.0 & mark as u32 != 0
+        self.0 == before
     }
 }
