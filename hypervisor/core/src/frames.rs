@@ -24,7 +24,7 @@ mod token;
 pub use space::{HostSpace, NestedSpace, SpaceError};
 pub(crate) use state::Mark;
 pub use state::{FrameState, Owner, Part, Use};
-pub use token::{Frames, Image, Kind, Ram, Scrubbed, State, Tables};
+pub use token::{Clean, Frames, Image, Kind, Ram, Scrubbed, State, Tables};
 
 use bulkhead_types::{Frame, GuestId};
 use core::fmt;

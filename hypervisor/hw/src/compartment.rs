@@ -12,7 +12,7 @@ use crate::region::Region;
 use crate::startup::{Identity, Shared};
 use crate::switch;
 use crate::tables::MappedTables;
-use bulkhead_core::frames::{
+use bulkhead_core::frames::{Clean, 
     FrameError, FrameTable, Frames, HostSpace, Image, Kind, NestedSpace, Ram, SpaceError, State, Tables,
 };
 use bulkhead_devices::layout::{HOLE, RAM_ABOVE_4G, ram_ranges};
@@ -292,12 +292,12 @@ impl Compartment {
             let part: Frames<Ram> = frames.allocate(owner, bytes / PAGE_SIZE, large)?;
             let at = layout::RAM.wrapping_add(start.as_u64());
             self.map(at, &part, Size::Page2M)?;
-            part.scrub(frames, 0, part.count(), zeroing(&part, at))?;
-            *slot = Some((start, part));
+            let zero = zeroing(&part, at);
+            *slot = Some((start, part.into_clean(frames, zero)?));
         }
         if !lazy {
             for range in ram_ranges(memory).into_iter().filter(|range| range.bytes != 0) {
-                self.map_nested::<F>(frames, &ram, range.start, range.bytes)?;
+                self.map_nested::<F>(&ram, range.start, range.bytes)?;
             }
         }
         // SAFETY: both parts were just mapped at their guest-physical addresses, for as long as the compartment is.
@@ -308,18 +308,11 @@ impl Compartment {
     ///
     /// # Errors
     /// [`BuildError`] if it is no RAM, or mapped already.
-    pub fn map_nested<F: Format>(
-        &mut self,
-        frames: &mut FrameTable<'_>,
-        ram: &GuestRam,
-        at: Gpa,
-        bytes: u64,
-    ) -> Result<(), BuildError> {
+    pub fn map_nested<F: Format>(&mut self, ram: &GuestRam, at: Gpa, bytes: u64) -> Result<(), BuildError> {
         let part = ram.parts.iter().flatten().rfind(|(start, _)| *start <= at);
         let (start, part) = part.ok_or(PagingError::OutOfRange)?;
         let first = (at.as_u64() - start.as_u64()) / PAGE_SIZE;
-        let window = layout::RAM.wrapping_add(start.as_u64());
-        let clean = part.scrub(frames, first, bytes / PAGE_SIZE, zeroing(part, window))?;
+        let clean = part.part(first, bytes / PAGE_SIZE).ok_or(PagingError::OutOfRange)?;
         let nested = NestedSpace::<F>::new(&self.tables, 1).ok_or(PagingError::OutOfTables)?;
         Ok(self.with_tables(|tables| nested.map(tables, at, clean, Size::Page1G))?)
     }
@@ -373,12 +366,12 @@ impl Compartment {
 /// The RAM of a guest: frames and where they begin in its physical memory.
 #[derive(Debug)]
 pub struct GuestRam {
-    parts: [Option<(Gpa, Frames<Ram>)>; 2],
+    parts: [Option<(Gpa, Clean<Ram>)>; 2],
 }
 
 impl GuestRam {
     /// Its stretches: first guest-physical address, and frames.
-    pub fn parts(&self) -> impl Iterator<Item = &(Gpa, Frames<Ram>)> {
+    pub fn parts(&self) -> impl Iterator<Item = &(Gpa, Clean<Ram>)> {
         self.parts.iter().flatten()
     }
 }
