@@ -6,6 +6,7 @@
 
 pub mod apic;
 pub mod calibrate;
+pub mod clock;
 pub mod compartment;
 pub mod cpu;
 pub mod descriptors;

@@ -8,12 +8,14 @@ use crate::ram::clear;
 use crate::tables::MappedTables;
 use bulkhead_core::frames::FrameState;
 use bulkhead_paging::{
-    Access, Format, Host, Mapping, Memory, PagingError, ReadTables, Size, Tables, map, tables_needed,
+    Access, Host, Mapping, Memory, PagingError, ReadTables, Size, Tables, map, tables_needed,
 };
 use bulkhead_types::{Frame, Hpa, Hva, PAGE_SIZE};
+#[cfg(target_os = "none")]
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+#[cfg(target_os = "none")]
 global_asm!(include_str!("../../../boot/entry.S"), options(att_syntax));
 
 /// The mapping of the first 4 GiB at their own addresses.
@@ -67,7 +69,12 @@ pub struct Shared {
     pub tables: Frame,
     /// How many frames they have.
     pub count: u64,
+    /// Entries that the frame table has room for.
+    pub states: u64,
 }
+
+/// Bytes of one entry of the frame table.
+const STATE_BYTES: u64 = size_of::<FrameState>() as u64;
 
 /// Frames that [`build_shared`] needs for its tables, for a frame table of `bytes` bytes.
 #[must_use]
@@ -80,20 +87,25 @@ pub fn shared_tables_needed(bytes: u64) -> u64 {
     sum + 8
 }
 
-/// Builds the shared part: image, frame table (at `states`, of `state_bytes`), its own tables (at `tables`, `count` free
-/// frames), the local APIC's page; and puts it into force in the loader's address space.
+/// Builds the shared part: image, frame table, its own tables, the local APIC's page; and puts it into force in the
+/// loader's address space. The frame table of `state_bytes` is at `room`, the tables' `count` frames behind it.
 ///
 /// # Errors
-/// [`PagingError`] if the tables do not suffice.
+/// [`PagingError`] if the tables do not suffice, or the room is out of reach.
 ///
 /// # Safety
-/// The frames at `states` and `tables` are RAM below 4 GiB that nobody uses.
+/// The room is RAM that nobody uses.
 pub unsafe fn build_shared(
     _identity: &Identity,
-    (states, state_bytes): (Hpa, u64),
-    (tables, count): (Hpa, u64),
+    room: Hpa,
+    state_bytes: u64,
+    count: u64,
     local_apic: Option<Hpa>,
 ) -> Result<Shared, PagingError> {
+    let (states, tables) = (room, room.wrapping_add(state_bytes));
+    if Identity::locate(room, state_bytes.saturating_add(count.saturating_mul(PAGE_SIZE))).is_none() {
+        return Err(PagingError::OutOfRange);
+    }
     let at = Hva::new(tables.as_u64());
     // SAFETY: the caller vouches for the frames; they are mapped at their own address.
     let mut mapped = unsafe {
@@ -129,7 +141,7 @@ pub unsafe fn build_shared(
         map::<Host>(&mut mapped, tables, mapping)?;
     }
     let entry = mapped.read(tables, layout::SHARED_INDEX)?;
-    let shared = Shared { entry, tables: Frame::containing(tables), count };
+    let shared = Shared { entry, tables: Frame::containing(tables), count, states: state_bytes / STATE_BYTES };
     let root = Hpa::new(crate::cpu::control_registers()[2] & !0xFFF);
     // SAFETY: the loader's root is `root` in `entry.S`, below 4 GiB and in nobody's use but the processor's. The new
     // entry maps the image as before, with the protection that each part asks for.
@@ -141,15 +153,14 @@ pub unsafe fn build_shared(
     Ok(shared)
 }
 
-/// The frame table's memory, `count` entries; `None` the second time.
-///
-/// # Safety
-/// [`build_shared`] mapped at least so much.
+/// The frame table's memory, `count` entries at most; `None` the second time.
 #[must_use]
-pub unsafe fn frame_states(count: usize) -> Option<&'static mut [FrameState]> {
+pub fn frame_states(shared: &Shared, count: u64) -> Option<&'static mut [FrameState]> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
+    let count = usize::try_from(count.min(shared.states)).ok()?;
     let first = layout::FRAME_TABLE.as_u64() as *mut FrameState;
-    // SAFETY: mapped for good, as the caller vouches; zeroed, and every value is a `FrameState`; handed out once.
+    // SAFETY: a `Shared` is made by `build_shared` alone, which mapped and zeroed so much, for good; every value is a
+    // `FrameState`; handed out once.
     (!TAKEN.swap(true, Ordering::Relaxed)).then(|| unsafe { core::slice::from_raw_parts_mut(first, count) })
 }
 
@@ -158,10 +169,4 @@ pub unsafe fn frame_states(count: usize) -> Option<&'static mut [FrameState]> {
 pub fn shared_tables(shared: &Shared) -> impl ReadTables + use<> {
     // SAFETY: mapped there, read-only, in every address space; only ever read.
     unsafe { MappedTables::new(layout::SHARED_TABLES, shared.tables.start(), shared.count, shared.count) }
-}
-
-/// The entry of a root for a table: what [`Shared::entry`] is made of.
-#[must_use]
-pub fn root_entry(table: Hpa) -> u64 {
-    Host::table(table)
 }
