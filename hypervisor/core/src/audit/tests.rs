@@ -242,15 +242,17 @@ fn a_foreign_frame_within_a_large_page() {
 
 #[test]
 fn foreign_tables_and_images_in_a_host_table() {
-    let cases: [(fn(&Machine) -> Frame, Use); 2] =
-        [(|m| m.guests[1].tables.start(), Use::Tables), (|m| m.guests[1].images.start(), Use::Image)];
-    for (frame, what) in cases {
+    let frame = |m: &Machine, what| match what {
+        Use::Image => m.guests[1].images.start(),
+        _ => m.guests[1].tables.start(),
+    };
+    for what in [Use::Tables, Use::Image] {
         let at = IMAGES + MIB2;
         let spoil = |m: &mut Machine| {
-            let mapping = page(at, frame(m), Access::READ);
+            let mapping = page(at, frame(m, what), Access::READ);
             m.map_host(0, mapping);
         };
-        expect(spoil, at, Space::Host, |m| (frame(m), Fault::Foreign(Owner::Guest(id(1), what))));
+        expect(spoil, at, Space::Host, |m| (frame(m, what), Fault::Foreign(Owner::Guest(id(1), what))));
     }
 }
 

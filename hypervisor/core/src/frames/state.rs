@@ -105,6 +105,12 @@ impl FrameState {
         Self(code << 16 | u32::from(guest) | if dirty { Self::DIRTY } else { 0 })
     }
 
+    /// Whatever memory held.
+    #[cfg(test)]
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     pub(crate) fn owner(&self) -> Owner {
         let [low, high, code, _] = self.0.to_le_bytes();
         let guest = GuestId::new(u16::from_le_bytes([low, high]));
