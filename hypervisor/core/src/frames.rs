@@ -118,12 +118,12 @@ impl<'a> FrameTable<'a> {
     /// [`FrameError::Owned`] if one of them is a guest's, or is to become one's (that is what
     /// [`FrameTable::allocate`] is for); nothing is changed then.
     pub fn mark(&mut self, start: Frame, count: u64, owner: Owner) -> Result<(), FrameError> {
+        if matches!(owner, Owner::Guest(..)) {
+            return Err(FrameError::Owned { frame: start, owner });
+        }
         let states = self.range(start, count)?;
-        for (state, frame) in states.iter().zip(start.number()..) {
-            let old = state.owner();
-            if let Some(owner) = [owner, old].into_iter().find(|o| matches!(o, Owner::Guest(..))) {
-                return Err(FrameError::Owned { frame: Frame::new(frame), owner });
-            }
+        if let Some((state, frame)) = states.iter().zip(start.number()..).find(|(state, _)| state.is_guests()) {
+            return Err(FrameError::Owned { frame: Frame::new(frame), owner: state.owner() });
         }
         states.fill(FrameState::new(owner, true));
         Ok(())
@@ -153,7 +153,7 @@ impl<'a> FrameTable<'a> {
         let mut start = from.checked_next_multiple_of(align)?;
         loop {
             let run = self.states.get(start..start.checked_add(count)?)?;
-            match run.iter().rposition(|state| state.owner() != Owner::Free) {
+            match run.iter().rposition(|state| !state.is_free()) {
                 Some(taken) => start = start.checked_add(taken)?.checked_add(1)?.checked_next_multiple_of(align)?,
                 None => return Some(start),
             }

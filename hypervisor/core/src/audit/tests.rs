@@ -163,7 +163,6 @@ fn pool(tables: &Frames<Tables>, first: u64) -> Vec<Frame> {
 
 fn guest(index: usize, frames: &mut FrameTable<'_>, memory: &mut PhysicalTables, shared: u64) -> Owned {
     let tables = frames.allocate::<Tables>(id(index), 64, 1).unwrap();
-    tables.scrub(frames, 0, 64, |_| ()).unwrap();
     let ram = frames.allocate::<Ram>(id(index), RAM_FRAMES, 512).unwrap();
     let images = frames.adopt(Frame::new(0x220 + index as u64), 1, id(index)).unwrap();
     let host = HostSpace::new(&tables);
