@@ -24,7 +24,7 @@ mod token;
 pub use space::{HostSpace, NestedSpace, SpaceError};
 pub(crate) use state::Mark;
 pub use state::{FrameState, Owner, Part, Use};
-pub use token::{Frames, Image, Kind, Ram, Scrubbed, State, Tables};
+pub use token::{Clean, Frames, Image, Kind, Ram, Scrubbed, State, Tables};
 
 use bulkhead_types::{Frame, GuestId};
 use core::fmt;
@@ -181,6 +181,17 @@ impl<'a> FrameTable<'a> {
     pub fn release<K: Kind>(&mut self, frames: Frames<K>) -> Result<(), FrameError> {
         let owner = Owner::Guest(frames.owner(), K::USE);
         self.hand_over(frames.start(), frames.count(), owner, FrameState::new(Owner::Free, true))
+    }
+
+    /// Gives frames, with what they hold, to another guest: a skeleton that the idle compartment has made.
+    ///
+    /// # Errors
+    /// [`FrameError::Owned`] if the table does not agree with the token; the frames stay as they are, and are lost.
+    pub fn transfer<K: Kind>(&mut self, frames: Frames<K>, to: GuestId) -> Result<Frames<K>, FrameError> {
+        let (start, count) = (frames.start(), frames.count());
+        let owner = Owner::Guest(frames.owner(), K::USE);
+        self.hand_over(start, count, owner, FrameState::new(Owner::Guest(to, K::USE), false))?;
+        Ok(Frames::new(to, start, count))
     }
 
     fn hand_over(&mut self, start: Frame, count: u64, from: Owner, to: FrameState) -> Result<(), FrameError> {

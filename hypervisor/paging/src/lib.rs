@@ -13,6 +13,7 @@
 
 mod edit;
 mod format;
+pub mod guest;
 #[cfg(test)]
 mod tests;
 mod walk;

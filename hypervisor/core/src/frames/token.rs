@@ -152,3 +152,32 @@ impl<K: Kind> Scrubbed<'_, K> {
         self.count.saturating_mul(PAGE_SIZE)
     }
 }
+
+/// A guest's frames, all of which are known to hold nothing of an earlier owner.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Clean<K>(Frames<K>);
+
+impl<K: Kind> Frames<K> {
+    /// Makes sure that all of them are clean, for good: see [`Frames::scrub`].
+    ///
+    /// # Errors
+    /// [`FrameError::Owned`] if the table does not agree.
+    pub fn into_clean(self, table: &mut FrameTable<'_>, zero: impl FnMut(Frame)) -> Result<Clean<K>, FrameError> {
+        self.scrub(table, 0, self.count, zero)?;
+        Ok(Clean(self))
+    }
+}
+
+impl<K: Kind> Clean<K> {
+    /// `count` of them from the one with index `first` on; `None` if they are not so many.
+    #[must_use]
+    pub fn part(&self, first: u64, count: u64) -> Option<Scrubbed<'_, K>> {
+        let inside = count != 0 && first.checked_add(count).is_some_and(|end| end <= self.0.count);
+        inside.then(|| Scrubbed { frames: &self.0, start: self.0.start.add(first), count })
+    }
+
+    /// The frames.
+    pub const fn frames(&self) -> &Frames<K> {
+        &self.0
+    }
+}
