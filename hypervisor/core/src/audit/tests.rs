@@ -269,7 +269,8 @@ fn a_free_frame() {
 
 #[test]
 fn a_writable_text_page() {
-    for (frame, part) in [(TEXT, Part::Text), (RODATA.add(1), Part::Rodata)] {
+    let shared = Frame::new(0x21F);
+    for (frame, part) in [(TEXT, Part::Text), (RODATA.add(1), Part::Rodata), (shared, Part::Tables)] {
         let at = WINDOW + 0x2000_0000;
         let spoil = |m: &mut Machine| m.map_host(0, page(at, frame, Access::READ_WRITE));
         expect(spoil, at, Space::Host, |_| (frame, Fault::Writable(Owner::Hypervisor(part))));

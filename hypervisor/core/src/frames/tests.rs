@@ -142,6 +142,31 @@ fn images_are_adopted_from_what_the_boot_loader_left() {
 }
 
 #[test]
+fn clean_frames_are_handed_out_in_parts() {
+    let mut table = table(16, 0);
+    let clean = table.allocate::<Ram>(ONE, 4, 1).unwrap().into_clean(&mut table, |_| ()).unwrap();
+    assert_eq!(clean.part(1, 3).map(|part| (part.start(), part.bytes())), Some((Frame::new(1), 3 * 4096)));
+    for (first, count) in [(0, 0), (0, 5), (4, 1), (u64::MAX, 2), (1, u64::MAX)] {
+        assert!(clean.part(first, count).is_none());
+    }
+    assert_eq!(table.release(clean.into_frames()), Ok(()));
+}
+
+#[test]
+fn only_the_idle_compartment_gives_frames_away_as_they_are() {
+    let mut table = table(16, 0);
+    let skeleton = table.allocate::<State>(GuestId::IDLE, 4, 1).unwrap();
+    let start = skeleton.start();
+    skeleton.scrub(&mut table, 0, 3, |_| ()).unwrap();
+    let owner = Owner::Guest(ONE, Use::State);
+    let theirs = table.transfer(skeleton, ONE).unwrap();
+    assert_eq!((theirs.owner(), table.owner(start), table.is_dirty(start)), (ONE, owner, false));
+    assert!(table.is_dirty(start.add(3)), "giving away does not clean");
+    assert_eq!(table.transfer(theirs, TWO), Err(FrameError::Owned { frame: start, owner }));
+    assert_eq!(table.owner(start), owner);
+}
+
+#[test]
 fn marking_does_not_touch_what_guests_own() {
     let mut table = table(16, 0);
     let frames = table.allocate::<Ram>(ONE, 4, 1).unwrap();

@@ -180,4 +180,9 @@ impl<K: Kind> Clean<K> {
     pub const fn frames(&self) -> &Frames<K> {
         &self.0
     }
+
+    /// The frames, to be released.
+    pub fn into_frames(self) -> Frames<K> {
+        self.0
+    }
 }
