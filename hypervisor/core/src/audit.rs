@@ -12,7 +12,7 @@
 //! | a host page maps this compartment's frames or the hypervisor's | [`Fault::Foreign`], [`Fault::Free`] |
 //! | it lies where the layout has such frames, with no more access | [`Fault::OutsideLayout`] |
 //! | nothing is writable and executable | [`Fault::WritableExecutable`] |
-//! | text, constants and images are not writable | [`Fault::Writable`] |
+//! | text, constants, shared tables and images are not writable | [`Fault::Writable`] |
 //! | nothing is for privilege level 3 | [`Fault::User`] |
 //! | no stretch of memory is mapped as it comes | [`Fault::DirectMap`] |
 //! | the shared part is the same in all compartments | [`Fault::SharedDiffers`] |
@@ -36,7 +36,8 @@ pub const DIRECT_MAP: u64 = 512;
 /// What a stretch of a compartment's host address space may hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Holds {
-    /// A part of the hypervisor: its text to read and execute, its constants to read, all else to read and write.
+    /// A part of the hypervisor: its text to read and execute, its constants and tables to read, all else to read and
+    /// write.
     Hypervisor(Part),
     /// The compartment's own: images to read, all else to read and write.
     Own(Use),
@@ -163,7 +164,10 @@ impl Audit<'_, '_> {
     fn host_fault(&self, at: u64, frame: Frame, access: Access) -> Option<Fault> {
         let owner = self.frames.owner(frame);
         let guest = self.compartment.guest;
-        let constant = matches!(owner, Owner::Hypervisor(Part::Text | Part::Rodata) | Owner::Guest(_, Use::Image));
+        let constant = match owner {
+            Owner::Hypervisor(part) => matches!(part, Part::Text | Part::Rodata | Part::Tables),
+            owner => matches!(owner, Owner::Guest(_, Use::Image)),
+        };
         let permitted =
             || self.compartment.layout.iter().any(|region| permits(region, guest, (at, frame), owner, access));
         match owner {
@@ -230,7 +234,7 @@ fn permits(region: &Region, guest: GuestId, (at, frame): (u64, Frame), owner: Ow
             owner == Owner::Hypervisor(part),
             match part {
                 Part::Text => Access::READ_EXECUTE,
-                Part::Rodata => Access::READ,
+                Part::Rodata | Part::Tables => Access::READ,
                 _ => Access::READ_WRITE,
             },
         ),

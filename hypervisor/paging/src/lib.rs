@@ -75,6 +75,13 @@ pub trait ReadTables {
     fn read(&self, table: Hpa, index: usize) -> Result<u64, PagingError>;
 }
 
+/// Tables that lie in two places: what the first does not have, the second may.
+impl<A: ReadTables, B: ReadTables> ReadTables for (A, B) {
+    fn read(&self, table: Hpa, index: usize) -> Result<u64, PagingError> {
+        self.0.read(table, index).or_else(|_| self.1.read(table, index))
+    }
+}
+
 /// How tables are changed.
 pub trait Tables: ReadTables {
     /// Sets entry `index` (below [`ENTRIES`]) of the table at `table`, in one 64-bit store.

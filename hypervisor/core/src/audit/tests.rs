@@ -163,7 +163,6 @@ fn pool(tables: &Frames<Tables>, first: u64) -> Vec<Frame> {
 
 fn guest(index: usize, frames: &mut FrameTable<'_>, memory: &mut PhysicalTables, shared: u64) -> Owned {
     let tables = frames.allocate::<Tables>(id(index), 64, 1).unwrap();
-    tables.scrub(frames, 0, 64, |_| ()).unwrap();
     let ram = frames.allocate::<Ram>(id(index), RAM_FRAMES, 512).unwrap();
     let images = frames.adopt(Frame::new(0x220 + index as u64), 1, id(index)).unwrap();
     let host = HostSpace::new(&tables);
@@ -242,15 +241,17 @@ fn a_foreign_frame_within_a_large_page() {
 
 #[test]
 fn foreign_tables_and_images_in_a_host_table() {
-    let cases: [(fn(&Machine) -> Frame, Use); 2] =
-        [(|m| m.guests[1].tables.start(), Use::Tables), (|m| m.guests[1].images.start(), Use::Image)];
-    for (frame, what) in cases {
+    let frame = |m: &Machine, what| match what {
+        Use::Image => m.guests[1].images.start(),
+        _ => m.guests[1].tables.start(),
+    };
+    for what in [Use::Tables, Use::Image] {
         let at = IMAGES + MIB2;
         let spoil = |m: &mut Machine| {
-            let mapping = page(at, frame(m), Access::READ);
+            let mapping = page(at, frame(m, what), Access::READ);
             m.map_host(0, mapping);
         };
-        expect(spoil, at, Space::Host, |m| (frame(m), Fault::Foreign(Owner::Guest(id(1), what))));
+        expect(spoil, at, Space::Host, |m| (frame(m, what), Fault::Foreign(Owner::Guest(id(1), what))));
     }
 }
 
@@ -268,7 +269,8 @@ fn a_free_frame() {
 
 #[test]
 fn a_writable_text_page() {
-    for (frame, part) in [(TEXT, Part::Text), (RODATA.add(1), Part::Rodata)] {
+    let shared = Frame::new(0x21F);
+    for (frame, part) in [(TEXT, Part::Text), (RODATA.add(1), Part::Rodata), (shared, Part::Tables)] {
         let at = WINDOW + 0x2000_0000;
         let spoil = |m: &mut Machine| m.map_host(0, page(at, frame, Access::READ_WRITE));
         expect(spoil, at, Space::Host, |_| (frame, Fault::Writable(Owner::Hypervisor(part))));

@@ -71,6 +71,8 @@ impl fmt::Display for Owner {
 #[repr(transparent)]
 pub struct FrameState(u32);
 
+const _: () = assert!(size_of::<FrameState>() == 4);
+
 /// What an audit has seen a frame as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
@@ -82,6 +84,8 @@ pub(crate) enum Mark {
 }
 
 impl FrameState {
+    /// Set in the code of what is a guest's, and in no other.
+    const GUESTS: u32 = 0x20 << 16;
     const DIRTY: u32 = 1 << 24;
     const MARKS: u32 = 3 << 30;
 
@@ -105,6 +109,12 @@ impl FrameState {
         Self(code << 16 | u32::from(guest) | if dirty { Self::DIRTY } else { 0 })
     }
 
+    /// Whatever memory held.
+    #[cfg(test)]
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     pub(crate) fn owner(&self) -> Owner {
         let [low, high, code, _] = self.0.to_le_bytes();
         let guest = GuestId::new(u16::from_le_bytes([low, high]));
@@ -124,6 +134,16 @@ impl FrameState {
             0x23 => Owner::Guest(guest, Use::Image),
             _ => Owner::Absent,
         }
+    }
+
+    /// Whether it is nobody's; quicker than to ask for the owner.
+    pub(crate) fn is_free(&self) -> bool {
+        self.0 & !(Self::DIRTY | Self::MARKS) == Self::new(Owner::Free, false).0
+    }
+
+    /// Whether it is a guest's; quicker than to ask for the owner.
+    pub(crate) fn is_guests(&self) -> bool {
+        self.0 & Self::GUESTS != 0
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
