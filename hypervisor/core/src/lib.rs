@@ -2,9 +2,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod backend;
 pub mod event;
 pub mod exit;
+pub mod load;
 
 pub use backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
 pub use event::Event;
