@@ -15,6 +15,13 @@ pub enum BackendError {
         /// The processor's error number (VM-instruction error), 0 if none.
         code: u32,
     },
+    /// The processor refused an instruction of its virtualization extension.
+    Instruction {
+        /// The instruction's mnemonic.
+        name: &'static str,
+        /// The processor's error number (VM-instruction error), 0 if none.
+        code: u32,
+    },
     /// The processor refused to enter the guest. [`Vcpu::explain_entry_failure`] says why.
     Entry {
         /// The backend's raw exit reason or error number.

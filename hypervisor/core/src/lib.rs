@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod event;
 pub mod exit;
+pub mod frames;
 
 pub use backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
 pub use event::Event;

@@ -6,6 +6,7 @@
 extern crate std;
 
 mod bits;
+pub mod interrupt;
 pub mod layout;
 pub mod pit;
 pub mod pm;
