@@ -5,7 +5,8 @@
 use crate::cpu::{cpuid, read_msr, write_msr};
 use crate::descriptors::{SPURIOUS_VECTOR, TIMER_VECTOR};
 use bulkhead_arch::msr;
-use bulkhead_types::{Hpa, Hva};
+use crate::layout::LOCAL_APIC;
+use bulkhead_types::Hpa;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use volatile::VolatilePtr;
@@ -37,18 +38,16 @@ pub fn register_page() -> Option<Hpa> {
     (cpuid(1, 0).ecx & (1 << 21) == 0).then(|| Hpa::new(unsafe { read_msr(msr::APIC_BASE) } & 0xF_FFFF_F000))
 }
 
-/// Turns the local APIC on, all its sources masked but the deadline timer.
-///
-/// # Safety
-/// If [`register_page`] names a page, `page` is where it is mapped, uncached, in this and every later address space.
-pub unsafe fn enable(page: Hva) {
-    let x2apic = register_page().is_none();
+/// Turns the local APIC on, all its sources masked but the deadline timer. `mapped`: its page is at
+/// [`crate::layout::LOCAL_APIC`]; else only a CPU with x2APIC is served.
+pub fn enable(mapped: bool) {
+    let x2apic = !mapped;
     // SAFETY: the register exists; enabling the APIC in the mode that the CPU has touches no memory.
     unsafe {
         let base = read_msr(msr::APIC_BASE) | BASE_ENABLE;
         write_msr(msr::APIC_BASE, if x2apic { base | BASE_X2APIC } else { base });
     }
-    PAGE.store(if x2apic { 0 } else { page.as_u64() }, Ordering::Relaxed);
+    PAGE.store(if x2apic { 0 } else { LOCAL_APIC.as_u64() }, Ordering::Relaxed);
     write(LVT_LINT0, LVT_MASKED);
     write(LVT_LINT1, LVT_MASKED);
     let timer = if has_deadline_timer() { LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR) } else { LVT_MASKED };
@@ -63,7 +62,7 @@ fn write(register: u32, value: u32) {
         page => {
             let address = (page + u64::from(register) * 16) as *mut u32;
             if let Some(pointer) = NonNull::new(address) {
-                // SAFETY: inside the register page that `enable`'s caller mapped; registers are 16-byte aligned.
+                // SAFETY: inside the register page that start-up mapped for good; registers are 16-byte aligned.
                 unsafe { VolatilePtr::new(pointer) }.write(value);
             }
         }

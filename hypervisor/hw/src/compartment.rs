@@ -68,7 +68,12 @@ impl Context {
     /// No compartment's.
     pub const EMPTY: Self = Self { stack: AtomicU64::new(0), root: AtomicU64::new(0) };
 
-    /// Takes the place of another compartment's context.
+    /// Whether it is some compartment's.
+    pub fn is_set(&self) -> bool {
+        self.root.load(Ordering::Relaxed) != 0
+    }
+
+    /// Becomes the context of a compartment that was just made.
     pub fn set(&self, from: &Compartment) {
         self.root.store(from.root().as_u64(), Ordering::Relaxed);
         self.stack.store(from.fresh, Ordering::Relaxed);

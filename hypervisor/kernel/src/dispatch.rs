@@ -51,7 +51,11 @@ fn take_over(facts: &Facts, idle: &mut Compartment) {
             Ok([region]) => region,
             Err(error) => refuse(error),
         };
-        if let Err(error) = bulkhead_vmx::enable(&facts.capabilities, region) {
+        #[expect(unsafe_code, reason = "here the backend's promise meets start-up's")]
+        // SAFETY: this is the one CPU, its first call, in ring 0; the capabilities were read from it; the page is the idle
+        // compartment's for good.
+        let enabled = unsafe { bulkhead_vmx::enable(&facts.capabilities, region) };
+        if let Err(error) = enabled {
             refuse(bulkhead_core::End::from(error));
         }
     }

@@ -7,7 +7,7 @@ use crate::console::GuestConsole;
 use crate::log;
 use crate::machine::{Asking, CURRENT, Command, FACTS, FRAMES, Facts, IDLE, LOADED, Slot, State, cpuid, slot};
 use crate::{audit, console};
-use alloc::boxed::Box;
+use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_core::load::{self, InitialState, LoadModule};
 use bulkhead_core::{BackendError, End, Guest, Limits, Register, Vcpu, Yield};
@@ -132,6 +132,7 @@ pub extern "C" fn main() -> ! {
             }
         }
         Err(error) => {
+            // Its compartment stays as far as it was made; there is nothing more to do in it.
             log!("event guest {id} {} ended killed can not start: {error}", config.name);
             slot.set_state(State::Failed);
             loop {
@@ -229,6 +230,96 @@ fn start(
     id: GuestId,
     config: &'static manifest::Guest,
     mut compartment: Compartment,
-) -> Result<(Box<VmxGuest>, Box<Serving>), StartError> {
-    Err(StartError::Missing("not wired yet"))
+) -> Result<(VmxGuest, Serving), StartError> {
+    let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
+    let (mut memory, ram) = compartment.add_ram::<Ept>(&mut frames, config.memory, config.lazy)?;
+    let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(&mut frames)?;
+    let mut images = Images { facts, id, used: 0, compartment: &mut compartment, frames: &mut frames };
+    let kernel = images.add(config.kernel)?;
+    let mut modules = heapless::Vec::<LoadModule<'static>, { load::MOST_MODULES }>::new();
+    for module in &config.modules {
+        let added = LoadModule { bytes: images.add(module.image)?, cmdline: &module.cmdline };
+        modules.push(added).map_err(|_| StartError::Missing("it has too many modules"))?;
+    }
+    drop(frames);
+    let machine = MachineConfig {
+        tsc: facts.tsc,
+        memory: config.memory,
+        wall_clock: facts.epoch.saturating_add(cpu::tsc() / facts.tsc.as_hertz()),
+        cpus: config.vcpus,
+        test_exit: config.test_exit,
+        test_device: config.test_device,
+    };
+    let mut tables = [0; acpi::MAX_BYTES];
+    let length = acpi::tables(&machine, &mut tables);
+    memory.write(RSDP, tables.get(..length).unwrap_or(&tables))?;
+    let request = load::Request {
+        kernel,
+        load: config.load,
+        cmdline: &config.cmdline,
+        modules: &modules,
+        memory: config.memory,
+        rsdp: RSDP,
+    };
+    let first_state = load::load(&request, &mut memory)?;
+    let resources =
+        Resources { vmcs, msr_bitmap, io_bitmaps: [first, second], nested_root: compartment.nested_root(), vpid: id.number() };
+    #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
+    // SAFETY: VMX is on (the dispatcher did it before the first guest), with these capabilities; there is one CPU, and
+    // interrupts are off outside `cpu::halt_until_interrupt`. The current address space is this compartment's, which
+    // stays and has the stacks of its skeleton; its nested tables hold its own RAM only (`Compartment::map_nested`).
+    let mut vcpu = unsafe { VmxVcpu::new(facts.capabilities.clone(), resources) }?;
+    set_registers(&mut vcpu, &first_state)?;
+    let limits = Limits::of(&Asking, facts.tsc, config.memory);
+    let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
+    let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
+    let console = GuestConsole::new(id, &config.name);
+    Ok((guest, Serving { compartment, ram, lazy: config.lazy, console, extended }))
+}
+
+/// A guest's images on their way from the pack into its compartment.
+struct Images<'a, 'f> {
+    facts: &'a Facts,
+    id: GuestId,
+    used: u64,
+    compartment: &'a mut Compartment,
+    frames: &'a mut FrameTable<'f>,
+}
+
+impl Images<'_, '_> {
+    fn add(&mut self, image: manifest::Image) -> Result<&'static [u8], StartError> {
+        if image.bytes == 0 {
+            return Ok(&[]);
+        }
+        let first = Frame::containing(self.facts.pack.wrapping_add(image.offset));
+        let count = image.bytes.div_ceil(PAGE_SIZE);
+        let frames = self.frames.adopt(first, count, self.id).map_err(BuildError::from)?;
+        let bytes = self.compartment.add_images(self.used, &frames)?;
+        self.used += count * PAGE_SIZE;
+        let length = usize::try_from(image.bytes).unwrap_or(usize::MAX);
+        bytes.get(..length).ok_or(StartError::Missing("an image is too long"))
+    }
+}
+
+/// Puts the loader's registers into the vCPU.
+fn set_registers(vcpu: &mut VmxVcpu, state: &InitialState) -> Result<(), BackendError> {
+    for (name, segment) in SegmentName::ALL.into_iter().zip(state.segments) {
+        vcpu.set_segment(name, segment)?;
+    }
+    for (gpr, value) in Gpr::ALL.into_iter().zip(state.gpr) {
+        vcpu.set_gpr(gpr, value)?;
+    }
+    let registers = [
+        (Register::Cr4, state.cr4),
+        (Register::Cr3, state.cr3),
+        (Register::Cr0, state.cr0),
+        (Register::Efer, state.efer),
+        (Register::GdtBase, state.gdt.base),
+        (Register::GdtLimit, state.gdt.limit.into()),
+        (Register::IdtBase, state.idt.base),
+        (Register::IdtLimit, state.idt.limit.into()),
+        (Register::Rip, state.rip),
+        (Register::Rflags, state.rflags),
+    ];
+    registers.into_iter().try_for_each(|(register, value)| vcpu.write(register, value))
 }
