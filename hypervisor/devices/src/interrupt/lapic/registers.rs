@@ -53,6 +53,31 @@ const fn lvt_bits(register: u8) -> u32 {
     }
 }
 
+/// The local vector table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lvt {
+    pub(super) timer: u32,
+    pub(super) thermal: u32,
+    pub(super) performance: u32,
+    pub(super) lint0: u32,
+    pub(super) lint1: u32,
+    pub(super) error: u32,
+}
+
+impl Lvt {
+    pub(super) const RESET: Self =
+        Self { timer: MASKED, thermal: MASKED, performance: MASKED, lint0: MASKED, lint1: MASKED, error: MASKED };
+
+    pub(super) const fn mask_all(&mut self) {
+        self.timer |= MASKED;
+        self.thermal |= MASKED;
+        self.performance |= MASKED;
+        self.lint0 |= MASKED;
+        self.lint1 |= MASKED;
+        self.error |= MASKED;
+    }
+}
+
 impl LocalApic {
     /// Reads `width` at `offset` of the xAPIC page at the time `now`. Outside of xAPIC mode there is no page: ones.
     ///

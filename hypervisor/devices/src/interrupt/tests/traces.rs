@@ -127,12 +127,12 @@ impl Guest {
 
     /// What must hold in every state. Looks at a copy.
     fn check(&self) {
-        let mut look = Self { irq: self.irq, now: self.now };
+        let mut look = Self { irq: self.irq.clone(), now: self.now };
         let summary = look.irq.has_interrupt();
         let taken = look.irq.acknowledge();
         assert_eq!(summary, taken.is_some());
 
-        let mut look = Self { irq: self.irq, now: self.now };
+        let mut look = Self { irq: self.irq.clone(), now: self.now };
         look.check_priorities();
         look.check_levels();
         look.check_initialized_pic();
