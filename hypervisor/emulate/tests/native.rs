@@ -320,8 +320,9 @@ fn compare(native: &Native, code: &[u8], state: &State, flags: u64, pointers: &[
 #[test]
 fn every_form_does_what_the_processor_does() {
     let native = Native::new();
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(400));
     for form in forms() {
+        // A runner of its own: a runner counts its cases over all of its runs.
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(200));
         runner
             .run(&(case(), state()), |(case, mut state)| {
                 let Some(code) = encode(form, case) else { return Ok(()) };
