@@ -44,7 +44,7 @@ impl Part {
             RAX..EIP => (RAX, Width::Qword),
         };
         let gpr = *Gpr::ALL.get(number.wrapping_sub(first))?;
-        Some(Self { gpr, width, high: first == AH })
+        Some(Self { gpr, width, high: (AH..SPL).contains(&number) })
     }
 }
 
