@@ -6,13 +6,12 @@
 use crate::console;
 use crate::guest;
 use crate::log;
-use crate::machine::{Asking, Command, FACTS, FRAMES, Facts, IDLE, LOADED, SLOTS, Slot, State, slot};
+use crate::audit;
+use crate::machine::{Command, FACTS, FRAMES, Facts, IDLE, LOADED, SLOTS, State, slot};
 use crate::start::{IDLE_SPACE, refuse};
-use crate::{audit, machine};
-use alloc::string::String;
 use bulkhead_core::frames::{Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
-use bulkhead_hw::{apic, cpu, descriptors, layout};
+use bulkhead_hw::{apic, cpu, descriptors};
 use bulkhead_types::manifest::Guest;
 use bulkhead_types::{Frame, GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
