@@ -302,6 +302,7 @@ pub const fn segment(segment: SegmentName) -> SegmentFields {
 mod tests {
     use super::{ALL, name, segment};
     use bulkhead_arch::SegmentName;
+    use std::format;
 
     /// Bits 14:13 of an encoding are the width class, 11:10 the type, bit 0 the access to a high half. Table 25-21.
     #[test]

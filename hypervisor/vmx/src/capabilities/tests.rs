@@ -35,7 +35,7 @@ fn haswell() -> Table {
         msrs: BTreeMap::from([
             (msr::FEATURE_CONTROL, 5),
             (msr::VMX_BASIC, 0x00DA_0400_0000_0012),
-            (0x485, 0x3004_81E5),
+            (0x485, 0x7004_81E5),
             (0x486, fake.cr0.must),
             (0x487, fake.cr0.may),
             (0x488, fake.cr4.must),
@@ -191,7 +191,7 @@ fn paging_bits_are_the_guests_and_caching_bits_are_not() {
     assert_eq!(capabilities.cr0_real(0x6000_0010), 0x30);
     assert_eq!(capabilities.cr0_real(0xE005_0033), 0x8005_0033);
     assert_eq!(capabilities.cr4_real(0), 0x2040);
-    // Not on this processor: UMIP and SMAP are nobody's to set.
-    assert_eq!(!capabilities.cr4_owned(), 0x17_07BF);
+    // Not on this processor: UMIP is nobody's to set.
+    assert_eq!(!capabilities.cr4_owned(), 0x37_07BF);
     assert_eq!(capabilities.cr4_real(u64::MAX), capabilities.cr4.may);
 }

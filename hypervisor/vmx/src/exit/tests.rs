@@ -1,6 +1,6 @@
 use super::{decode, reason};
 use crate::fake::FakeProcessor;
-use crate::fields::{self as field};
+use crate::fields as field;
 use bulkhead_arch::{Gpr, SegmentName, Vector};
 use bulkhead_core::{BackendError, Exit, IoAccess, NestedFault};
 use bulkhead_types::{Gpa, Gva, Width};
@@ -155,7 +155,8 @@ fn exceptions_that_exit() {
 
 #[test]
 fn a_field_that_can_not_be_read_is_an_error() {
-    let fake = FakeProcessor { broken: vec![QUALIFICATION], ..FakeProcessor::default() };
+    let mut fake = FakeProcessor::default();
+    fake.broken.push(QUALIFICATION);
     assert_eq!(decode(&fake, 28, true), Err(BackendError::Field { field: QUALIFICATION, code: 12 }));
     assert_eq!(decode(&fake, 10, true), Ok(Exit::Cpuid));
 }

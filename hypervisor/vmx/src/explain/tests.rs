@@ -1,6 +1,6 @@
 use super::{Violation, check};
 use crate::fake::{FakeProcessor, capabilities, region};
-use crate::fields::{self as field, Fields};
+use crate::fields as field;
 use crate::vcpu::{Resources, VmxVcpu};
 use bulkhead_arch::{Segment, SegmentName};
 use bulkhead_core::{Register, Vcpu};
@@ -269,7 +269,7 @@ fn guest_code_and_stack_segments() {
     breaks(cs, 0xA08B, "S must be 1");
     breaks(cs, 0xA01B, "P must be 1");
     breaks(cs, 0xA19B, "11:8");
-    breaks(number!(GUEST_CS_LIMIT), 0xFFFF, "granularity");
+    breaks(number!(GUEST_CS_LIMIT), 0xFFFE, "granularity");
     breaks(number!(GUEST_CS_BASE), 1 << 32, "63:32");
     breaks(ss, 0xC099, "writable");
     broken(&[(cs, 0xC093), (ss, 0xC0F3)], ss, "DPL of SS must be 0");

@@ -7,6 +7,8 @@ use bulkhead_arch::{Gpr, SegmentName, Vector, msr};
 use bulkhead_core::{BackendError, Event, Exit, Register, Vcpu, Windows};
 use bulkhead_types::Hpa;
 use std::string::String;
+use std::vec;
+use std::vec::Vec;
 
 const REASON: u32 = field::EXIT_REASON.encoding();
 const QUALIFICATION: u32 = field::EXIT_QUALIFICATION.encoding();
