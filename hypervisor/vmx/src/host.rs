@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn base_of_a_64_bit_tss_descriptor() {
-        assert_eq!(descriptor_base(0x81_00_8B_234567_0067, 0xFFFF_8000), 0xFFFF_8000_8123_4567);
+        assert_eq!(descriptor_base(0x8100_8B23_4567_0067, 0xFFFF_8000), 0xFFFF_8000_8123_4567);
     }
 
     #[test]
