@@ -3,7 +3,7 @@
 //! Multiboot Specification 0.6.96, 3.1 "OS image format" and 3.3 "Boot information format". The address fields of the
 //! header (bit 16) are used, so that loaders which refuse 64-bit ELF files take this one.
 
-use crate::{exit, report, segments, trap};
+use crate::{exit, report, segments, serial, trap};
 use core::arch::global_asm;
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -93,6 +93,7 @@ static INFO: AtomicU32 = AtomicU32::new(0);
 extern "sysv64" fn start(magic: u32, info: u32) -> ! {
     MAGIC.store(magic, Ordering::Relaxed);
     INFO.store(info, Ordering::Relaxed);
+    serial::init();
     segments::load();
     trap::load();
     // SAFETY: the scenario! macro defines this symbol with this signature; the linker would miss it otherwise.

@@ -15,6 +15,7 @@ pub mod cpu;
 pub mod exit;
 pub mod ioapic;
 pub mod memory;
+pub mod paging;
 pub mod pic;
 pub mod pit;
 pub mod port;
@@ -23,6 +24,7 @@ pub mod segments;
 pub mod serial;
 pub mod time;
 pub mod trap;
+pub mod user;
 
 pub use boot::{boot_magic, cmdline, has_word, memory_map, word_value};
 pub use exit::exit;

@@ -4,6 +4,8 @@ use crate::port;
 use core::fmt;
 
 const DATA: u16 = 0x3F8;
+const LINE_CONTROL: u16 = 0x3FB;
+const MODEM_CONTROL: u16 = 0x3FC;
 const LINE_STATUS: u16 = 0x3FD;
 /// Transmitter holding register empty.
 const THRE: u8 = 1 << 5;
@@ -21,6 +23,14 @@ impl fmt::Write for Serial {
         }
         Ok(())
     }
+}
+
+/// 115200 baud, 8 bits, no parity, one stop bit; no interrupts.
+pub(crate) fn init() {
+    for (port, value) in [(LINE_CONTROL, 0x83), (DATA, 1), (DATA + 1, 0), (LINE_CONTROL, 3), (DATA + 1, 0)] {
+        port::write8(port, value);
+    }
+    port::write8(MODEM_CONTROL, 3);
 }
 
 /// Waits for a line-status bit, but not for ever: a machine without COM1 must still reach its exit.
