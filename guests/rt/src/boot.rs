@@ -3,7 +3,7 @@
 //! Multiboot Specification 0.6.96, 3.1 "OS image format" and 3.3 "Boot information format". The address fields of the
 //! header (bit 16) are used, so that loaders which refuse 64-bit ELF files take this one.
 
-use crate::{exit, report, segments, serial, trap};
+use crate::{exit, pic, report, segments, serial, trap};
 use core::arch::global_asm;
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -75,6 +75,7 @@ global_asm!(
     ".global boot_pml4",
     "boot_pml4: .skip 4096",
     "boot_pdpt: .skip 4096",
+    ".global boot_pd",
     "boot_pd: .skip 16384",
     "boot_stack: .skip 65536",
     "boot_stack_top:",
@@ -93,6 +94,8 @@ static INFO: AtomicU32 = AtomicU32::new(0);
 extern "sysv64" fn start(magic: u32, info: u32) -> ! {
     MAGIC.store(magic, Ordering::Relaxed);
     INFO.store(info, Ordering::Relaxed);
+    // Firmware leaves the timer's interrupt unmasked, at a vector of the exceptions.
+    pic::set_mask(0xFFFF);
     serial::init();
     segments::load();
     trap::load();

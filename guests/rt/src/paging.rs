@@ -25,6 +25,7 @@ global_asm!(
     ".section .bss.window, \"aw\", @nobits",
     ".balign 4096",
     ".global window_table",
+    ".global window_table",
     "window_table: .skip 4096",
     ".text",
 );

@@ -102,6 +102,15 @@ pub fn set_descriptor(selector: u16, descriptor: u64) {
     unsafe { GDT.0.get().cast::<u64>().add(index).write_volatile(descriptor) };
 }
 
+/// Entry `selector` of the descriptor table.
+#[must_use]
+pub fn get_descriptor(selector: u16) -> u64 {
+    let index = usize::from(selector >> 3);
+    assert!(index < ENTRIES, "no such descriptor");
+    // SAFETY: the index is inside the table; the processor may have set its busy and accessed bits, hence volatile.
+    unsafe { GDT.0.get().cast::<u64>().add(index).read_volatile() }
+}
+
 /// An 8-byte descriptor of `base`, 20-bit `limit`, access byte and flags (bit 3 granularity, 2 default size, 1 long).
 #[must_use]
 pub fn descriptor(base: u32, limit: u32, access: u8, flags: u8) -> u64 {

@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 global_asm!(
     ".balign 16",
+    ".global trap_entries",
     "trap_entries:",
     ".set vector, 0",
     ".rept 256",

@@ -28,8 +28,9 @@ pub unsafe fn run(entry: u64, code: u16, flags: u64, argument: u64) -> Option<Ex
         // through catch(), on the trap stack of the task state.
         unsafe {
             asm!(
-                "push {data}", "push {stack}", "push {flags}", "push {code}", "push {entry}", "iretq",
-                data = const USER_DATA, stack = in(reg) stack, flags = in(reg) flags | 2,
+                "mov ds, {data_segment:e}", "mov es, {data_segment:e}", "push {data}", "push {stack}", "push {flags}", "push {code}", "push {entry}", "iretq",
+                data = const USER_DATA,
+                data_segment = in(reg) u32::from(USER_DATA), stack = in(reg) stack, flags = in(reg) flags | 2,
                 code = in(reg) u64::from(code), entry = in(reg) entry, in("rsi") argument,
                 options(noreturn),
             )
