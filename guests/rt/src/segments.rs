@@ -123,6 +123,13 @@ pub fn descriptor(base: u32, limit: u32, access: u8, flags: u8) -> u64 {
         | (base >> 24) << 56
 }
 
+/// Sets the top of interrupt stack 1, on which gates with that stack are entered.
+pub fn set_interrupt_stack(top: u64) {
+    let task = &raw const guest_task as u64;
+    // SAFETY: IST1 is the 8 bytes at offset 0x24 of the task state; the caller's stack is its own affair.
+    unsafe { ((task + 0x24) as *mut u64).write_unaligned(top) };
+}
+
 /// Loads the table, all segment registers and the task register.
 pub(crate) fn load() {
     let task = &raw const guest_task as u64;
