@@ -74,6 +74,7 @@ global_asm!(
     ".balign 4096",
     ".global boot_pml4",
     "boot_pml4: .skip 4096",
+    ".global boot_pdpt",
     "boot_pdpt: .skip 4096",
     ".global boot_pd",
     "boot_pd: .skip 16384",

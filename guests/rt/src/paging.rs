@@ -32,6 +32,7 @@ global_asm!(
 
 unsafe extern "C" {
     static mut window_table: [u64; 512];
+    static mut boot_pdpt: [u64; 512];
     static mut boot_pd: [u64; 2048];
 }
 
@@ -56,4 +57,31 @@ pub fn get(index: usize) -> u64 {
     assert!(index < 512, "the window has 512 pages");
     // SAFETY: static table; the processor may write to it, hence volatile.
     unsafe { (&raw const window_table).cast::<u64>().add(index).read_volatile() }
+}
+
+/// Sets entry `index` (from 4 on) of the table of 1-GiB pages. The linear address of the page.
+pub fn set_gigabyte(index: usize, entry: u64) -> u64 {
+    assert!((4..512).contains(&index), "the first 4 GiB are in use");
+    // SAFETY: static table; what lies above 4 GiB is the scenario's own affair.
+    unsafe { (&raw mut boot_pdpt).cast::<u64>().add(index).write_volatile(entry) };
+    flush();
+    (index as u64) << 30
+}
+
+/// Lets ring 3 at the first 4 MiB, where the image lies, or keeps it out.
+pub fn image_user(user: bool) {
+    for index in 0..2 {
+        // SAFETY: static table; only the user bit changes, and ring 0 does not need it.
+        unsafe {
+            let entry = (&raw mut boot_pd).cast::<u64>().add(index);
+            entry.write_volatile(if user { entry.read_volatile() | U } else { entry.read_volatile() & !U });
+        }
+    }
+    flush();
+}
+
+/// Forgets all translations.
+fn flush() {
+    // SAFETY: the same tables again.
+    unsafe { cpu::set_cr3(cpu::cr3()) };
 }
