@@ -258,9 +258,7 @@ fn start(
         test_exit: config.test_exit,
         test_device: config.test_device,
     };
-    let mut tables = [0; acpi::MAX_BYTES];
-    let length = acpi::tables(&machine, &mut tables);
-    memory.write(RSDP, tables.get(..length).unwrap_or(&tables))?;
+    memory.write(RSDP, &acpi::tables(&machine))?;
     let request = load::Request {
         kernel,
         load: config.load,
