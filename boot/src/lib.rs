@@ -44,6 +44,31 @@ pub struct Region {
     pub bytes: u64,
 }
 
+impl Region {
+    /// First address behind it.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.start.as_u64().saturating_add(self.bytes)
+    }
+
+    fn find(&self, bytes: u64, align: u64, taken: &[Self]) -> Option<Hpa> {
+        let mut start = self.start.as_u64().max(1 << 20);
+        // Each step goes past one of `taken`, never back.
+        for _ in 0..=taken.len() {
+            start = start.checked_next_multiple_of(align)?;
+            let end = start.checked_add(bytes)?;
+            if end > self.end().min(1 << 32) {
+                return None;
+            }
+            match taken.iter().find(|other| other.start.as_u64() < end && start < other.end()) {
+                Some(other) => start = other.end(),
+                None => return Some(Hpa::new(start)),
+            }
+        }
+        None
+    }
+}
+
 /// What was handed over.
 #[derive(Clone, Copy, Debug)]
 pub struct BootInfo {
@@ -99,11 +124,41 @@ impl BootInfo {
         self.regions.iter().take(self.count).copied()
     }
 
+    /// First address, a multiple of `align` from 1 MiB on and with all of it below 4 GiB, of `bytes` bytes of usable RAM
+    /// that overlap none of `taken`.
+    #[must_use]
+    pub fn find(&self, bytes: u64, align: u64, taken: &[Region]) -> Option<Hpa> {
+        self.regions().find_map(|region| region.find(bytes, align, taken))
+    }
+
     /// Remembers a stretch of usable RAM; one too many is left unused.
     fn push(&mut self, region: Region) {
         if let Some(slot) = self.regions.get_mut(self.count) {
             *slot = region;
             self.count += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BootInfo, Region};
+    use bulkhead_types::Hpa;
+
+    const fn region(start: u64, bytes: u64) -> Region {
+        Region { start: Hpa::new(start), bytes }
+    }
+
+    #[test]
+    fn room_beside_what_is_taken() {
+        let mut info = BootInfo::EMPTY;
+        info.push(region(0, 0x9_F000));
+        info.push(region(0x10_0000, 0xF0_0000));
+        let taken = [region(0x20_0000, 0x10_0000), region(0x30_0000, 0x1000), region(0x80_0000, 0x80_0000)];
+        assert_eq!(info.find(0x10_0000, 4096, &taken), Some(Hpa::new(0x10_0000)));
+        assert_eq!(info.find(0x20_0000, 4096, &taken), Some(Hpa::new(0x30_1000)));
+        assert_eq!(info.find(0x20_0000, 0x20_0000, &taken), Some(Hpa::new(0x40_0000)));
+        assert_eq!(info.find(0x60_0000, 4096, &taken), None);
+        assert_eq!(info.find(u64::MAX, 4096, &taken), None);
     }
 }

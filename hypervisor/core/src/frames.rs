@@ -22,8 +22,9 @@ mod tests;
 mod token;
 
 pub use space::{HostSpace, NestedSpace, SpaceError};
+pub(crate) use state::Mark;
 pub use state::{FrameState, Owner, Part, Use};
-pub use token::{Frames, Image, Kind, Ram, Scrubbed, State, Tables};
+pub use token::{Clean, Frames, Image, Kind, Ram, Scrubbed, State, Tables};
 
 use bulkhead_types::{Frame, GuestId};
 use core::fmt;
@@ -117,12 +118,12 @@ impl<'a> FrameTable<'a> {
     /// [`FrameError::Owned`] if one of them is a guest's, or is to become one's (that is what
     /// [`FrameTable::allocate`] is for); nothing is changed then.
     pub fn mark(&mut self, start: Frame, count: u64, owner: Owner) -> Result<(), FrameError> {
+        if matches!(owner, Owner::Guest(..)) {
+            return Err(FrameError::Owned { frame: start, owner });
+        }
         let states = self.range(start, count)?;
-        for (state, frame) in states.iter().zip(start.number()..) {
-            let old = state.owner();
-            if let Some(owner) = [owner, old].into_iter().find(|o| matches!(o, Owner::Guest(..))) {
-                return Err(FrameError::Owned { frame: Frame::new(frame), owner });
-            }
+        if let Some((state, frame)) = states.iter().zip(start.number()..).find(|(state, _)| state.is_guests()) {
+            return Err(FrameError::Owned { frame: Frame::new(frame), owner: state.owner() });
         }
         states.fill(FrameState::new(owner, true));
         Ok(())
@@ -152,7 +153,7 @@ impl<'a> FrameTable<'a> {
         let mut start = from.checked_next_multiple_of(align)?;
         loop {
             let run = self.states.get(start..start.checked_add(count)?)?;
-            match run.iter().rposition(|state| state.owner() != Owner::Free) {
+            match run.iter().rposition(|state| !state.is_free()) {
                 Some(taken) => start = start.checked_add(taken)?.checked_add(1)?.checked_next_multiple_of(align)?,
                 None => return Some(start),
             }
@@ -164,12 +165,8 @@ impl<'a> FrameTable<'a> {
     /// # Errors
     /// [`FrameError::Owned`] if one of them is not [`Part::Boot`]; nothing is changed then.
     pub fn adopt(&mut self, start: Frame, count: u64, guest: GuestId) -> Result<Frames<Image>, FrameError> {
-        self.hand_over(
-            start,
-            count,
-            Owner::Hypervisor(Part::Boot),
-            FrameState::new(Owner::Guest(guest, Use::Image), false),
-        )?;
+        let boot = Owner::Hypervisor(Part::Boot);
+        self.hand_over(start, count, boot, |_| FrameState::new(Owner::Guest(guest, Use::Image), false))?;
         Ok(Frames::new(guest, start, count))
     }
 
@@ -179,17 +176,39 @@ impl<'a> FrameTable<'a> {
     /// [`FrameError::Owned`] if the table does not agree with the token; the frames stay as they are, and are lost.
     pub fn release<K: Kind>(&mut self, frames: Frames<K>) -> Result<(), FrameError> {
         let owner = Owner::Guest(frames.owner(), K::USE);
-        self.hand_over(frames.start(), frames.count(), owner, FrameState::new(Owner::Free, true))
+        self.hand_over(frames.start(), frames.count(), owner, |_| FrameState::new(Owner::Free, true))
     }
 
-    fn hand_over(&mut self, start: Frame, count: u64, from: Owner, to: FrameState) -> Result<(), FrameError> {
+    /// Gives frames of the idle compartment, with what they hold, to a guest: the skeleton of its compartment.
+    ///
+    /// # Errors
+    /// [`FrameError::Owned`] if they are a guest's already (what one guest leaves is never another's to see), or if the
+    /// table does not agree with the token; the frames stay as they are, and are lost.
+    pub fn transfer<K: Kind>(&mut self, frames: Frames<K>, to: GuestId) -> Result<Frames<K>, FrameError> {
+        let (start, count) = (frames.start(), frames.count());
+        let owner = Owner::Guest(GuestId::IDLE, K::USE);
+        let state = |old: &FrameState| FrameState::new(Owner::Guest(to, K::USE), old.is_dirty());
+        self.hand_over(start, count, owner, state)?;
+        Ok(Frames::new(to, start, count))
+    }
+
+    /// Changes what belongs to `from`, or nothing.
+    fn hand_over(
+        &mut self,
+        start: Frame,
+        count: u64,
+        from: Owner,
+        to: impl Fn(&FrameState) -> FrameState,
+    ) -> Result<(), FrameError> {
         let states = self.range(start, count)?;
         for (state, frame) in states.iter().zip(start.number()..) {
             if state.owner() != from {
                 return Err(FrameError::Owned { frame: Frame::new(frame), owner: state.owner() });
             }
         }
-        states.fill(to);
+        for state in states {
+            *state = to(state);
+        }
         Ok(())
     }
 
@@ -225,6 +244,25 @@ impl<'a> FrameTable<'a> {
             start += count;
             Some(run)
         })
+    }
+
+    /// Forgets what an audit has seen.
+    pub(crate) fn clear_marks(&mut self) {
+        for state in self.states.iter_mut() {
+            *state = state.without_marks();
+        }
+    }
+
+    /// Notes that an audit has seen `frame`; says whether it had before.
+    pub(crate) fn note(&mut self, frame: Frame, mark: Mark) -> bool {
+        let state = usize::try_from(frame.number()).ok().and_then(|number| self.states.get_mut(number));
+        state.is_some_and(|state| state.note(mark))
+    }
+
+    /// Overwrites an entry, for tests of what should never be.
+    #[cfg(test)]
+    pub(crate) fn set(&mut self, frame: Frame, state: FrameState) {
+        self.states[usize::try_from(frame.number()).unwrap()] = state;
     }
 
     fn state(&self, frame: Frame) -> Option<&FrameState> {

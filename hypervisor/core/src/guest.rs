@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::mtrr::Mtrrs;
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName, Xcr0};
 use bulkhead_devices::machine::{Machine, MachineConfig, Request};
-use bulkhead_types::{GuestMemory, Ticks};
+use bulkhead_types::{Frequency, GuestMemory, Ticks};
 
 /// Why a guest's turn is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,19 +64,22 @@ pub struct Limits {
     /// Width of its physical addresses in bits.
     pub address_bits: u32,
     /// Rate of the time-stamp counter.
-    pub tsc: bulkhead_types::Frequency,
+    pub tsc: Frequency,
+    /// Its RAM in bytes.
+    pub memory: u64,
 }
 
 impl Limits {
     /// The limits on this host.
     #[must_use]
-    pub fn of(host: &impl Host, tsc: bulkhead_types::Frequency) -> Self {
+    pub fn of(host: &impl Host, tsc: Frequency, memory: u64) -> Self {
         let ask = |leaf, subleaf| host.cpuid(leaf, subleaf);
         Self {
             cr4: cpuid::allowed_cr4(ask),
             xcr0: cpuid::components(ask),
             address_bits: (ask(0x8000_0008, 0).eax & 0xFF).clamp(32, 52),
             tsc,
+            memory,
         }
     }
 }

@@ -89,14 +89,14 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     pub(crate) fn write_msr(&mut self, index: u32, value: u64, host: &impl Host) -> Result<(), Refusal> {
         let now = self.time(host.tsc());
         match index {
-            index if is_interrupt_msr(index) => Ok(self.machine.write_apic_msr(index, value, now)?),
+            index if is_interrupt_msr(index) => Ok(self.machine.interrupts_mut().msr_write(index, value, now)?),
             msr::TSC_DEADLINE => {
                 // Zero disarms; a deadline that has passed fires at once, also one before the machine's first tick.
                 let deadline = match value {
                     0 => 0,
                     _ => self.machine_time(value, now).as_u64().max(1),
                 };
-                Ok(self.machine.write_apic_msr(index, deadline, now)?)
+                Ok(self.machine.interrupts_mut().msr_write(index, deadline, now)?)
             }
             msr::TSC => {
                 self.tsc_adjust = value.wrapping_sub(now.as_u64());

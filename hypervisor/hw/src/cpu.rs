@@ -53,9 +53,9 @@ pub unsafe fn set_cr4(bits: u64) {
     unsafe { Cr4::write_raw(Cr4::read_raw() | bits) }
 }
 
-/// Forgets this address space's translation of one page.
-pub fn invalidate_page(address: u64) {
-    x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address));
+/// Forgets this address space's translations.
+pub fn flush_translations() {
+    x86_64::instructions::tlb::flush_all();
 }
 
 /// Takes the interrupts that are pending, and none after.

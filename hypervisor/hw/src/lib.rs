@@ -6,11 +6,17 @@
 
 pub mod apic;
 pub mod calibrate;
+pub mod clock;
+pub mod compartment;
 pub mod cpu;
 pub mod descriptors;
+pub mod heap;
+pub mod layout;
 pub mod ports;
 pub mod ram;
+pub mod region;
 pub mod serial;
+pub mod startup;
 pub mod switch;
 pub mod tables;
 pub mod trap;

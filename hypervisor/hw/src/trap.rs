@@ -89,3 +89,35 @@ fn report(frame: &Frame) -> ! {
     let report: Report = unsafe { core::mem::transmute::<usize, Report>(address) };
     report(frame)
 }
+
+/// Most frames of a stack that are looked at.
+const DEPTH: usize = 32;
+
+/// Names the return addresses of the current stack, or of that of an interrupted piece of code, innermost first.
+pub fn frames_of_stack(interrupted: Option<&Frame>, found: &mut dyn FnMut(u64)) {
+    let mut pointer: u64 = match interrupted {
+        Some(frame) => frame.rbp,
+        None => {
+            let here: u64;
+            // SAFETY: reads a register.
+            unsafe { core::arch::asm!("mov {}, rbp", out(reg) here, options(nomem, nostack, preserves_flags)) }
+            here
+        }
+    };
+    let image = crate::layout::image();
+    let stacks = [(crate::layout::WINDOW, crate::layout::TABLES), image.data];
+    for _ in 0..DEPTH {
+        let inside = stacks.iter().any(|(start, end)| pointer >= start.as_u64() && pointer < end.as_u64() - 16);
+        if !inside || !pointer.is_multiple_of(8) {
+            return;
+        }
+        // SAFETY: the chain of frame pointers is inside a stack: if one is not, a second fault stops the machine at once.
+        let [next, address] = unsafe { (pointer as *const [u64; 2]).read_volatile() };
+        let code = address >= image.text.0.as_u64() && address < image.text.1.as_u64();
+        if !code {
+            return;
+        }
+        found(address);
+        pointer = next;
+    }
+}

@@ -8,11 +8,12 @@
 //!
 //! Sources: SDM (order 325462-083US, March 2024) vol. 3A 4.5 "4-Level Paging and 5-Level Paging", vol. 3C 29.3 "The
 //! Extended Page Table Mechanism (EPT)".
-#![cfg_attr(not(test), no_std)]
+#![no_std]
 #![forbid(unsafe_code)]
 
 mod edit;
 mod format;
+pub mod guest;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -72,6 +73,13 @@ pub trait ReadTables {
     /// # Errors
     /// [`PagingError::Unreachable`] if the owner has no such table.
     fn read(&self, table: Hpa, index: usize) -> Result<u64, PagingError>;
+}
+
+/// Tables that lie in two places: what the first does not have, the second may.
+impl<A: ReadTables, B: ReadTables> ReadTables for (A, B) {
+    fn read(&self, table: Hpa, index: usize) -> Result<u64, PagingError> {
+        self.0.read(table, index).or_else(|_| self.1.read(table, index))
+    }
 }
 
 /// How tables are changed.

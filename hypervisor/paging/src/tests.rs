@@ -1,5 +1,7 @@
 //! Properties of both formats, against a model; and what the manual says of single entries.
 
+extern crate std;
+
 use crate::{
     Access, ENTRIES, Entry, Ept, Format, Host, Item, Leaf, Mapping, Memory, PagingError, ReadTables, Size, Tables, map,
     tables_needed, translate, unmap, visit,
@@ -224,7 +226,7 @@ fn a_walk_of_malformed_tables_ends() {
         }
         true
     });
-    // At the lowest level the entries are read as pages: entry 7 is malformed (memory type 0 is none of ours to refuse).
+    // The root is read at each of the four levels; at the lowest its entries are pages, not tables.
     assert_eq!((seen, malformed, unreachable), (7, 4, 3));
 }
 

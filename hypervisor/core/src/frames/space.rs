@@ -2,6 +2,24 @@
 //!
 //! What is of the wrong kind does not type-check (only RAM goes into nested tables, and only scrubbed); what is another
 //! guest's is refused.
+//!
+//! ```
+//! # use bulkhead_core::frames::{NestedSpace, Ram, Scrubbed};
+//! # use bulkhead_paging::{Ept, Size, Tables};
+//! # use bulkhead_types::Gpa;
+//! fn gives(nested: &NestedSpace<Ept>, tables: &mut impl Tables, ram: Scrubbed<'_, Ram>) {
+//!     let _ = nested.map(tables, Gpa::new(0), ram, Size::Page4K);
+//! }
+//! ```
+//!
+//! ```compile_fail,E0308
+//! # use bulkhead_core::frames::{NestedSpace, Scrubbed, State};
+//! # use bulkhead_paging::{Ept, Size, Tables};
+//! # use bulkhead_types::Gpa;
+//! fn gives_away(nested: &NestedSpace<Ept>, tables: &mut impl Tables, state: Scrubbed<'_, State>) {
+//!     let _ = nested.map(tables, Gpa::new(0), state, Size::Page4K); // expected `Ram`, found `State`
+//! }
+//! ```
 
 use super::{Frames, Kind, Ram, Scrubbed, Tables};
 use bulkhead_paging::{self as paging, Access, Format, Host, Mapping, Memory, PagingError, Size};

@@ -58,6 +58,7 @@ impl fmt::Display for Owner {
             Self::Device => f.write_str("a device"),
             Self::Free => f.write_str("nobody (free)"),
             Self::Hypervisor(part) => write!(f, "the hypervisor ({part:?})"),
+            Self::Guest(GuestId::IDLE, what) => write!(f, "the idle compartment ({what:?})"),
             Self::Guest(guest, what) => write!(f, "guest {guest} ({what:?})"),
         }
     }
@@ -70,6 +71,8 @@ impl fmt::Display for Owner {
 #[repr(transparent)]
 pub struct FrameState(u32);
 
+const _: () = assert!(size_of::<FrameState>() == 4);
+
 /// What an audit has seen a frame as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
@@ -81,6 +84,8 @@ pub(crate) enum Mark {
 }
 
 impl FrameState {
+    /// Set in the code of what is a guest's, and in no other.
+    const GUESTS: u32 = 0x20 << 16;
     const DIRTY: u32 = 1 << 24;
     const MARKS: u32 = 3 << 30;
 
@@ -104,6 +109,12 @@ impl FrameState {
         Self(code << 16 | u32::from(guest) | if dirty { Self::DIRTY } else { 0 })
     }
 
+    /// Whatever memory held.
+    #[cfg(test)]
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     pub(crate) fn owner(&self) -> Owner {
         let [low, high, code, _] = self.0.to_le_bytes();
         let guest = GuestId::new(u16::from_le_bytes([low, high]));
@@ -125,6 +136,16 @@ impl FrameState {
         }
     }
 
+    /// Whether it is nobody's; quicker than to ask for the owner.
+    pub(crate) fn is_free(&self) -> bool {
+        self.0 & !(Self::DIRTY | Self::MARKS) == Self::new(Owner::Free, false).0
+    }
+
+    /// Whether it is a guest's; quicker than to ask for the owner.
+    pub(crate) fn is_guests(&self) -> bool {
+        self.0 & Self::GUESTS != 0
+    }
+
     pub(crate) fn is_dirty(&self) -> bool {
         self.0 & Self::DIRTY != 0
     }
@@ -138,13 +159,9 @@ impl FrameState {
     }
 
     /// Sets a mark; says whether it was set already.
-    pub(crate) fn mark(&mut self, mark: Mark) -> bool {
-        let was = self.is_marked(mark);
+    pub(crate) fn note(&mut self, mark: Mark) -> bool {
+        let before = self.0;
         self.0 |= mark as u32;
-        was
-    }
-
-    pub(crate) fn is_marked(self, mark: Mark) -> bool {
-        self.0 & mark as u32 != 0
+        self.0 == before
     }
 }

@@ -20,7 +20,7 @@ pub trait Kind: sealed::Sealed {
 macro_rules! kind {
     ($(#[$doc:meta])* $name:ident, $access:expr) => {
         $(#[$doc])*
-        #[derive(Debug)]
+        #[derive(Debug, PartialEq, Eq)]
         pub enum $name {}
         impl sealed::Sealed for $name {}
         impl Kind for $name {
@@ -49,6 +49,14 @@ kind! {
 
 /// Frames in a row that belong to one guest. There is one such value for each frame that a guest owns; it comes from
 /// [`FrameTable::allocate`] and goes to [`FrameTable::release`]. If it is dropped, the frames stay the guest's.
+///
+/// ```compile_fail,E0382
+/// # use bulkhead_core::frames::{FrameTable, Frames, Ram};
+/// fn released_twice(table: &mut FrameTable<'_>, ram: Frames<Ram>) {
+///     let _ = table.release(ram);
+///     let _ = table.release(ram); // use of moved value
+/// }
+/// ```
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "frames that are not released stay their guest's"]
 pub struct Frames<K> {
@@ -118,7 +126,7 @@ impl<K: Kind> Frames<K> {
 }
 
 /// Some of a guest's frames, known to hold nothing of an earlier owner.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Scrubbed<'a, K> {
     frames: &'a Frames<K>,
     start: Frame,
@@ -142,5 +150,39 @@ impl<K: Kind> Scrubbed<'_, K> {
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.count.saturating_mul(PAGE_SIZE)
+    }
+}
+
+/// A guest's frames, all of which are known to hold nothing of an earlier owner.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Clean<K>(Frames<K>);
+
+impl<K: Kind> Frames<K> {
+    /// Makes sure that all of them are clean, for good: see [`Frames::scrub`].
+    ///
+    /// # Errors
+    /// [`FrameError::Owned`] if the table does not agree.
+    pub fn into_clean(self, table: &mut FrameTable<'_>, zero: impl FnMut(Frame)) -> Result<Clean<K>, FrameError> {
+        self.scrub(table, 0, self.count, zero)?;
+        Ok(Clean(self))
+    }
+}
+
+impl<K: Kind> Clean<K> {
+    /// `count` of them from the one with index `first` on; `None` if they are not so many.
+    #[must_use]
+    pub fn part(&self, first: u64, count: u64) -> Option<Scrubbed<'_, K>> {
+        let inside = count != 0 && first.checked_add(count).is_some_and(|end| end <= self.0.count);
+        inside.then(|| Scrubbed { frames: &self.0, start: self.0.start.add(first), count })
+    }
+
+    /// The frames.
+    pub const fn frames(&self) -> &Frames<K> {
+        &self.0
+    }
+
+    /// The frames, to be released.
+    pub fn into_frames(self) -> Frames<K> {
+        self.0
     }
 }

@@ -73,7 +73,7 @@ impl Entry {
 }
 
 /// The I/O APIC. Whoever calls it takes its messages: `send` says whether one was accepted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct IoApic {
     select: u8,
     id: u8,

@@ -31,6 +31,7 @@ mod vectors;
 use super::InvalidMsr;
 use super::message::{DeliveryMode, Destination, Message};
 use bulkhead_types::{Frequency, Gpa, Ticks};
+use registers::Lvt;
 use timer::{Mode, Timer};
 use vectors::VectorSet;
 
@@ -69,33 +70,8 @@ mod error {
     pub(super) const ILLEGAL_REGISTER: u32 = 1 << 7;
 }
 
-/// The local vector table.
-#[derive(Clone, Copy, Debug)]
-struct Lvt {
-    timer: u32,
-    thermal: u32,
-    performance: u32,
-    lint0: u32,
-    lint1: u32,
-    error: u32,
-}
-
-impl Lvt {
-    const RESET: Self =
-        Self { timer: MASKED, thermal: MASKED, performance: MASKED, lint0: MASKED, lint1: MASKED, error: MASKED };
-
-    const fn mask_all(&mut self) {
-        self.timer |= MASKED;
-        self.thermal |= MASKED;
-        self.performance |= MASKED;
-        self.lint0 |= MASKED;
-        self.lint1 |= MASKED;
-        self.error |= MASKED;
-    }
-}
-
 /// The local APIC.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LocalApic {
     /// IA32_APIC_BASE.
     base: u64,
@@ -210,8 +186,8 @@ impl LocalApic {
     /// Everything but IA32_APIC_BASE, the input and what the processor already has.
     fn reset(&mut self) {
         let Self { base, lint0, nmi, init, .. } = *self;
-        // The rate that `new` derives from the frequency is the timer's, which keeps it.
-        *self = Self { timer: self.timer.reset(), base, lint0, nmi, init, ..Self::new(Frequency::hertz(1)) };
+        // The timer knows the clock's rate and keeps it; what `new` makes of the one here is not used.
+        *self = Self { timer: self.timer.after_reset(), base, lint0, nmi, init, ..Self::new(Frequency::hertz(1)) };
     }
 
     const fn is_software_enabled(&self) -> bool {
@@ -373,9 +349,13 @@ impl LocalApic {
         }
     }
 
-    /// Sends a pulse to LINT1, where the machine's NMI is.
+    /// Sends a pulse to LINT1, where the machine's NMI is. With the local APIC disabled it is the processor's NMI pin.
     pub fn pulse_lint1(&mut self) {
-        self.raise(self.lvt.lint1);
+        if self.is_enabled() {
+            self.raise(self.lvt.lint1);
+        } else {
+            self.nmi = true;
+        }
     }
 
     /// Whether the PICs' interrupts go through to the processor: by LINT0 as ExtINT, or with the local APIC disabled.

@@ -36,7 +36,7 @@ use lapic::Effect;
 pub struct InvalidMsr;
 
 /// The interrupt controllers of a machine with one processor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct InterruptSystem {
     /// The pair of 8259A. Drive it through this system, which passes its output on.
     pub pics: PicPair,

@@ -17,7 +17,7 @@
 //! | any value in any register | every state has a meaning; work per access is constant |
 
 /// Registers of one controller.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Chip {
     /// Inputs that are high.
     lines: u8,
@@ -255,7 +255,7 @@ const fn number(bit: u8) -> u8 {
 }
 
 /// Both controllers and the edge/level control registers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PicPair {
     first: Chip,
     second: Chip,

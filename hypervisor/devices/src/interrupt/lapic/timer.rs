@@ -41,7 +41,7 @@ impl Mode {
 }
 
 /// The timer's registers, but for its LVT entry.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Timer {
     mode: Mode,
     initial: u32,
@@ -62,7 +62,7 @@ impl Timer {
     }
 
     /// The same timer after a reset.
-    pub(super) const fn reset(self) -> Self {
+    pub(super) const fn after_reset(&self) -> Self {
         Self { mode: Mode::OneShot, initial: 0, divide: 0, expiry: None, shortest: self.shortest }
     }
 

@@ -1,10 +1,10 @@
-use super::std::vec::Vec;
 use super::{
     APIC_BASE, CURRENT, DFR, DIVIDE, ENABLED, EOI, ESR, Guest, ICR, ICR_HIGH, INITIAL, IRR, ISR, InterruptSystem,
     InvalidMsr, LDR, LVT_ERROR, LVT_LINT0, LVT_LINT1, LVT_TIMER, LocalApic, MASKED, PPR, SELF_IPI, SVR, TMR, TPR, TSC,
     TSC_DEADLINE,
 };
 use bulkhead_types::{Gpa, Width};
+use std::vec::Vec;
 
 const X2APIC: u64 = ENABLED | 1 << 10;
 const DISABLED: u64 = 0xFEE0_0100;
@@ -12,7 +12,7 @@ const DISABLED: u64 = 0xFEE0_0100;
 #[test]
 fn state_after_power_up() {
     let mut guest = Guest::new();
-    guest.irq = InterruptSystem { lapic: LocalApic::new(TSC), ..guest.irq };
+    guest.irq = InterruptSystem { lapic: LocalApic::new(TSC), ..InterruptSystem::new(TSC) };
     assert_eq!(guest.rdmsr(APIC_BASE), Ok(ENABLED));
     assert_eq!(guest.irq.lapic_base(), Some(Gpa::new(0xFEE0_0000)));
     for (register, value) in [
@@ -65,6 +65,8 @@ fn virtual_wire_mode_as_firmware_leaves_it() {
     // With the local APIC disabled INTR is the processor's own pin.
     guest.wrmsr(APIC_BASE, DISABLED).unwrap();
     assert_eq!(guest.take(), Some(0x20));
+    guest.irq.lapic.pulse_lint1();
+    assert!(guest.irq.take_nmi());
 }
 
 #[test]
