@@ -107,7 +107,7 @@ fn a_kernel_that_needs_more_memory_says_how_much() {
     let error = refusal(&image);
     assert!(matches!(error, LoadError::OutsideRam { start: 0x100_0000, bytes: 0x2F0_0001, .. }));
     let text = std::format!("{error}");
-    assert!(text.ends_with("give the guest at least 66064384 bytes of memory"), "{text}");
+    assert!(text.ends_with("give the guest at least 64 MiB of memory"), "{text}");
     assert!(boot(&image, "", &[], 66_064_384).is_ok());
     assert!(boot(&image, "", &[], 66_064_384 - 4096).is_err());
 }
@@ -130,7 +130,7 @@ fn lying_setup_headers() {
     };
     assert!(matches!(refusal(&lie(0x202, b"HdrT")), LoadError::Unknown { .. }));
     assert!(matches!(refusal(&lie(0x1FE, &[0x56])), LoadError::Unknown { .. }));
-    assert_eq!(wrong_field(&lie(0x206, &[0x09, 0x02])), "version");
+    assert_eq!(wrong_field(&lie(0x206, &[0x09, 0x02])), "the Linux boot protocol's version");
     for jump in [0, 0x61, 0x8F, 0xFF] {
         assert_eq!(wrong_field(&lie(0x201, &[jump])), "the end of the setup header (jump)");
     }

@@ -168,3 +168,9 @@ fn of_several_protocols_the_more_telling_is_taken() {
     elf.note = None;
     assert_eq!(super::detect(&elf.build()), Err(LoadError::BareElf));
 }
+
+#[test]
+fn bios_data_area() {
+    let (_, ram) = boot(&images::bzimage(0x1000, true), "", &[], 8 << 20).unwrap();
+    assert_eq!((ram.at(0x400, 2), ram.at(0x413, 2)), (&[0xF8, 3][..], &[0x80, 2][..]));
+}
