@@ -1,7 +1,7 @@
 //! What the command takes.
 
 use crate::failure::Outcome;
-use crate::run;
+use crate::{bench, run};
 use clap::{Parser, Subcommand};
 
 /// Bulkhead, a micro-hypervisor: build it, run it, test it.
@@ -22,11 +22,14 @@ const STATUS: &str = "Exit status: 0 the guests ended well; 1 one reported failu
 enum Command {
     /// Build a machine, boot it, and connect the terminal to its guests' consoles.
     Run(run::RunArgs),
+    /// Measure what exits and a Linux boot cost.
+    Bench(bench::BenchArgs),
 }
 
 /// Runs the sub-command; the exit status.
 pub fn dispatch(cli: Cli) -> Outcome<u8> {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::bench(&args),
     }
 }
