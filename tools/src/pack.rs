@@ -19,6 +19,17 @@ pub fn resolve(workspace: &Workspace, image: &ImageRef) -> Outcome<PathBuf> {
     }
 }
 
+/// Fetches and builds every image of `machine`.
+pub fn resolve_all(workspace: &Workspace, machine: &Machine) -> Outcome<()> {
+    for guest in &machine.guests {
+        resolve(workspace, &guest.kernel)?;
+        for module in &guest.modules {
+            resolve(workspace, &module.image)?;
+        }
+    }
+    Ok(())
+}
+
 /// Packs `machine` with its images.
 pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
     let mut images = Images::default();

@@ -45,7 +45,7 @@ pub trait View {
 }
 
 /// The way to the guests' consoles.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Wire {
     mux: Mux,
     stream: Option<TcpStream>,
