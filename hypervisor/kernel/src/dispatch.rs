@@ -7,7 +7,7 @@ use crate::console;
 use crate::guest;
 use crate::log;
 use crate::audit;
-use crate::machine::{Command, FACTS, FRAMES, Facts, IDLE, LOADED, SLOTS, State, slot};
+use crate::machine::{Command, FACTS, FRAMES, Facts, LOADED, SLOTS, State, slot};
 use crate::start::{IDLE_SPACE, refuse};
 use bulkhead_core::frames::{Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
