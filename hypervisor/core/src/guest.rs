@@ -67,6 +67,8 @@ pub struct Limits {
     pub tsc: Frequency,
     /// Its RAM in bytes.
     pub memory: u64,
+    /// It has RDTSCP, and the register that this instruction reads.
+    pub rdtscp: bool,
 }
 
 impl Limits {
@@ -80,6 +82,7 @@ impl Limits {
             address_bits: (ask(0x8000_0008, 0).eax & 0xFF).clamp(32, 52),
             tsc,
             memory,
+            rdtscp: ask(0x8000_0001, 0).edx >> 27 & 1 != 0,
         }
     }
 }
