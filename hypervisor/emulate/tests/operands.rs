@@ -117,7 +117,7 @@ fn address_sizes_and_forms_of_64_bit_mode() {
     // mov eax, [ebx + r9d * 8 + 8]
     world.done(&[0x67, 0x42, 0x8B, 0x44, 0xCB, 0x08]);
     // mov eax, [rip + disp32]: from the end of the instruction.
-    let displacement = (DEVICE as u32).wrapping_sub(u32::try_from(CODE).unwrap() + 7).to_le_bytes();
+    let displacement = 0x8000_0000_u32.wrapping_sub(0x8000 + 7).to_le_bytes();
     world.cpu.rip = CODE;
     let mut code = vec![0x67, 0x8B, 0x05];
     code.extend(displacement);
