@@ -201,6 +201,32 @@ fn code_crosses_a_page() {
 }
 
 #[test]
+fn code_that_changes_is_decoded_again() {
+    let mut world = World::bits64();
+    world.set(Gpr::Rbx, DEVICE).set(Gpr::Rax, 5);
+    for _ in 0..2 {
+        world.done(&LOAD);
+        world.done(&STORE);
+        // The same bytes at the same place in 32-bit code: dec eax; add [ebx], eax.
+        world.done(&ADD);
+        world.cpu.segments[SegmentName::Cs as usize].attributes = 0xC09B;
+        assert_eq!(world.again(None), Ok(Outcome::Done { length: 1 }));
+        world.cpu.segments[SegmentName::Cs as usize].attributes = 0xA09B;
+    }
+    // Relative to the instruction pointer: the same bytes at another place name another one. Both share a slot.
+    let code = [0x8B, 0x05, 0, 0, 0, 0];
+    for _ in 0..2 {
+        for rip in [PAGES + 0x100, PAGES + 0x180] {
+            world.put(0x1_0000 + (rip & 0xFFF), &code);
+            world.put(0x1_0006 + (rip & 0xFFF), &rip.to_le_bytes());
+            world.cpu.rip = rip;
+            assert_eq!(world.again(None), Ok(Outcome::Done { length: 6 }));
+            assert_eq!(world.get(Gpr::Rax), rip & 0xFFFF_FFFF);
+        }
+    }
+}
+
+#[test]
 fn code_in_a_device_is_unreachable() {
     let mut world = World::bits64();
     world.cpu.rip = DEVICE;
