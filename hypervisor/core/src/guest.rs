@@ -134,6 +134,10 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             if self.machine.deadline().is_some_and(|deadline| deadline <= time) {
                 self.machine.advance(time);
             }
+            if self.machine.interrupts_mut().take_init() {
+                // INIT of the one processor: what firmware would make of it is a reset.
+                return Err(End::Reset);
+            }
             if self.halted && !self.wake()? {
                 return Ok(Yield::Waiting { until: self.deadline() });
             }
@@ -241,7 +245,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         Ok(GuestView {
             tsc: self.limits.tsc,
             osxsave: self.vcpu.read(Register::Cr4)? & Cr4::OSXSAVE.bits() != 0,
-            apic: self.machine.interrupts().is_enabled(),
+            apic: self.machine.interrupts().lapic.is_enabled(),
         })
     }
 }

@@ -6,13 +6,12 @@
 use crate::console;
 use crate::guest;
 use crate::log;
-use crate::machine::{Asking, Command, FACTS, FRAMES, Facts, IDLE, LOADED, SLOTS, Slot, State, slot};
+use crate::audit;
+use crate::machine::{Command, FACTS, FRAMES, Facts, IDLE, LOADED, SLOTS, State, slot};
 use crate::start::{IDLE_SPACE, refuse};
-use crate::{audit, machine};
-use alloc::string::String;
 use bulkhead_core::frames::{Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
-use bulkhead_hw::{apic, cpu, descriptors, layout};
+use bulkhead_hw::{apic, cpu, descriptors};
 use bulkhead_types::manifest::Guest;
 use bulkhead_types::{Frame, GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
@@ -24,10 +23,13 @@ const SLICES_PER_SECOND: u64 = 100;
 pub extern "C" fn main() -> ! {
     let (Some(facts), Some(mut idle)) = (FACTS.get(), IDLE_SPACE.lock().take()) else { cpu::stop() };
     IDLE.set(&idle);
+    log!("in idle");
     take_over(facts, &mut idle);
+    log!("taken over");
     for (id, guest) in (1..).map(GuestId::new).zip(&facts.manifest.guests) {
         create(facts, &mut idle, id, guest);
     }
+    log!("created");
     run(facts, &idle);
     log!("event machine done");
     bulkhead_hw::serial::Serial::again().flush();

@@ -21,7 +21,7 @@ use bulkhead_hw::xstate::ExtendedState;
 use bulkhead_hw::cpu;
 use bulkhead_paging::Ept;
 use bulkhead_types::manifest::{self, MAX_GUESTS};
-use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
+use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
 use bulkhead_vmx::{Resources, VmxVcpu};
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -79,16 +79,21 @@ impl From<BackendError> for StartError {
     }
 }
 
-/// The host, as this guest's run loop sees it.
-struct Serving {
-    compartment: Compartment,
+/// What belongs to the guest beside its processor, memory and devices.
+struct Local {
     ram: GuestRam,
     lazy: bool,
     console: GuestConsole,
     extended: ExtendedState,
 }
 
-impl Host for Serving {
+/// The host, as this guest's run loop sees it.
+struct Serving<'a> {
+    compartment: &'a mut Compartment,
+    local: &'a mut Local,
+}
+
+impl Host for Serving<'_> {
     fn tsc(&self) -> u64 {
         cpu::tsc()
     }
@@ -98,19 +103,19 @@ impl Host for Serving {
     }
 
     fn console(&mut self, byte: u8) {
-        self.console.send(byte);
+        self.local.console.send(byte);
     }
 
     fn console_input(&mut self) -> Option<u8> {
-        self.console.receive()
+        self.local.console.receive()
     }
 
     fn set_xcr0(&mut self, value: u64) {
-        self.extended.set_guest_xcr0(value);
+        self.local.extended.set_guest_xcr0(value);
     }
 
     fn populate(&mut self, gpa: Gpa) -> bool {
-        self.lazy && self.compartment.map_nested::<Ept>(&self.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
+        self.local.lazy && self.compartment.map_nested::<Ept>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
     }
 }
 
@@ -123,40 +128,35 @@ pub extern "C" fn main() -> ! {
     let taken = MADE.get(index).and_then(|place| place.lock().take());
     let (Some(facts), Some(slot), Some(compartment)) = (FACTS.get(), slot(id), taken) else { cpu::stop() };
     let Some(config) = facts.manifest.guests.get(index) else { cpu::stop() };
-    match start(facts, id, config, compartment) {
-        Ok((mut guest, mut serving)) => {
-            log!("event guest {id} {} started", config.name);
-            loop {
-                serve(facts, id, config, slot, &mut guest, &mut serving);
-                slot.context.switch(&IDLE);
-            }
-        }
+    let mut compartment = compartment;
+    let mut made = start(facts, id, config, &mut compartment);
+    match &made {
+        Ok(_) => log!("event guest {id} {} started", config.name),
         Err(error) => {
-            // Its compartment stays as far as it was made; there is nothing more to do in it.
             log!("event guest {id} {} ended killed can not start: {error}", config.name);
             slot.set_state(State::Failed);
-            loop {
-                slot.context.switch(&IDLE);
-            }
         }
+    }
+    loop {
+        match (slot.command(), &mut made) {
+            (Command::Audit, _) => audit::audit_here(facts, id, &compartment, true),
+            (Command::Park, Ok((guest, local))) => parked(guest, local, slot),
+            (Command::Run, Ok((guest, local))) => {
+                let mut serving = Serving { compartment: &mut compartment, local };
+                run(id, config, slot, guest, &mut serving);
+            }
+            (_, Err(_)) => {}
+        }
+        slot.context.switch(&IDLE);
     }
 }
 
-/// Does what the compartment was entered for.
-fn serve(facts: &Facts, id: GuestId, config: &manifest::Guest, slot: &Slot, guest: &mut VmxGuest, serving: &mut Serving) {
-    let result = match slot.command() {
-        Command::Audit => {
-            audit::audit_here(facts, id, &serving.compartment, true);
-            return;
-        }
-        Command::Park => park(guest, serving),
-        Command::Run => load_state(id, guest, serving),
-    };
+/// Gives the guest its turn.
+fn run(id: GuestId, config: &manifest::Guest, slot: &Slot, guest: &mut VmxGuest, serving: &mut Serving<'_>) {
     let until = slot.wake.load(Ordering::Relaxed);
-    let over = match result {
-        Err(error) => Yield::Ended(error.into()),
-        Ok(()) if slot.command() == Command::Park => return,
+    let over = match load_state(id, guest, serving.local) {
         Ok(()) => guest.run(serving, until),
+        Err(error) => Yield::Ended(error.into()),
     };
     match over {
         Yield::TurnOver => {}
@@ -165,28 +165,36 @@ fn serve(facts: &Facts, id: GuestId, config: &manifest::Guest, slot: &Slot, gues
             slot.set_state(State::Waiting);
         }
         Yield::Ended(end) => {
-            serving.console.end_line();
+            serving.local.console.end_line();
             report_end(id, config, end, guest);
             // Its registers go out of the CPU with it; a refusal changes nothing any more.
-            let _ = park(guest, serving);
+            let _ = park(guest, serving.local);
             let well = matches!(end, End::PowerOff | End::TestExit(0));
             slot.set_state(if well { State::Ended } else { State::Failed });
         }
     }
 }
 
-fn load_state(id: GuestId, guest: &mut VmxGuest, serving: &mut Serving) -> Result<(), BackendError> {
+/// Makes the guest's registers the CPU's, if they are not.
+fn load_state(id: GuestId, guest: &mut VmxGuest, local: &Local) -> Result<(), BackendError> {
     if LOADED.swap(id.number(), Ordering::Relaxed) != id.number() {
-        serving.extended.load();
+        local.extended.load();
         guest.vcpu.activate()?;
     }
     Ok(())
 }
 
-fn park(guest: &mut VmxGuest, serving: &mut Serving) -> Result<(), BackendError> {
+/// Takes the guest's registers out of the CPU.
+fn park(guest: &mut VmxGuest, local: &mut Local) -> Result<(), BackendError> {
     LOADED.store(0, Ordering::Relaxed);
-    serving.extended.save();
+    local.extended.save();
     guest.vcpu.deactivate()
+}
+
+fn parked(guest: &mut VmxGuest, local: &mut Local, slot: &Slot) {
+    if park(guest, local).is_err() {
+        slot.set_state(State::Failed);
+    }
 }
 
 fn report_end(id: GuestId, config: &manifest::Guest, end: End, guest: &VmxGuest) {
@@ -229,12 +237,12 @@ fn start(
     facts: &Facts,
     id: GuestId,
     config: &'static manifest::Guest,
-    mut compartment: Compartment,
-) -> Result<(VmxGuest, Serving), StartError> {
+    compartment: &mut Compartment,
+) -> Result<(VmxGuest, Local), StartError> {
     let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
     let (mut memory, ram) = compartment.add_ram::<Ept>(&mut frames, config.memory, config.lazy)?;
     let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(&mut frames)?;
-    let mut images = Images { facts, id, used: 0, compartment: &mut compartment, frames: &mut frames };
+    let mut images = Images { facts, id, used: 0, compartment, frames: &mut frames };
     let kernel = images.add(config.kernel)?;
     let mut modules = heapless::Vec::<LoadModule<'static>, { load::MOST_MODULES }>::new();
     for module in &config.modules {
@@ -250,9 +258,7 @@ fn start(
         test_exit: config.test_exit,
         test_device: config.test_device,
     };
-    let mut tables = [0; acpi::MAX_BYTES];
-    let length = acpi::tables(&machine, &mut tables);
-    memory.write(RSDP, tables.get(..length).unwrap_or(&tables))?;
+    memory.write(RSDP, &acpi::tables(&machine))?;
     let request = load::Request {
         kernel,
         load: config.load,
@@ -274,7 +280,7 @@ fn start(
     let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
     let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
     let console = GuestConsole::new(id, &config.name);
-    Ok((guest, Serving { compartment, ram, lazy: config.lazy, console, extended }))
+    Ok((guest, Local { ram, lazy: config.lazy, console, extended }))
 }
 
 /// A guest's images on their way from the pack into its compartment.

@@ -1,7 +1,5 @@
 //! The interrupt system as a guest sees it: through its registers.
 
-extern crate std;
-
 mod apic;
 mod io_apic;
 mod pic;

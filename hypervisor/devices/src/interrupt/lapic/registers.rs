@@ -5,6 +5,7 @@
 //! Register Address Space", table 11-6 "Local APIC Register Address Map Supported by x2APIC".
 
 use super::{Effect, LocalApic, MASKED, Mode, SVR_ENABLE, SVR_SUPPRESS_BROADCAST, error};
+use crate::bits::low_u32;
 use crate::interrupt::InvalidMsr;
 use crate::interrupt::message::{DeliveryMode, Destination, Message};
 use bulkhead_types::{Ticks, Width};
@@ -101,7 +102,7 @@ impl LocalApic {
             return Effect::None;
         }
         self.advance(now);
-        let value = low(value);
+        let value = low_u32(value);
         match register {
             LOGICAL_ID => {
                 self.logical_id = value & 0xFF00_0000;
@@ -171,8 +172,8 @@ impl LocalApic {
         Ok(match register {
             COMMAND => self.write_command(value),
             // Like the ICR with the self shorthand, but it leaves no trace there.
-            SELF_IPI => self.send(Destination::Own, low(value)),
-            _ => self.write(register, low(value), now),
+            SELF_IPI => self.send(Destination::Own, low_u32(value)),
+            _ => self.write(register, low_u32(value), now),
         })
     }
 
@@ -195,8 +196,8 @@ impl LocalApic {
             0x18..=0x1F => self.trigger_mode.register(register),
             0x20..=0x27 => self.requested.register(register),
             ERROR_STATUS => self.error_status,
-            COMMAND => low(self.command),
-            COMMAND_HIGH => low(self.command >> 32),
+            COMMAND => low_u32(self.command),
+            COMMAND_HIGH => low_u32(self.command >> 32),
             LVT_TIMER => self.lvt.timer,
             LVT_THERMAL => self.lvt.thermal,
             LVT_PERFORMANCE => self.lvt.performance,
@@ -252,7 +253,7 @@ impl LocalApic {
     /// Writes the ICR, which sends. SDM vol. 3A 11.6.1 "Interrupt Command Register (ICR)", figures 11-12 and 11-28.
     fn write_command(&mut self, value: u64) -> Effect {
         self.command = value;
-        let (command, destination) = (low(value), low(value >> 32));
+        let (command, destination) = (low_u32(value), low_u32(value >> 32));
         let logical = command & 1 << 11 != 0;
         let destination = match (command >> 18) & 3 {
             1 => Destination::Own,
@@ -277,9 +278,4 @@ impl LocalApic {
         }
         Effect::Send(Message { destination, mode, vector, level: false })
     }
-}
-
-const fn low(value: u64) -> u32 {
-    let [b0, b1, b2, b3, ..] = value.to_le_bytes();
-    u32::from_le_bytes([b0, b1, b2, b3])
 }

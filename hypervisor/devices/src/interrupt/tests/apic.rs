@@ -1,10 +1,10 @@
-use super::std::vec::Vec;
 use super::{
     APIC_BASE, CURRENT, DFR, DIVIDE, ENABLED, EOI, ESR, Guest, ICR, ICR_HIGH, INITIAL, IRR, ISR, InterruptSystem,
     InvalidMsr, LDR, LVT_ERROR, LVT_LINT0, LVT_LINT1, LVT_TIMER, LocalApic, MASKED, PPR, SELF_IPI, SVR, TMR, TPR, TSC,
     TSC_DEADLINE,
 };
 use bulkhead_types::{Gpa, Width};
+use std::vec::Vec;
 
 const X2APIC: u64 = ENABLED | 1 << 10;
 const DISABLED: u64 = 0xFEE0_0100;

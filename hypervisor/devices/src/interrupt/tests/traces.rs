@@ -1,7 +1,5 @@
 //! Random traces: whatever a guest does, these hold.
 
-use super::std::vec;
-use super::std::vec::Vec;
 use super::{
     APIC_BASE, DIVIDE, EOI, Guest, ICR, IRR, ISR, LEVEL, LVT_LINT0, LVT_TIMER, MASKED, PPR, SVR, TSC_DEADLINE,
 };
@@ -9,6 +7,8 @@ use crate::interrupt::PicPair;
 use bulkhead_types::{Ticks, Width};
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
 use proptest::test_runner::Config;
+use std::vec;
+use std::vec::Vec;
 
 #[derive(Clone, Debug)]
 enum Step {
