@@ -23,7 +23,7 @@ pub fn warm_up() {
 }
 
 /// The last instructions that were decoded for a guest. Holds bytes of its code: belongs into its compartment.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Debug)]
 pub struct DecodeCache([Fetched; SLOTS]);
 
 impl DecodeCache {
@@ -40,7 +40,7 @@ impl DecodeCache {
 }
 
 /// A decoded instruction.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Debug)]
 pub struct Fetched {
     pub instruction: Instruction,
     pub length: u8,
