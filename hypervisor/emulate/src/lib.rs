@@ -47,7 +47,8 @@ use access::Machine;
 use bulkhead_types::GuestMemory;
 use fetch::Fetched;
 
-/// Builds the decoder's tables: about 100 KiB of heap, never freed. To be called once at start-up: exits do not allocate then.
+/// Builds the decoder's tables: about 100 KiB of heap, never freed. To be called once at start-up: exits do not
+/// allocate then.
 pub fn warm_up() {
     fetch::warm_up();
 }
