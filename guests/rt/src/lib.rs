@@ -15,6 +15,7 @@ pub mod cpu;
 pub mod exit;
 pub mod ioapic;
 pub mod memory;
+pub mod modes;
 pub mod paging;
 pub mod pic;
 pub mod pit;
