@@ -15,6 +15,13 @@ pub enum BackendError {
         /// The processor's error number (VM-instruction error), 0 if none.
         code: u32,
     },
+    /// The processor refused an instruction of its virtualization extension.
+    Instruction {
+        /// The instruction's mnemonic.
+        name: &'static str,
+        /// The processor's error number (VM-instruction error), 0 if none.
+        code: u32,
+    },
     /// The processor refused to enter the guest. [`Vcpu::explain_entry_failure`] says why.
     Entry {
         /// The backend's raw exit reason or error number.
@@ -136,6 +143,12 @@ pub trait Vcpu {
     /// # Errors
     /// If the processor refuses.
     fn skip_instruction(&mut self) -> Result<(), BackendError>;
+
+    /// As [`Vcpu::skip_instruction`], for an exit whose instruction the processor did not measure: it has `length` bytes.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn skip_bytes(&mut self, length: u8) -> Result<(), BackendError>;
 
     /// Delivers `event` at the next entry; the last call before the entry wins.
     ///

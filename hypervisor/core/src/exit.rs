@@ -42,12 +42,19 @@ pub enum Exit {
     ReadMsr,
     /// WRMSR to the register in ECX.
     WriteMsr,
-    /// MOV to CR0 or CR4 that changes a bit the host owns; the value is in `from`.
+    /// MOV to CR0 or CR4 that changes a bit the host owns, or any MOV to CR8; the value is in `from`.
     WriteCr {
-        /// 0 or 4 (others never exit).
+        /// 0, 4 or 8 (others never exit).
         number: u8,
         /// Source register.
         from: Gpr,
+    },
+    /// MOV from CR8: the task priority is the local APIC's, which is not the processor's.
+    ReadCr {
+        /// 8 (others never exit).
+        number: u8,
+        /// Destination register.
+        to: Gpr,
     },
     /// LMSW that changes a bit the host owns.
     Lmsw {

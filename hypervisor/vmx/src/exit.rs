@@ -1,0 +1,170 @@
+//! From a basic exit reason, its qualification and its instruction information to an [`Exit`].
+//!
+//! Only what a reason needs is read. Each basic exit reason of the manual is mapped; those that can not come with the
+//! controls as they are set are [`Exit::Unexpected`]. SDM vol. 3D appendix C "VMX Basic Exit Reasons"; vol. 3C 28.2.1
+//! "Basic VM-Exit Information", tables 28-1 to 28-7.
+
+use crate::fields::{self as field, Fields};
+use crate::inject;
+use crate::vmcs::VmcsAccess;
+use bulkhead_arch::{Gpr, SegmentName, Vector};
+use bulkhead_core::{BackendError, Exit, IoAccess, NestedFault};
+use bulkhead_types::{Gpa, Gva, Width};
+
+/// Basic exit reasons that others than [`decode`] look at.
+pub(crate) mod reason {
+    pub(crate) const EXCEPTION_OR_NMI: u32 = 0;
+    pub(crate) const EPT_VIOLATION: u32 = 48;
+    /// Bit 31: the entry failed.
+    pub(crate) const ENTRY_FAILED: u32 = 1 << 31;
+}
+
+/// Decodes the last exit. `string_info` is [`crate::Capabilities::string_info`].
+///
+/// # Errors
+/// If the processor refuses to read a field.
+#[inline]
+pub fn decode(vmcs: &impl VmcsAccess, reason: u32, string_info: bool) -> Result<Exit, BackendError> {
+    Ok(match reason & 0xFFFF {
+        0 => return exception(vmcs, reason),
+        1 => Exit::Host,
+        2 => Exit::TripleFault,
+        7 => Exit::InterruptWindow,
+        8 => Exit::NmiWindow,
+        9 => Exit::TaskSwitch,
+        10 => Exit::Cpuid,
+        12 => Exit::Halt,
+        13 | 54 => Exit::CacheFlush,
+        18 => Exit::Hypercall,
+        // GETSEC, RDPMC, the VMX instructions, MWAIT, MONITOR, INVEPT, RDTSCP, INVVPID, INVPCID, VMFUNC, ENCLS, XSAVES,
+        // XRSTORS, PCONFIG, UMWAIT, TPAUSE, LOADIWKEY, ENCLV, SEAMCALL, TDCALL, RDMSRLIST, WRMSRLIST.
+        11 | 15 | 19..=27 | 36 | 39 | 50 | 51 | 53 | 58..=60 | 63..=65 | 67..=70 | 76..=79 => Exit::Undefined,
+        28 => return control_register(vmcs, reason),
+        30 => return port(vmcs, string_info),
+        31 => Exit::ReadMsr,
+        32 => Exit::WriteMsr,
+        48 => return nested(vmcs),
+        49 => Exit::Nested(NestedFault {
+            gpa: Gpa::new(vmcs.get(field::GUEST_PHYSICAL_ADDRESS)?),
+            gva: None,
+            write: false,
+            execute: false,
+            table_walk: false,
+            present: true,
+            malformed: true,
+        }),
+        52 => Exit::Timer,
+        55 => Exit::Xsetbv,
+        // INIT and SIPI, SMIs, INVLPG, RDTSC, RSM, MOV DR, failed entries, the monitor trap flag, PAUSE, the virtualized
+        // APIC, descriptor tables, RDRAND, RDSEED, the dirty log, sub-page events, bus locks, and what is yet to come.
+        _ => return unexpected(vmcs, reason),
+    })
+}
+
+#[cold]
+fn unexpected(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> {
+    Ok(Exit::Unexpected { reason: reason.into(), info: vmcs.get(field::EXIT_QUALIFICATION)? })
+}
+
+/// Reason 0. A machine check, and what was not asked for, is unexpected. SDM vol. 3C table 28-1 for #DB.
+fn exception(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> {
+    /// B0 to B3, BD, BS.
+    const DEBUG_STATUS: u64 = 0x600F;
+    let info = vmcs.get(field::EXIT_INTERRUPTION)?;
+    let kind = info & inject::TYPE;
+    if kind == inject::NMI {
+        return Ok(Exit::Host);
+    }
+    let vector = Vector(u8::try_from(info & 0xFF).unwrap_or(0));
+    let error = match info & inject::WITH_ERROR {
+        0 => None,
+        _ => Some(vmcs.get(field::EXIT_ERROR_CODE)?),
+    };
+    let debug_status = match (vector, kind) {
+        (Vector::DB, inject::HARDWARE_EXCEPTION) => vmcs.get(field::EXIT_QUALIFICATION)? & DEBUG_STATUS,
+        (Vector::DB, inject::PRIVILEGED_EXCEPTION) | (Vector::AC, inject::HARDWARE_EXCEPTION) => 0,
+        _ => return Ok(Exit::Unexpected { reason: reason.into(), info: info.into() }),
+    };
+    Ok(Exit::Exception { vector, error, debug_status })
+}
+
+/// Reason 28. Table 28-3 "Exit Qualification for Control-Register Accesses".
+fn control_register(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> {
+    let qualification = vmcs.get(field::EXIT_QUALIFICATION)?;
+    let number = u8::try_from(qualification & 0xF).unwrap_or(0);
+    let gpr = Gpr::from_number(u8::try_from(qualification >> 8 & 0xF).unwrap_or(0));
+    Ok(match (qualification >> 4 & 3, number) {
+        (0, 0 | 4 | 8) => Exit::WriteCr { number, from: gpr },
+        (1, 8) => Exit::ReadCr { number, to: gpr },
+        (3, _) => Exit::Lmsw { value: u16::try_from(qualification >> 16 & 0xFFFF).unwrap_or(0) },
+        // CR3 does not exit; CLTS neither, because TS is the guest's own.
+        _ => Exit::Unexpected { reason: reason.into(), info: qualification },
+    })
+}
+
+/// Reason 30. Table 28-5 "Exit Qualification for I/O Instructions"; 28.2.5, table 28-9 for INS and OUTS.
+#[inline]
+fn port(vmcs: &impl VmcsAccess, string_info: bool) -> Result<Exit, BackendError> {
+    let qualification = vmcs.get(field::EXIT_QUALIFICATION)?;
+    let mut access = IoAccess {
+        port: u16::try_from(qualification >> 16 & 0xFFFF).unwrap_or(0),
+        width: match qualification & 7 {
+            0 => Width::Byte,
+            1 => Width::Word,
+            _ => Width::Dword,
+        },
+        write: qualification & 1 << 3 == 0,
+        string: qualification & 1 << 4 != 0,
+        repeat: qualification & 1 << 5 != 0,
+        segment: None,
+        address_bytes: None,
+    };
+    if access.string && string_info {
+        string_operand(&mut access, vmcs.get(field::EXIT_INSTRUCTION_INFO)?);
+    }
+    Ok(Exit::Io(access))
+}
+
+fn string_operand(access: &mut IoAccess, info: u32) {
+    access.address_bytes = match info >> 7 & 7 {
+        0 => Some(2),
+        1 => Some(4),
+        2 => Some(8),
+        _ => None,
+    };
+    if access.write {
+        access.segment = match info >> 15 & 7 {
+            0 => Some(SegmentName::Es),
+            1 => Some(SegmentName::Cs),
+            2 => Some(SegmentName::Ss),
+            3 => Some(SegmentName::Ds),
+            4 => Some(SegmentName::Fs),
+            5 => Some(SegmentName::Gs),
+            _ => None,
+        };
+    }
+}
+
+/// Reason 48. Table 28-7 "Exit Qualification for EPT Violations".
+#[inline]
+fn nested(vmcs: &impl VmcsAccess) -> Result<Exit, BackendError> {
+    let qualification = vmcs.get(field::EXIT_QUALIFICATION)?;
+    let linear = qualification & 1 << 7 != 0;
+    let gva = if linear { Some(Gva::new(vmcs.get(field::GUEST_LINEAR_ADDRESS)?)) } else { None };
+    Ok(Exit::Nested(NestedFault {
+        gpa: Gpa::new(vmcs.get(field::GUEST_PHYSICAL_ADDRESS)?),
+        gva,
+        write: qualification & 1 << 1 != 0,
+        execute: qualification & 1 << 2 != 0,
+        // Without a linear address it was a load of the PDPTEs, a walk too.
+        table_walk: !linear || qualification & 1 << 8 == 0,
+        present: qualification & 7 << 3 != 0,
+        malformed: false,
+    }))
+}
+
+/// Bit of the qualification of reason 48: IRET had unblocked NMIs when the violation came.
+pub(crate) const NESTED_NMI_UNBLOCKED: u64 = 1 << 12;
+
+#[cfg(test)]
+mod tests;

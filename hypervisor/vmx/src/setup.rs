@@ -1,0 +1,184 @@
+//! The first contents of a VMCS.
+//!
+//! Controls and host state stay as they are set here; the guest's state is that after reset, and policy sets what its
+//! boot protocol wants over it. SDM vol. 3A 10.1.1 "Processor State After Reset", table 10-1; vol. 3C 25.6 to 25.8.
+
+use crate::capabilities::Capabilities;
+use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
+use crate::fields::{self as field, Fields};
+use crate::state;
+use crate::vmcs::VmcsAccess;
+use bulkhead_arch::{Rflags, Segment, SegmentName, Vector};
+use bulkhead_core::{BackendError, Register};
+use bulkhead_types::Hpa;
+
+/// Exceptions that exit: #DB and #AC can recur without end inside one instruction; a machine check is the host's.
+pub(crate) const EXCEPTIONS: u32 = 1 << Vector::DB.0 | 1 << Vector::AC.0 | 1 << Vector::MC.0;
+
+/// CR0 after reset, as the guest sees it: caching off, extension type.
+const RESET_CR0: u64 = 0x6000_0010;
+/// PAT after reset. SDM vol. 3A 12.12.4 "Programming the PAT".
+const RESET_PAT: u64 = 0x0007_0406_0007_0406;
+/// DR7 after reset.
+const RESET_DR7: u64 = 0x400;
+
+/// Physical addresses and the tag that a VMCS names.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// MSR bitmap.
+    pub msr_bitmap: Hpa,
+    /// I/O bitmaps for ports 0-7FFFH and 8000H-FFFFH.
+    pub io_bitmaps: [Hpa; 2],
+    /// EPT pointer.
+    pub ept_pointer: u64,
+    /// Virtual-processor identifier, not 0.
+    pub vpid: u16,
+}
+
+/// The EPT pointer for tables of four levels in write-back memory. SDM vol. 3C table 25-9.
+#[must_use]
+pub const fn ept_pointer(root: Hpa, accessed_dirty: bool) -> u64 {
+    const WRITE_BACK: u64 = 6;
+    const FOUR_LEVELS: u64 = 3 << 3;
+    root.as_u64() | WRITE_BACK | FOUR_LEVELS | (accessed_dirty as u64) << 6
+}
+
+/// The primary controls of every vCPU, without windows.
+#[must_use]
+pub const fn primary_controls(capabilities: &Capabilities) -> u32 {
+    capabilities.primary.adjust(Primary::WANTED.bits())
+}
+
+/// The VM-entry controls of every vCPU, outside IA-32e mode.
+#[must_use]
+pub const fn entry_controls(capabilities: &Capabilities) -> u32 {
+    capabilities.entry.adjust(EntryControls::WANTED.bits())
+}
+
+/// Writes the control fields.
+pub(crate) fn write_controls(
+    vmcs: &mut impl VmcsAccess,
+    capabilities: &Capabilities,
+    addresses: &Addresses,
+) -> Result<(), BackendError> {
+    let secondary = Secondary::NEEDED | Secondary::OPTIONAL;
+    vmcs.set(field::PIN_CONTROLS, capabilities.pin.adjust(Pin::WANTED.bits()))?;
+    vmcs.set(field::PRIMARY_CONTROLS, primary_controls(capabilities))?;
+    vmcs.set(field::SECONDARY_CONTROLS, capabilities.secondary.adjust(secondary.bits()))?;
+    vmcs.set(field::EXIT_CONTROLS, capabilities.exit.adjust(ExitControls::WANTED.bits()))?;
+    vmcs.set(field::ENTRY_CONTROLS, entry_controls(capabilities))?;
+    vmcs.set(field::EXCEPTION_BITMAP, EXCEPTIONS)?;
+    // No page fault matches: bit 14 of the exception bitmap is 0 and so are both of these.
+    vmcs.set(field::PAGE_FAULT_MASK, 0)?;
+    vmcs.set(field::PAGE_FAULT_MATCH, 0)?;
+    vmcs.set(field::CR3_TARGET_COUNT, 0)?;
+    vmcs.set(field::EXIT_MSR_STORE_COUNT, 0)?;
+    vmcs.set(field::EXIT_MSR_LOAD_COUNT, 0)?;
+    vmcs.set(field::ENTRY_MSR_LOAD_COUNT, 0)?;
+    vmcs.set(field::ENTRY_INTERRUPTION, 0)?;
+    vmcs.set(field::IO_BITMAP_A, addresses.io_bitmaps[0].as_u64())?;
+    vmcs.set(field::IO_BITMAP_B, addresses.io_bitmaps[1].as_u64())?;
+    vmcs.set(field::MSR_BITMAP, addresses.msr_bitmap.as_u64())?;
+    vmcs.set(field::EPT_POINTER, addresses.ept_pointer)?;
+    vmcs.set(field::VPID, addresses.vpid)?;
+    vmcs.set(field::TSC_OFFSET, 0)?;
+    vmcs.set(field::TIMER_VALUE, u32::MAX)?;
+    vmcs.set(field::CR0_MASK, capabilities.cr0_owned())?;
+    vmcs.set(field::CR4_MASK, capabilities.cr4_owned())
+}
+
+/// Writes the guest's state after reset.
+pub(crate) fn write_guest(vmcs: &mut impl VmcsAccess, capabilities: &Capabilities) -> Result<(), BackendError> {
+    let mut set = |register, value| state::write(vmcs, capabilities, register, value);
+    set(Register::Cr0, RESET_CR0)?;
+    set(Register::Cr3, 0)?;
+    set(Register::Cr4, 0)?;
+    set(Register::Efer, 0)?;
+    set(Register::Rip, 0xFFF0)?;
+    set(Register::Rflags, Rflags::FIXED.bits())?;
+    set(Register::Dr7, RESET_DR7)?;
+    set(Register::Pat, RESET_PAT)?;
+    set(Register::GdtBase, 0)?;
+    set(Register::GdtLimit, 0xFFFF)?;
+    set(Register::IdtBase, 0)?;
+    set(Register::IdtLimit, 0xFFFF)?;
+    set(Register::SysenterCs, 0)?;
+    set(Register::SysenterEsp, 0)?;
+    set(Register::SysenterEip, 0)?;
+    for register in [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3] {
+        set(register, 0)?;
+    }
+    vmcs.set(field::GUEST_RSP, 0)?;
+    for name in SegmentName::ALL {
+        state::set_segment(vmcs, name, reset_segment(name))?;
+    }
+    vmcs.set(field::GUEST_DEBUGCTL, 0)?;
+    vmcs.set(field::LINK_POINTER, u64::MAX)?;
+    vmcs.set(field::ACTIVITY_STATE, 0)?;
+    vmcs.set(field::INTERRUPTIBILITY, 0)?;
+    vmcs.set(field::PENDING_DEBUG, 0)
+}
+
+/// A segment register after reset.
+const fn reset_segment(name: SegmentName) -> Segment {
+    let (selector, attributes, base) = match name {
+        SegmentName::Cs => (0xF000, 0x9B, 0xFFFF_0000),
+        SegmentName::Ldtr => (0, 0x82, 0),
+        SegmentName::Tr => (0, 0x8B, 0),
+        _ => (0, 0x93, 0),
+    };
+    Segment { selector, attributes, limit: 0xFFFF, base }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Addresses, ept_pointer, write_controls, write_guest};
+    use crate::fake::{FakeProcessor, capabilities};
+    use crate::fields::{self as field, Fields};
+    use crate::host::HostState;
+    use bulkhead_types::Hpa;
+
+    const ADDRESSES: Addresses = Addresses {
+        msr_bitmap: Hpa::new(0x1000),
+        io_bitmaps: [Hpa::new(0x2000), Hpa::new(0x3000)],
+        ept_pointer: ept_pointer(Hpa::new(0x4000), true),
+        vpid: 1,
+    };
+
+    #[test]
+    fn ept_pointer_names_four_write_back_levels() {
+        assert_eq!(ept_pointer(Hpa::new(0x1234_5000), false), 0x1234_501E);
+        assert_eq!(ept_pointer(Hpa::new(0x1234_5000), true), 0x1234_505E);
+    }
+
+    #[test]
+    fn every_writable_field_is_set_before_the_first_entry() {
+        let mut fake = FakeProcessor::default();
+        write_controls(&mut fake, &capabilities(), &ADDRESSES).unwrap();
+        write_guest(&mut fake, &capabilities()).unwrap();
+        HostState::default().write(&mut fake).unwrap();
+        // Set when used; or not used, because their counts or controls are 0.
+        let later = [
+            field::HOST_RSP.encoding(),
+            field::ENTRY_ERROR_CODE.encoding(),
+            field::ENTRY_INSTRUCTION_LENGTH.encoding(),
+            field::EXIT_MSR_STORE_ADDRESS.encoding(),
+            field::EXIT_MSR_LOAD_ADDRESS.encoding(),
+            field::ENTRY_MSR_LOAD_ADDRESS.encoding(),
+        ];
+        for &encoding in field::ALL {
+            let read_only = encoding >> 10 & 3 == 1;
+            let expected = !read_only && !later.contains(&encoding);
+            assert_eq!(fake.is_set(encoding), expected, "{}", field::name(encoding));
+        }
+    }
+
+    #[test]
+    fn interrupts_are_not_acknowledged_and_cr3_does_not_exit() {
+        let mut fake = FakeProcessor::default();
+        write_controls(&mut fake, &capabilities(), &ADDRESSES).unwrap();
+        assert_eq!(fake.get(field::EXIT_CONTROLS).unwrap() & (1 << 15 | 1 << 22), 0);
+        assert_eq!(fake.get(field::PRIMARY_CONTROLS).unwrap() & (1 << 15 | 1 << 16 | 1 << 9 | 1 << 12 | 1 << 23), 0);
+        assert_eq!(fake.get(field::SECONDARY_CONTROLS).unwrap() & (1 << 20 | 1 << 2), 0);
+    }
+}

@@ -1,0 +1,170 @@
+//! Guest registers in the VMCS, as policy reads and writes them.
+//!
+//! Of CR0 and CR4 the host owns some bits: hardware holds what VMX operation and the host need, a shadow holds what the
+//! guest has set, and the guest reads the shadow. SDM vol. 3C 25.6.6 "Guest/Host Masks and Read Shadows for CR0 and
+//! CR4"; 25.4.1 "Guest Register State".
+
+use crate::capabilities::Capabilities;
+use crate::controls::EntryControls;
+use crate::fields::{self as field, Fields};
+use crate::setup::entry_controls;
+use crate::vmcs::VmcsAccess;
+use bulkhead_arch::{Efer, Rflags, Segment, SegmentName};
+use bulkhead_core::{BackendError, Interruptibility, Register};
+
+/// Interruptibility state: STI shadow. SDM vol. 3C table 25-3.
+pub(crate) const BY_STI: u32 = 1 << 0;
+/// MOV SS shadow.
+pub(crate) const BY_MOV_SS: u32 = 1 << 1;
+/// An NMI is being handled.
+pub(crate) const BY_NMI: u32 = 1 << 3;
+/// Pending debug exceptions: a single step. SDM vol. 3C table 25-4.
+pub(crate) const PENDING_STEP: u64 = 1 << 14;
+
+/// Reads a register that is in the VMCS; CR2 and DR6 are not, and read as 0.
+pub(crate) fn read(
+    vmcs: &impl VmcsAccess,
+    capabilities: &Capabilities,
+    register: Register,
+) -> Result<u64, BackendError> {
+    let merged = |real: u64, shadow: u64, owned: u64| real & !owned | shadow & owned;
+    match register {
+        Register::Rip => vmcs.get(field::GUEST_RIP),
+        Register::Rflags => vmcs.get(field::GUEST_RFLAGS),
+        Register::Cr0 => {
+            Ok(merged(vmcs.get(field::GUEST_CR0)?, vmcs.get(field::CR0_SHADOW)?, capabilities.cr0_owned()))
+        }
+        Register::Cr4 => {
+            Ok(merged(vmcs.get(field::GUEST_CR4)?, vmcs.get(field::CR4_SHADOW)?, capabilities.cr4_owned()))
+        }
+        Register::Cr3 => vmcs.get(field::GUEST_CR3),
+        Register::Efer => vmcs.get(field::GUEST_EFER),
+        Register::Dr7 => vmcs.get(field::GUEST_DR7),
+        Register::Pat => vmcs.get(field::GUEST_PAT),
+        Register::GdtBase => vmcs.get(field::GUEST_GDTR_BASE),
+        Register::GdtLimit => vmcs.get(field::GUEST_GDTR_LIMIT).map(u64::from),
+        Register::IdtBase => vmcs.get(field::GUEST_IDTR_BASE),
+        Register::IdtLimit => vmcs.get(field::GUEST_IDTR_LIMIT).map(u64::from),
+        Register::SysenterCs => vmcs.get(field::GUEST_SYSENTER_CS).map(u64::from),
+        Register::SysenterEsp => vmcs.get(field::GUEST_SYSENTER_ESP),
+        Register::SysenterEip => vmcs.get(field::GUEST_SYSENTER_EIP),
+        Register::Pdpte0 => vmcs.get(field::GUEST_PDPTE0),
+        Register::Pdpte1 => vmcs.get(field::GUEST_PDPTE1),
+        Register::Pdpte2 => vmcs.get(field::GUEST_PDPTE2),
+        Register::Pdpte3 => vmcs.get(field::GUEST_PDPTE3),
+        Register::Cr2 | Register::Dr6 => Ok(0),
+    }
+}
+
+/// Writes a register that is in the VMCS; CR2 and DR6 are not, and stay as they are.
+pub(crate) fn write(
+    vmcs: &mut impl VmcsAccess,
+    capabilities: &Capabilities,
+    register: Register,
+    value: u64,
+) -> Result<(), BackendError> {
+    // Limits and SYSENTER_CS have 32 bits; what is above them does not exist in the register.
+    let low = u32::try_from(value & 0xFFFF_FFFF).unwrap_or(0);
+    match register {
+        Register::Rip => vmcs.set(field::GUEST_RIP, value),
+        Register::Rflags => vmcs.set(field::GUEST_RFLAGS, value | Rflags::FIXED.bits()),
+        Register::Cr0 => {
+            vmcs.set(field::CR0_SHADOW, value)?;
+            vmcs.set(field::GUEST_CR0, capabilities.cr0_real(value))
+        }
+        Register::Cr4 => {
+            vmcs.set(field::CR4_SHADOW, value)?;
+            vmcs.set(field::GUEST_CR4, capabilities.cr4_real(value))
+        }
+        Register::Cr3 => vmcs.set(field::GUEST_CR3, value),
+        Register::Efer => {
+            let long = value & Efer::LMA.bits() != 0;
+            let mode = if long { EntryControls::IA32E_GUEST.bits() } else { 0 };
+            vmcs.set(field::GUEST_EFER, value)?;
+            vmcs.set(field::ENTRY_CONTROLS, entry_controls(capabilities) | mode)
+        }
+        Register::Dr7 => vmcs.set(field::GUEST_DR7, value),
+        Register::Pat => vmcs.set(field::GUEST_PAT, value),
+        Register::GdtBase => vmcs.set(field::GUEST_GDTR_BASE, value),
+        Register::GdtLimit => vmcs.set(field::GUEST_GDTR_LIMIT, low),
+        Register::IdtBase => vmcs.set(field::GUEST_IDTR_BASE, value),
+        Register::IdtLimit => vmcs.set(field::GUEST_IDTR_LIMIT, low),
+        Register::SysenterCs => vmcs.set(field::GUEST_SYSENTER_CS, low),
+        Register::SysenterEsp => vmcs.set(field::GUEST_SYSENTER_ESP, value),
+        Register::SysenterEip => vmcs.set(field::GUEST_SYSENTER_EIP, value),
+        Register::Pdpte0 => vmcs.set(field::GUEST_PDPTE0, value),
+        Register::Pdpte1 => vmcs.set(field::GUEST_PDPTE1, value),
+        Register::Pdpte2 => vmcs.set(field::GUEST_PDPTE2, value),
+        Register::Pdpte3 => vmcs.set(field::GUEST_PDPTE3, value),
+        Register::Cr2 | Register::Dr6 => Ok(()),
+    }
+}
+
+/// Reads a segment register; its attributes are a VMCS's access rights as they are.
+pub(crate) fn segment(vmcs: &(impl VmcsAccess + ?Sized), name: SegmentName) -> Result<Segment, BackendError> {
+    let fields = field::segment(name);
+    Ok(Segment {
+        selector: vmcs.get(fields.selector)?,
+        attributes: vmcs.get(fields.attributes)?,
+        limit: vmcs.get(fields.limit)?,
+        base: vmcs.get(fields.base)?,
+    })
+}
+
+/// Writes a segment register.
+pub(crate) fn set_segment(vmcs: &mut impl VmcsAccess, name: SegmentName, value: Segment) -> Result<(), BackendError> {
+    let fields = field::segment(name);
+    vmcs.set(fields.selector, value.selector)?;
+    vmcs.set(fields.attributes, value.attributes)?;
+    vmcs.set(fields.limit, value.limit)?;
+    vmcs.set(fields.base, value.base)
+}
+
+/// Reads what keeps the guest from taking an event.
+pub(crate) fn interruptibility(vmcs: &impl VmcsAccess) -> Result<Interruptibility, BackendError> {
+    let bits = vmcs.get(field::INTERRUPTIBILITY)?;
+    Ok(Interruptibility { sti: bits & BY_STI != 0, mov_ss: bits & BY_MOV_SS != 0, nmi: bits & BY_NMI != 0 })
+}
+
+/// Sets what keeps the guest from taking an event.
+pub(crate) fn set_interruptibility(vmcs: &mut impl VmcsAccess, value: Interruptibility) -> Result<(), BackendError> {
+    let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+    vmcs.set(field::INTERRUPTIBILITY, bit(value.sti, BY_STI) | bit(value.mov_ss, BY_MOV_SS) | bit(value.nmi, BY_NMI))
+}
+
+/// Goes past an instruction of the length that the exit recorded. SDM vol. 3C 28.2.5 "Information for VM Exits Due to
+/// Instruction Execution"; 27.7.3 "Delivery of Pending Debug Exceptions after VM Entry".
+#[inline]
+pub(crate) fn skip_instruction(vmcs: &mut impl VmcsAccess) -> Result<(), BackendError> {
+    let length = vmcs.get(field::EXIT_INSTRUCTION_LENGTH)?;
+    let old = vmcs.get(field::GUEST_RIP)?;
+    let mut rip = old.wrapping_add(length.into());
+    if (rip ^ old) >> 32 != 0 && !in_64_bit_code(vmcs)? {
+        rip &= 0xFFFF_FFFF;
+    }
+    vmcs.set(field::GUEST_RIP, rip)?;
+    let interruptibility = vmcs.get(field::INTERRUPTIBILITY)?;
+    if interruptibility & (BY_STI | BY_MOV_SS) != 0 {
+        vmcs.set(field::INTERRUPTIBILITY, interruptibility & !(BY_STI | BY_MOV_SS))?;
+    }
+    if vmcs.get(field::GUEST_RFLAGS)? & Rflags::TF.bits() != 0 {
+        make_step_pending(vmcs)?;
+    }
+    Ok(())
+}
+
+/// Makes a single step due before the guest's next instruction.
+#[cold]
+pub(crate) fn make_step_pending(vmcs: &mut impl VmcsAccess) -> Result<(), BackendError> {
+    let pending = vmcs.get(field::PENDING_DEBUG)?;
+    vmcs.set(field::PENDING_DEBUG, pending | PENDING_STEP)
+}
+
+#[cold]
+fn in_64_bit_code(vmcs: &impl VmcsAccess) -> Result<bool, BackendError> {
+    let long = vmcs.get(field::GUEST_EFER)? & Efer::LMA.bits() != 0;
+    Ok(long && vmcs.get(field::GUEST_CS_ATTRIBUTES)? & Segment::LONG != 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,460 @@
+//! One virtual processor under VT-x.
+//!
+//! It lives in its guest's compartment. Between exits its registers rest in the VMCS and in the frame of the entry stub;
+//! what neither holds (a few MSRs, CR2, DR6) stays in the processor while the vCPU is active, and here otherwise.
+
+use crate::capabilities::Capabilities;
+use crate::controls::Primary;
+use crate::dump;
+use crate::exit::{self, reason};
+use crate::explain;
+use crate::fields::{self as field, Fields};
+use crate::frame::Frame;
+use crate::hardware::Hardware;
+use crate::inject;
+use crate::region::Region;
+use crate::setup::{self, Addresses};
+use crate::state;
+use crate::switched;
+use crate::vmcs::{Entered, Processor};
+use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_types::Hpa;
+use core::fmt;
+
+/// DR6 after reset. SDM vol. 3A table 10-1.
+const RESET_DR6: u64 = 0xFFFF_0FF0;
+/// General detect: an access to a debug register faults.
+const DR7_GD: u64 = 1 << 13;
+
+/// What a vCPU is made of; all of it its guest's.
+#[derive(Debug)]
+pub struct Resources {
+    /// The VMCS.
+    pub vmcs: Region,
+    /// The MSR bitmap.
+    pub msr_bitmap: Region,
+    /// The I/O bitmaps.
+    pub io_bitmaps: [Region; 2],
+    /// The top table of the guest's EPT, four levels.
+    pub nested_root: Hpa,
+    /// Tag of its linear translations, not 0, of no other vCPU on this CPU.
+    pub vpid: u16,
+}
+
+/// One virtual processor.
+#[derive(Debug)]
+pub struct VmxVcpu<P: Processor = Hardware> {
+    frame: Frame,
+    processor: P,
+    capabilities: Capabilities,
+    vmcs: Region,
+    msr_bitmap: Region,
+    /// Not used here again, but the processor's as long as the VMCS is.
+    _io_bitmaps: [Region; 2],
+    ept_pointer: u64,
+    vpid: u16,
+    switched: [u64; switched::COUNT],
+    cr2: u64,
+    dr6: u64,
+    active: bool,
+    launched: bool,
+    /// As the VMCS has it.
+    host_rsp: u64,
+    /// As the VMCS has them.
+    primary: u32,
+    /// Host time-stamp counter when the timer is due, rounded up to what it counts.
+    deadline: u64,
+    interrupted: Option<Event>,
+    /// Why it can not run any more.
+    failed: Option<BackendError>,
+}
+
+impl VmxVcpu {
+    /// A vCPU in its state after reset. Its VMCS is the current one then: whichever vCPU was active has to be activated
+    /// again. Exits will lead back to the address space, tables and segments that are current now.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    ///
+    /// # Safety
+    /// [`crate::enable`] has succeeded on this CPU with these capabilities, and the vCPU stays on it. Interrupts are off
+    /// at each [`Vcpu::run`]. The host's tables that are current now (CR3, GDT, IDT, TSS) stay as long as the vCPU, map
+    /// the vCPU itself wherever it is run, and give NMI, #DF and #MC stacks of their own. `nested_root` maps only what
+    /// the guest may touch.
+    pub unsafe fn new(capabilities: Capabilities, resources: Resources) -> Result<Self, BackendError> {
+        // SAFETY: VMX is on and the vCPU stays on this CPU, says the caller; it also vouches for the host's tables and
+        // the nested root, and this type writes no other host state.
+        Self::with_processor(unsafe { Hardware::new() }, capabilities, resources)
+    }
+}
+
+impl<P: Processor> VmxVcpu<P> {
+    /// As [`VmxVcpu::new`], on any processor.
+    ///
+    /// # Errors
+    /// If the processor refuses; [`BackendError::Field`] if the VPID is 0.
+    pub fn with_processor(
+        mut processor: P,
+        capabilities: Capabilities,
+        resources: Resources,
+    ) -> Result<Self, BackendError> {
+        let Resources { mut vmcs, mut msr_bitmap, mut io_bitmaps, nested_root, vpid } = resources;
+        if vpid == 0 {
+            return Err(BackendError::Field { field: field::VPID.encoding(), code: 0 });
+        }
+        msr_bitmap.fill(0xFF);
+        for bitmap in &mut io_bitmaps {
+            bitmap.fill(0xFF);
+        }
+        vmcs.fill(0);
+        vmcs.set_revision(capabilities.revision);
+        let ept_pointer = setup::ept_pointer(nested_root, capabilities.ept_accessed_dirty());
+        let addresses = Addresses {
+            msr_bitmap: msr_bitmap.hpa(),
+            io_bitmaps: [io_bitmaps[0].hpa(), io_bitmaps[1].hpa()],
+            ept_pointer,
+            vpid,
+        };
+        processor.clear(&vmcs)?;
+        processor.load(&vmcs)?;
+        setup::write_controls(&mut processor, &capabilities, &addresses)?;
+        setup::write_guest(&mut processor, &capabilities)?;
+        processor.host_state().write(&mut processor)?;
+        // Whoever had this tag or these tables before has left nothing behind.
+        processor.invalidate_nested(ept_pointer)?;
+        processor.invalidate_vpid(vpid, capabilities.invvpid_single())?;
+        Ok(Self {
+            frame: Frame::ZERO,
+            processor,
+            capabilities,
+            vmcs,
+            msr_bitmap,
+            _io_bitmaps: io_bitmaps,
+            ept_pointer,
+            vpid,
+            switched: [0; switched::COUNT],
+            cr2: 0,
+            dr6: RESET_DR6,
+            active: false,
+            launched: false,
+            host_rsp: 0,
+            primary: setup::primary_controls(&capabilities),
+            deadline: u64::MAX,
+            interrupted: None,
+            failed: None,
+        })
+    }
+
+    /// Ends the vCPU: the processor forgets its VMCS and all translations, so that its frames can be given away. No VMCS
+    /// is current then.
+    ///
+    /// # Errors
+    /// If the processor refuses; the frames must not be used again then.
+    pub fn release(mut self) -> Result<(), BackendError> {
+        self.deactivate()?;
+        self.processor.clear(&self.vmcs)?;
+        self.processor.invalidate_nested(self.ept_pointer)?;
+        self.processor.invalidate_vpid(self.vpid, self.capabilities.invvpid_single())
+    }
+
+    /// The processor, for tests.
+    #[cfg(any(test, feature = "fake"))]
+    pub const fn processor(&mut self) -> &mut P {
+        &mut self.processor
+    }
+
+    #[inline]
+    fn arm_timer(&mut self) -> Result<(), BackendError> {
+        let left = self.deadline.saturating_sub(self.processor.tsc()) >> self.capabilities.timer_shift;
+        self.processor.set(field::TIMER_VALUE, u32::try_from(left).unwrap_or(u32::MAX))
+    }
+
+    /// After an entry that was refused with VMfail.
+    #[cold]
+    fn refused(&mut self, how: Entered) -> BackendError {
+        let number = match how {
+            Entered::FailValid => self.processor.get(field::INSTRUCTION_ERROR).unwrap_or(0),
+            _ => 0,
+        };
+        BackendError::Entry { code: number.into() }
+    }
+
+    /// Records the event whose delivery was interrupted.
+    #[cold]
+    fn record_interrupted(&mut self, info: u32) -> Result<(), BackendError> {
+        let error = self.processor.get(field::IDT_ERROR_CODE)?;
+        let length = self.processor.get(field::EXIT_INSTRUCTION_LENGTH)?;
+        self.interrupted = inject::decode(info, error, length);
+        if self.interrupted == Some(Event::Nmi) {
+            // It has not been handled yet; as long as it seems so it could not be injected. SDM vol. 3C 32.7.1.2
+            // "Resuming Guest Software after Handling an Exception".
+            let bits = self.processor.get(field::INTERRUPTIBILITY)?;
+            self.processor.set(field::INTERRUPTIBILITY, bits & !state::BY_NMI)?;
+        }
+        Ok(())
+    }
+
+    /// What an exception or a nested fault leaves to be put right before the guest goes on.
+    fn settle(&mut self, basic: u32, vectoring: u32) -> Result<(), BackendError> {
+        if basic == reason::EPT_VIOLATION {
+            let unblocked = self.processor.get(field::EXIT_QUALIFICATION)? & exit::NESTED_NMI_UNBLOCKED != 0;
+            return if unblocked { self.block_nmis_again(vectoring) } else { Ok(()) };
+        }
+        let info = self.processor.get(field::EXIT_INTERRUPTION)?;
+        let vector = Vector(u8::try_from(info & 0xFF).unwrap_or(0));
+        if info & inject::TYPE == inject::NMI {
+            self.processor.deliver_nmi();
+            return Ok(());
+        }
+        if info & inject::NMI_UNBLOCKED != 0 && vector != Vector::DF {
+            self.block_nmis_again(vectoring)?;
+        }
+        if vector == Vector::DB {
+            self.settle_debug(info & inject::TYPE)?;
+        }
+        Ok(())
+    }
+
+    /// IRET had ended the blocking of NMIs when it faulted; it will run again. SDM vol. 3C 28.2.3 "Information About NMI
+    /// Unblocking Due to IRET".
+    #[cold]
+    fn block_nmis_again(&mut self, vectoring: u32) -> Result<(), BackendError> {
+        if vectoring & inject::VALID != 0 {
+            return Ok(());
+        }
+        let bits = self.processor.get(field::INTERRUPTIBILITY)?;
+        self.processor.set(field::INTERRUPTIBILITY, bits | state::BY_NMI)
+    }
+
+    /// INT1 exits before it is done: go past it, so that its exception is a trap. And single-stepping in a shadow must
+    /// have its trap pending, or the entry is refused. SDM vol. 3C 27.3.1.5 "Checks on Guest Non-Register State".
+    #[cold]
+    fn settle_debug(&mut self, kind: u32) -> Result<(), BackendError> {
+        if kind == inject::PRIVILEGED_EXCEPTION {
+            return state::skip_instruction(&mut self.processor);
+        }
+        let shadow = self.processor.get(field::INTERRUPTIBILITY)? & (state::BY_STI | state::BY_MOV_SS) != 0;
+        if shadow && self.processor.get(field::GUEST_RFLAGS)? & Rflags::TF.bits() != 0 {
+            state::make_step_pending(&mut self.processor)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets this vCPU's linear translations: an emulated write to a control register does what the real one does.
+    fn flush_linear(&mut self) -> Result<(), BackendError> {
+        self.processor.invalidate_vpid(self.vpid, self.capabilities.invvpid_single())
+    }
+}
+
+impl<P: Processor> Vcpu for VmxVcpu<P> {
+    fn activate(&mut self) -> Result<(), BackendError> {
+        self.processor.load(&self.vmcs)?;
+        if self.active {
+            return Ok(());
+        }
+        for (index, (&value, present)) in self.switched.iter().zip(self.capabilities.switched).enumerate() {
+            if present {
+                self.processor.set_switched_msr(index, value);
+            }
+        }
+        self.processor.set_cr2(self.cr2);
+        self.processor.set_dr6(self.dr6);
+        self.active = true;
+        Ok(())
+    }
+
+    fn deactivate(&mut self) -> Result<(), BackendError> {
+        if !self.active {
+            return Ok(());
+        }
+        for (index, (value, present)) in self.switched.iter_mut().zip(self.capabilities.switched).enumerate() {
+            if present {
+                *value = self.processor.switched_msr(index);
+            }
+        }
+        self.cr2 = self.processor.cr2();
+        self.dr6 = self.processor.dr6();
+        self.active = false;
+        Ok(())
+    }
+
+    #[inline]
+    fn run(&mut self) -> Result<Exit, BackendError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let rsp = self.frame.host_rsp();
+        if rsp != self.host_rsp {
+            self.processor.set(field::HOST_RSP, rsp)?;
+            self.host_rsp = rsp;
+        }
+        self.arm_timer()?;
+        match self.processor.enter(&mut self.frame, self.launched) {
+            Entered::Exit => {}
+            how => {
+                let error = self.refused(how);
+                self.failed = Some(error);
+                return Err(error);
+            }
+        }
+        self.launched = true;
+        let reason = self.processor.get(field::EXIT_REASON)?;
+        if reason & reason::ENTRY_FAILED != 0 {
+            let error = BackendError::Entry { code: reason.into() };
+            self.failed = Some(error);
+            return Err(error);
+        }
+        let vectoring = self.processor.get(field::IDT_VECTORING)?;
+        self.interrupted = None;
+        if vectoring & inject::VALID != 0 {
+            self.record_interrupted(vectoring)?;
+        }
+        let basic = reason & 0xFFFF;
+        if basic == reason::EXCEPTION_OR_NMI || basic == reason::EPT_VIOLATION {
+            self.settle(basic, vectoring)?;
+        }
+        exit::decode(&self.processor, reason, self.capabilities.string_info)
+    }
+
+    #[inline]
+    fn gpr(&self, gpr: Gpr) -> Result<u64, BackendError> {
+        match self.frame.get(gpr) {
+            Some(value) => Ok(value),
+            None => self.processor.get(field::GUEST_RSP),
+        }
+    }
+
+    #[inline]
+    fn set_gpr(&mut self, gpr: Gpr, value: u64) -> Result<(), BackendError> {
+        match self.frame.get_mut(gpr) {
+            Some(place) => {
+                *place = value;
+                Ok(())
+            }
+            None => self.processor.set(field::GUEST_RSP, value),
+        }
+    }
+
+    fn read(&self, register: Register) -> Result<u64, BackendError> {
+        match register {
+            Register::Cr2 => Ok(if self.active { self.processor.cr2() } else { self.cr2 }),
+            Register::Dr6 => Ok(if self.active { self.processor.dr6() } else { self.dr6 }),
+            _ => state::read(&self.processor, &self.capabilities, register),
+        }
+    }
+
+    fn write(&mut self, register: Register, value: u64) -> Result<(), BackendError> {
+        match register {
+            Register::Cr2 if self.active => self.processor.set_cr2(value),
+            Register::Cr2 => self.cr2 = value,
+            Register::Dr6 if self.active => self.processor.set_dr6(value),
+            Register::Dr6 => self.dr6 = value,
+            Register::Cr0 | Register::Cr3 | Register::Cr4 => {
+                state::write(&mut self.processor, &self.capabilities, register, value)?;
+                self.flush_linear()?;
+            }
+            _ => state::write(&mut self.processor, &self.capabilities, register, value)?,
+        }
+        Ok(())
+    }
+
+    fn segment(&self, name: SegmentName) -> Result<Segment, BackendError> {
+        state::segment(&self.processor, name)
+    }
+
+    fn set_segment(&mut self, name: SegmentName, value: Segment) -> Result<(), BackendError> {
+        state::set_segment(&mut self.processor, name, value)
+    }
+
+    #[inline]
+    fn skip_instruction(&mut self) -> Result<(), BackendError> {
+        state::skip_instruction(&mut self.processor)
+    }
+
+    fn inject(&mut self, event: Event) -> Result<(), BackendError> {
+        let protected = self.processor.get(field::GUEST_CR0)? & Cr0::PE.bits() != 0;
+        let injection = inject::encode(event, protected);
+        if let Some(error) = injection.error {
+            self.processor.set(field::ENTRY_ERROR_CODE, error)?;
+        }
+        if let Some(length) = injection.length {
+            self.processor.set(field::ENTRY_INSTRUCTION_LENGTH, length)?;
+        }
+        if let Event::Exception { vector: Vector::DB, .. } = event {
+            // The delivery of #DB ends general detect; an injected one leaves DR7 as it is.
+            let dr7 = self.processor.get(field::GUEST_DR7)?;
+            self.processor.set(field::GUEST_DR7, dr7 & !DR7_GD)?;
+        }
+        self.processor.set(field::ENTRY_INTERRUPTION, injection.info)
+    }
+
+    #[inline]
+    fn take_interrupted(&mut self) -> Option<Event> {
+        self.interrupted.take()
+    }
+
+    fn interruptibility(&self) -> Result<Interruptibility, BackendError> {
+        state::interruptibility(&self.processor)
+    }
+
+    fn set_interruptibility(&mut self, value: Interruptibility) -> Result<(), BackendError> {
+        state::set_interruptibility(&mut self.processor, value)
+    }
+
+    #[inline]
+    fn request_windows(&mut self, windows: Windows) -> Result<(), BackendError> {
+        let mut primary = self.primary & !Primary::WINDOWS.bits();
+        if windows.interrupt {
+            primary |= Primary::INTERRUPT_WINDOW.bits();
+        }
+        if windows.nmi {
+            primary |= Primary::NMI_WINDOW.bits();
+        }
+        if primary != self.primary {
+            self.processor.set(field::PRIMARY_CONTROLS, primary)?;
+            self.primary = primary;
+        }
+        Ok(())
+    }
+
+    fn flush_nested(&mut self) {
+        if let Err(error) = self.processor.invalidate_nested(self.ept_pointer) {
+            // The guest could go on using what was taken from it: it must not go on.
+            self.failed = Some(error);
+        }
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) -> Result<(), BackendError> {
+        self.processor.set(field::TSC_OFFSET, offset)
+    }
+
+    #[inline]
+    fn set_timer(&mut self, ticks: u64) -> Result<(), BackendError> {
+        let round_up = 1_u64.wrapping_shl(self.capabilities.timer_shift).wrapping_sub(1);
+        self.deadline = self.processor.tsc().saturating_add(ticks).saturating_add(round_up);
+        Ok(())
+    }
+
+    fn allow_msr(&mut self, index: u32, write: bool) {
+        let allowable = switched::allowable(index, self.capabilities.switched);
+        let Some((read_byte, write_byte, bit)) = switched::bitmap_place(index) else { return };
+        if allowable.read {
+            self.msr_bitmap.clear_bit(read_byte, bit);
+        }
+        if write && allowable.write {
+            self.msr_bitmap.clear_bit(write_byte, bit);
+        }
+    }
+
+    fn explain_entry_failure(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        explain::write(&self.processor, &self.capabilities, self.failed, out)
+    }
+
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        dump::write(&self.processor, self, out)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,326 @@
+use super::{Resources, VmxVcpu};
+use crate::fake::{FakeProcessor, Scripted, capabilities, region};
+use crate::fields::{self as field, Fields};
+use crate::switched;
+use crate::vmcs::Entered;
+use bulkhead_arch::{Gpr, SegmentName, Vector, msr};
+use bulkhead_core::{BackendError, Event, Exit, Register, Vcpu, Windows};
+use bulkhead_types::Hpa;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+const REASON: u32 = field::EXIT_REASON.encoding();
+const QUALIFICATION: u32 = field::EXIT_QUALIFICATION.encoding();
+const VECTORING: u32 = field::IDT_VECTORING.encoding();
+const INTERRUPTION: u32 = field::EXIT_INTERRUPTION.encoding();
+const INTERRUPTIBILITY: u32 = field::INTERRUPTIBILITY.encoding();
+
+fn resources(vpid: u16) -> Resources {
+    Resources {
+        vmcs: region(1),
+        msr_bitmap: region(2),
+        io_bitmaps: [region(3), region(4)],
+        nested_root: Hpa::new(0x5000),
+        vpid,
+    }
+}
+
+fn vcpu() -> VmxVcpu<FakeProcessor> {
+    VmxVcpu::with_processor(FakeProcessor::default(), capabilities(), resources(1)).unwrap()
+}
+
+fn after_exit(fields: &[(u32, u64)]) -> (VmxVcpu<FakeProcessor>, Exit) {
+    let mut vcpu = vcpu();
+    vcpu.processor().script_exit(fields);
+    let exit = vcpu.run().unwrap();
+    (vcpu, exit)
+}
+
+#[test]
+fn a_new_vcpu_stands_as_after_reset() {
+    let vcpu = vcpu();
+    assert_eq!(vcpu.read(Register::Cr0), Ok(0x6000_0010));
+    assert_eq!(vcpu.read(Register::Cr4), Ok(0));
+    assert_eq!(vcpu.read(Register::Rip), Ok(0xFFF0));
+    assert_eq!(vcpu.read(Register::Rflags), Ok(2));
+    assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_0FF0));
+    let cs = vcpu.segment(SegmentName::Cs).unwrap();
+    assert_eq!((cs.selector, cs.base, cs.limit, cs.attributes), (0xF000, 0xFFFF_0000, 0xFFFF, 0x9B));
+}
+
+#[test]
+fn a_new_vcpu_starts_without_old_translations_and_passes_every_check() {
+    let mut vcpu = vcpu();
+    assert_eq!(vcpu.processor().log, ["vmclear", "vmptrld", "invept", "invvpid"]);
+    vcpu.processor()
+        .script
+        .push_back(Scripted { entered: Entered::FailValid, fields: vec![(field::INSTRUCTION_ERROR.encoding(), 7)] });
+    assert_eq!(vcpu.run(), Err(BackendError::Entry { code: 7 }));
+    let mut text = String::new();
+    vcpu.explain_entry_failure(&mut text).unwrap();
+    assert_eq!(
+        text,
+        "entry refused: entry with an invalid control field (7)\n  every check that is known here holds\n"
+    );
+}
+
+#[test]
+fn vpid_0_is_the_hosts() {
+    let refused = VmxVcpu::with_processor(FakeProcessor::default(), capabilities(), resources(0));
+    assert_eq!(refused.unwrap_err(), BackendError::Field { field: 0, code: 0 });
+}
+
+#[test]
+fn every_port_and_msr_exits_until_it_is_allowed() {
+    let mut vcpu = vcpu();
+    for bitmap in &vcpu._io_bitmaps {
+        assert!((0..4096).all(|offset| bitmap.byte(offset) == 0xFF));
+    }
+    assert!((0..4096).all(|offset| vcpu.msr_bitmap.byte(offset) == 0xFF));
+    vcpu.allow_msr(msr::LSTAR, true);
+    vcpu.allow_msr(msr::FS_BASE, false);
+    vcpu.allow_msr(msr::APIC_BASE, true);
+    vcpu.allow_msr(u32::MAX, true);
+    let cleared: Vec<_> = (0..4096).filter(|&offset| vcpu.msr_bitmap.byte(offset) != 0xFF).collect();
+    assert_eq!(cleared, [0x410, 0x420, 0xC10]);
+    assert_eq!(vcpu.msr_bitmap.byte(0x410), !(1 << 2));
+}
+
+#[test]
+fn the_first_entry_launches_and_the_next_resumes() {
+    let mut vcpu = vcpu();
+    vcpu.processor().log.clear();
+    vcpu.processor().script_exit(&[(REASON, 10)]);
+    vcpu.processor().script_exit(&[(REASON, 12)]);
+    assert_eq!(vcpu.run(), Ok(Exit::Cpuid));
+    assert_eq!(vcpu.run(), Ok(Exit::Halt));
+    assert_eq!(vcpu.processor().log, ["vmlaunch", "vmresume"]);
+}
+
+#[test]
+fn an_exit_leads_back_to_the_frame_wherever_the_vcpu_lies() {
+    let mut vcpu = vcpu();
+    vcpu.run().unwrap();
+    let expected = vcpu.frame.host_rsp();
+    assert_eq!(vcpu.processor().get(field::HOST_RSP), Ok(expected));
+    let writes = vcpu.processor().writes;
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.processor().writes, writes + 1, "only the timer");
+    let mut moved = std::boxed::Box::new(vcpu);
+    moved.run().unwrap();
+    let expected = moved.frame.host_rsp();
+    assert_eq!(moved.processor().get(field::HOST_RSP), Ok(expected));
+}
+
+#[test]
+fn general_registers_and_rsp() {
+    let mut vcpu = vcpu();
+    for gpr in Gpr::ALL {
+        vcpu.set_gpr(gpr, 0x1000 + gpr.number() as u64).unwrap();
+    }
+    for gpr in Gpr::ALL {
+        assert_eq!(vcpu.gpr(gpr), Ok(0x1000 + gpr.number() as u64));
+    }
+    assert_eq!(vcpu.processor().get(field::GUEST_RSP), Ok(0x1004));
+}
+
+#[test]
+fn a_failed_entry_is_final_and_explained() {
+    let mut vcpu = vcpu();
+    vcpu.write(Register::Rflags, 1 << 15).unwrap();
+    vcpu.processor().script_exit(&[(REASON, 0x8000_0021)]);
+    assert_eq!(vcpu.run(), Err(BackendError::Entry { code: 0x8000_0021 }));
+    assert_eq!(vcpu.run(), Err(BackendError::Entry { code: 0x8000_0021 }));
+    let mut text = String::new();
+    vcpu.explain_entry_failure(&mut text).unwrap();
+    assert!(text.starts_with("entry failed: invalid guest state (reason 0x80000021, qualification 0)\n"), "{text}");
+    assert!(text.ends_with("\n  GUEST_RFLAGS = 0x8002: reserved bits must be 0\n"), "{text}");
+}
+
+#[test]
+fn the_interrupted_event_is_told_once() {
+    let fields = [(REASON, 48), (VECTORING, 0x8000_0B0E), (field::IDT_ERROR_CODE.encoding(), 2)];
+    let (mut vcpu, _) = after_exit(&fields);
+    assert_eq!(vcpu.take_interrupted(), Some(Event::fault(Vector::PF, 2)));
+    assert_eq!(vcpu.take_interrupted(), None);
+    let length = (field::EXIT_INSTRUCTION_LENGTH.encoding(), 2);
+    let (mut vcpu, _) = after_exit(&[(REASON, 48), (VECTORING, 0x8000_0480), length]);
+    assert_eq!(vcpu.take_interrupted(), Some(Event::SoftwareInterrupt { vector: 0x80, length: 2 }));
+    vcpu.processor().script_exit(&[(REASON, 10)]);
+    vcpu.processor().force(VECTORING, 0x8000_0480);
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.take_interrupted(), None);
+}
+
+#[test]
+fn an_interrupted_nmi_can_be_injected_again() {
+    let (mut vcpu, _) = after_exit(&[(REASON, 48), (VECTORING, 0x8000_0202), (INTERRUPTIBILITY, 8)]);
+    assert_eq!(vcpu.take_interrupted(), Some(Event::Nmi));
+    assert!(!vcpu.interruptibility().unwrap().nmi);
+}
+
+#[test]
+fn a_fault_of_iret_blocks_nmis_again() {
+    let nested = [(REASON, 48), (QUALIFICATION, 1 << 12)];
+    assert!(after_exit(&nested).0.interruptibility().unwrap().nmi);
+    let exception = [(REASON, 0), (INTERRUPTION, 0x8000_1B11)];
+    assert!(after_exit(&exception).0.interruptibility().unwrap().nmi);
+    // Not if the fault came while another event was delivered.
+    let delivering = [(REASON, 48), (QUALIFICATION, 1 << 12), (VECTORING, 0x8000_0030)];
+    assert!(!after_exit(&delivering).0.interruptibility().unwrap().nmi);
+    let without = [(REASON, 48), (QUALIFICATION, 1)];
+    assert!(!after_exit(&without).0.interruptibility().unwrap().nmi);
+}
+
+#[test]
+fn the_hosts_nmi_goes_to_the_host() {
+    let (mut vcpu, exit) = after_exit(&[(REASON, 0), (INTERRUPTION, 0x8000_0202)]);
+    assert_eq!(exit, Exit::Host);
+    assert_eq!(vcpu.processor().log.last(), Some(&"nmi"));
+}
+
+#[test]
+fn int1_is_a_trap() {
+    let rip = field::GUEST_RIP.encoding();
+    let length = (field::EXIT_INSTRUCTION_LENGTH.encoding(), 1);
+    let (vcpu, exit) = after_exit(&[(REASON, 0), (INTERRUPTION, 0x8000_0501), (rip, 0x100), length]);
+    assert_eq!(exit, Exit::Exception { vector: Vector::DB, error: None, debug_status: 0 });
+    assert_eq!(vcpu.read(Register::Rip), Ok(0x101));
+}
+
+#[test]
+fn a_step_in_a_shadow_stays_pending() {
+    let rflags = (field::GUEST_RFLAGS.encoding(), 0x102);
+    let (mut vcpu, _) = after_exit(&[(REASON, 0), (INTERRUPTION, 0x8000_0301), rflags, (INTERRUPTIBILITY, 2)]);
+    assert_eq!(vcpu.processor().get(field::PENDING_DEBUG), Ok(1 << 14));
+    let (mut vcpu, _) = after_exit(&[(REASON, 0), (INTERRUPTION, 0x8000_0301), rflags]);
+    assert_eq!(vcpu.processor().get(field::PENDING_DEBUG), Ok(0));
+}
+
+#[test]
+fn injection_writes_what_the_event_needs() {
+    let mut vcpu = vcpu();
+    vcpu.inject(Event::GP).unwrap();
+    assert_eq!(vcpu.processor().get(field::ENTRY_INTERRUPTION), Ok(0x8000_030D), "real mode");
+    vcpu.write(Register::Cr0, 0x11).unwrap();
+    vcpu.inject(Event::fault(Vector::PF, 6)).unwrap();
+    assert_eq!(vcpu.processor().get(field::ENTRY_INTERRUPTION), Ok(0x8000_0B0E));
+    assert_eq!(vcpu.processor().get(field::ENTRY_ERROR_CODE), Ok(6));
+    vcpu.inject(Event::SoftwareInterrupt { vector: 0x80, length: 2 }).unwrap();
+    assert_eq!(vcpu.processor().get(field::ENTRY_INTERRUPTION), Ok(0x8000_0480));
+    assert_eq!(vcpu.processor().get(field::ENTRY_INSTRUCTION_LENGTH), Ok(2));
+}
+
+#[test]
+fn delivering_db_ends_general_detect() {
+    let mut vcpu = vcpu();
+    vcpu.write(Register::Dr7, 0x2400).unwrap();
+    vcpu.inject(Event::GP).unwrap();
+    assert_eq!(vcpu.read(Register::Dr7), Ok(0x2400));
+    vcpu.inject(Event::exception(Vector::DB)).unwrap();
+    assert_eq!(vcpu.read(Register::Dr7), Ok(0x400));
+}
+
+#[test]
+fn windows_are_written_only_when_they_change() {
+    let mut vcpu = vcpu();
+    let before = vcpu.processor().get(field::PRIMARY_CONTROLS).unwrap();
+    let writes = vcpu.processor().writes;
+    vcpu.request_windows(Windows::default()).unwrap();
+    assert_eq!(vcpu.processor().writes, writes);
+    vcpu.request_windows(Windows { interrupt: true, nmi: true }).unwrap();
+    vcpu.request_windows(Windows { interrupt: true, nmi: true }).unwrap();
+    assert_eq!(vcpu.processor().writes, writes + 1);
+    assert_eq!(vcpu.processor().get(field::PRIMARY_CONTROLS), Ok(before | 1 << 2 | 1 << 22));
+    vcpu.request_windows(Windows { interrupt: false, nmi: false }).unwrap();
+    assert_eq!(vcpu.processor().get(field::PRIMARY_CONTROLS), Ok(before));
+}
+
+#[test]
+fn the_timer_keeps_its_deadline_over_exits() {
+    let mut vcpu = vcpu();
+    let mut remaining = |tsc: u64, ticks: Option<u64>| {
+        vcpu.processor().tsc = tsc;
+        if let Some(ticks) = ticks {
+            vcpu.set_timer(ticks).unwrap();
+        }
+        vcpu.run().unwrap();
+        vcpu.processor().get(field::TIMER_VALUE).unwrap()
+    };
+    // It counts every 32 ticks.
+    assert_eq!(remaining(0, None), u32::MAX);
+    assert_eq!(remaining(1000, Some(0)), 0);
+    assert_eq!(remaining(1000, Some(1)), 1);
+    assert_eq!(remaining(1000, Some(320)), 10);
+    assert_eq!(remaining(1160, None), 5);
+    assert_eq!(remaining(5000, None), 0);
+    assert_eq!(remaining(5000, Some(1 << 60)), u32::MAX);
+    assert_eq!(remaining(5000, Some(u64::MAX)), u32::MAX);
+}
+
+#[test]
+fn switched_registers_follow_the_active_vcpu() {
+    let mut vcpu = vcpu();
+    vcpu.write(Register::Cr2, 0x1234).unwrap();
+    vcpu.processor().msrs = [99; switched::COUNT];
+    vcpu.activate().unwrap();
+    assert_eq!(vcpu.processor().msrs, [0; switched::COUNT], "nothing of another guest is left");
+    assert_eq!((vcpu.processor().cr2, vcpu.processor().dr6), (0x1234, 0xFFFF_0FF0));
+    vcpu.processor().msrs = [1, 2, 3, 4, 5, 6, 7];
+    vcpu.write(Register::Dr6, 0xFFFF_0FF1).unwrap();
+    vcpu.deactivate().unwrap();
+    vcpu.processor().msrs = [99; switched::COUNT];
+    vcpu.processor().dr6 = 0;
+    assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_0FF1));
+    vcpu.activate().unwrap();
+    assert_eq!(vcpu.processor().msrs, [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_0FF1));
+}
+
+#[test]
+fn activating_twice_keeps_the_processors_values() {
+    let mut vcpu = vcpu();
+    vcpu.activate().unwrap();
+    vcpu.processor().msrs = [7; switched::COUNT];
+    vcpu.activate().unwrap();
+    assert_eq!(vcpu.processor().msrs, [7; switched::COUNT]);
+    assert_eq!(vcpu.processor().log.last(), Some(&"vmptrld"));
+}
+
+#[test]
+fn an_emulated_control_register_write_flushes_translations() {
+    let mut vcpu = vcpu();
+    for register in [Register::Cr0, Register::Cr3, Register::Cr4] {
+        vcpu.processor().log.clear();
+        vcpu.write(register, 0x11).unwrap();
+        assert_eq!(vcpu.processor().log, ["invvpid"]);
+    }
+}
+
+#[test]
+fn a_guest_whose_old_translations_stay_does_not_run_again() {
+    let mut vcpu = vcpu();
+    vcpu.processor().invept_fails = true;
+    vcpu.flush_nested();
+    assert!(vcpu.run().is_err());
+}
+
+#[test]
+fn release_leaves_nothing_in_the_processor() {
+    let mut vcpu = vcpu();
+    vcpu.activate().unwrap();
+    vcpu.release().unwrap();
+}
+
+#[test]
+fn a_dump_names_registers_segments_and_the_exit() {
+    let (mut vcpu, _) = after_exit(&[(REASON, 10)]);
+    vcpu.processor().broken.push(field::GUEST_ES_BASE.encoding());
+    let mut text = String::new();
+    vcpu.dump(&mut text).unwrap();
+    for part in ["RAX 0000000000000000", "RIP 000000000000fff0", "CS   f000  base 00000000ffff0000", "EXIT_REASON=a"] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    assert!(text.contains("ES   ?"), "{text}");
+}

@@ -1,0 +1,92 @@
+//! The two traits behind which the processor stands.
+//!
+//! Everything of this crate that is not an instruction is written against them, and so runs on the host against
+//! [`crate::fake::FakeProcessor`].
+
+use crate::frame::Frame;
+use crate::host::HostState;
+use crate::region::Region;
+use bulkhead_core::BackendError;
+
+/// Access to the fields of the current VMCS by number; [`crate::fields::Fields`] gives it types.
+pub trait VmcsAccess {
+    /// The value of the field with this number.
+    ///
+    /// # Errors
+    /// [`BackendError::Field`] if there is no current VMCS or no such field.
+    fn read(&self, encoding: u32) -> Result<u64, BackendError>;
+
+    /// Sets the field with this number.
+    ///
+    /// # Errors
+    /// [`BackendError::Field`] if there is no current VMCS, no such field, or it is read-only.
+    fn write(&mut self, encoding: u32, value: u64) -> Result<(), BackendError>;
+}
+
+/// How the processor answered VMLAUNCH or VMRESUME.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entered {
+    /// A VM exit came (also one that reports a failed entry, by bit 31 of its reason).
+    Exit,
+    /// Refused without an error number: no current VMCS.
+    FailInvalid,
+    /// Refused; the VM-instruction error field holds the number.
+    FailValid,
+}
+
+/// What a processor in VMX root operation does for one vCPU.
+pub trait Processor: VmcsAccess {
+    /// VMCLEAR.
+    ///
+    /// # Errors
+    /// [`BackendError::Instruction`].
+    fn clear(&mut self, vmcs: &Region) -> Result<(), BackendError>;
+
+    /// VMPTRLD.
+    ///
+    /// # Errors
+    /// [`BackendError::Instruction`].
+    fn load(&mut self, vmcs: &Region) -> Result<(), BackendError>;
+
+    /// Enters the guest of the current VMCS with the registers of `frame`, by VMRESUME if `launched`.
+    fn enter(&mut self, frame: &mut Frame, launched: bool) -> Entered;
+
+    /// INVEPT of what was cached for this EPT pointer.
+    ///
+    /// # Errors
+    /// [`BackendError::Instruction`].
+    fn invalidate_nested(&mut self, ept_pointer: u64) -> Result<(), BackendError>;
+
+    /// INVVPID of what was cached for this VPID, or of all if that is all the processor can.
+    ///
+    /// # Errors
+    /// [`BackendError::Instruction`].
+    fn invalidate_vpid(&mut self, vpid: u16, single: bool) -> Result<(), BackendError>;
+
+    /// What the host's half of a VMCS holds if an exit shall lead back to the present state.
+    fn host_state(&self) -> HostState;
+
+    /// RDMSR of one of [`crate::switched::SWITCHED`].
+    fn switched_msr(&self, index: usize) -> u64;
+
+    /// WRMSR of one of [`crate::switched::SWITCHED`].
+    fn set_switched_msr(&mut self, index: usize, value: u64);
+
+    /// CR2.
+    fn cr2(&self) -> u64;
+
+    /// Sets CR2.
+    fn set_cr2(&mut self, value: u64);
+
+    /// DR6.
+    fn dr6(&self) -> u64;
+
+    /// Sets DR6.
+    fn set_dr6(&mut self, value: u64);
+
+    /// The time-stamp counter.
+    fn tsc(&self) -> u64;
+
+    /// Lets the host handle the non-maskable interrupt that caused the last exit, and take further ones.
+    fn deliver_nmi(&mut self);
+}
