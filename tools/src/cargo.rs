@@ -13,15 +13,20 @@ const BOOTSTRAP: (&str, &str) = ("RUSTC_BOOTSTRAP", "1");
 
 /// Builds the hypervisor; its ELF.
 pub fn hypervisor(workspace: &Workspace) -> Outcome<PathBuf> {
-    let mut command = bare(workspace, "image");
-    command.args(["-p", "bulkhead-kernel"]);
-    run(command, "the hypervisor")?;
+    run(hypervisor_command(workspace, "build"), "the hypervisor")?;
     Ok(workspace.target().join(TARGET).join("image/bulkhead"))
+}
+
+/// The cargo command that builds the hypervisor, or with another `verb` does something else with it.
+pub fn hypervisor_command(workspace: &Workspace, verb: &str) -> Command {
+    let mut command = bare(workspace, verb, "image");
+    command.args(["-p", "bulkhead-kernel"]);
+    command
 }
 
 /// Builds one guest of the suite; its ELF.
 pub fn suite_guest(workspace: &Workspace, name: &str) -> Outcome<PathBuf> {
-    let mut command = bare(workspace, "guest");
+    let mut command = bare(workspace, "build", "guest");
     command.args(["-p", "bulkhead-suite", "--bin", name]);
     run(command, &format!("the guest {name}"))?;
     Ok(workspace.target().join(TARGET).join("guest").join(name))
@@ -29,7 +34,7 @@ pub fn suite_guest(workspace: &Workspace, name: &str) -> Outcome<PathBuf> {
 
 /// Builds every guest of the suite.
 pub fn suite(workspace: &Workspace) -> Outcome<()> {
-    let mut command = bare(workspace, "guest");
+    let mut command = bare(workspace, "build", "guest");
     command.args(["-p", "bulkhead-suite", "--bins"]);
     run(command, "the guests")
 }
@@ -44,10 +49,10 @@ pub fn linux_init(workspace: &Workspace) -> Outcome<PathBuf> {
     Ok(workspace.target().join("x86_64-unknown-linux-gnu/guest/bulkhead-linux-init"))
 }
 
-fn bare(workspace: &Workspace, profile: &str) -> Command {
+fn bare(workspace: &Workspace, verb: &str, profile: &str) -> Command {
     let mut command = cargo(workspace);
     command.env(BOOTSTRAP.0, BOOTSTRAP.1);
-    command.args(["build", "--profile", profile, "-Zbuild-std=core,alloc,compiler_builtins"]);
+    command.args([verb, "--profile", profile, "-Zbuild-std=core,alloc,compiler_builtins"]);
     command.args(["-Zbuild-std-features=compiler-builtins-mem", "-Zjson-target-spec"]);
     command.arg("--target").arg(workspace.path("x86_64-hv.json"));
     command

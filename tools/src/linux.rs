@@ -6,6 +6,7 @@
 use crate::cpio::Archive;
 use crate::failure::{Failure, Outcome};
 use crate::machine::tool;
+use crate::progress::Progress;
 use crate::workspace::Workspace;
 use crate::{cargo, files};
 use std::path::{Path, PathBuf};
@@ -112,6 +113,7 @@ fn fetch(workspace: &Workspace, package: &str) -> Outcome<PathBuf> {
     let _ = std::fs::remove_dir_all(&folder);
     let folder = workspace.build(&format!("fetch/{package}"))?;
     eprintln!("fetching the package {package}");
+    let _progress = Progress::start(format!("fetching {package}"));
     let download = || tool(Command::new("apt-get").args(["download", package]).current_dir(&folder));
     download().or_else(|_| update_lists().and_then(|()| download())).map_err(|e| {
         Failure::machine(format!("can not fetch {package}: {}", e.message))

@@ -4,27 +4,32 @@
 //! sub-command has its own module.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod boot_params;
 mod cargo;
 mod cli;
 mod cpio;
 mod disk;
+mod doctor;
 mod elf;
 mod emulator;
 mod event;
 mod failure;
 mod files;
 mod frames;
+mod image;
 mod linux;
 mod machine;
 mod manifest;
 mod pack;
+mod progress;
 mod pvh;
 mod run;
 mod session;
 mod style;
 mod symbols;
 mod terminal;
+mod test;
 mod workspace;
 
 use clap::Parser;

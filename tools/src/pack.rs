@@ -3,10 +3,11 @@
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::linux;
-use crate::manifest::{ImageRef, Machine};
+use crate::manifest::{self, ImageRef, Machine};
 use crate::{cargo, workspace::Workspace};
+use bulkhead_core::load::detect;
 use bulkhead_types::PAGE_SIZE;
-use bulkhead_types::manifest::{Guest, Image, Manifest, Module, PackHeader, Zone};
+use bulkhead_types::manifest::{Guest, Image, LoadAs, Manifest, Module, PackHeader, Zone};
 use std::path::PathBuf;
 
 /// The file that `image` stands for; it is fetched or built if need be.
@@ -17,6 +18,17 @@ pub fn resolve(workspace: &Workspace, image: &ImageRef) -> Outcome<PathBuf> {
         ImageRef::Busybox => linux::initrd(workspace),
         ImageRef::Suite(name) => cargo::suite_guest(workspace, name),
     }
+}
+
+/// Fetches and builds every image of `machine`.
+pub fn resolve_all(workspace: &Workspace, machine: &Machine) -> Outcome<()> {
+    for guest in &machine.guests {
+        resolve(workspace, &guest.kernel)?;
+        for module in &guest.modules {
+            resolve(workspace, &module.image)?;
+        }
+    }
+    Ok(())
 }
 
 /// Packs `machine` with its images.
@@ -30,7 +42,7 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
     };
     for guest in &machine.guests {
         let mut modules = Vec::new();
-        let kernel = images.add(resolve(workspace, &guest.kernel)?)?;
+        let kernel = images.add(kernel(workspace, guest)?)?;
         for module in &guest.modules {
             let image = images.add(resolve(workspace, &module.image)?)?;
             modules.push(Module { image, cmdline: module.cmdline.clone() });
@@ -51,6 +63,18 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
         });
     }
     images.finish(manifest)
+}
+
+/// The guest's kernel file, if it is of a kind that boots.
+fn kernel(workspace: &Workspace, guest: &manifest::Guest) -> Outcome<PathBuf> {
+    let path = resolve(workspace, &guest.kernel)?;
+    if guest.load == LoadAs::Detect {
+        detect(&files::read(&path)?).map_err(|e| {
+            Failure::usage(format!("{} (kernel of guest {}): {e}", path.display(), guest.name))
+                .hint("give a bzImage, a PVH or multiboot kernel, or say where to put a flat binary (load, --flat)")
+        })?;
+    }
+    Ok(path)
 }
 
 /// Images behind each other; offsets count from the first until [`Images::finish`] moves them.
@@ -130,10 +154,12 @@ mod tests {
             [[guest]]
             name = "a"
             kernel = "kernel"
+            load = { flat = 0x100000 }
             initrd = "module"
             [[guest]]
             name = "b"
             kernel = "kernel"
+            load = { flat = 0x100000 }
         "#;
         let machine = manifest::parse(text, &folder.join("m.toml")).unwrap();
         let packed = pack(&Workspace::find().unwrap(), &machine).unwrap();

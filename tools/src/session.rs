@@ -38,10 +38,14 @@ pub trait View {
     fn keys(&mut self, _bytes: &[u8], _wire: &mut Wire) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
+    /// Whether the run may end, since all that was wanted has been seen.
+    fn has_enough(&self) -> bool {
+        false
+    }
 }
 
 /// The way to the guests' consoles.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Wire {
     mux: Mux,
     stream: Option<TcpStream>,
@@ -148,7 +152,7 @@ impl Session {
         }
         let wait = deadline.map_or(POLL, |d| POLL.min(d.duration_since(now)));
         match self.inputs.recv_timeout(wait) {
-            Ok(Input::Serial(bytes)) => self.serial(&bytes, view),
+            Ok(Input::Serial(bytes)) => self.serial(&bytes, view).or(view.has_enough().then_some(Finish::Quit)),
             Ok(Input::Keys(bytes)) => view.keys(&bytes, &mut self.wire).is_break().then_some(Finish::Quit),
             Ok(Input::Signal) => Some(Finish::Quit),
             Ok(Input::SerialEnd) => Some(self.died()),

@@ -5,7 +5,7 @@ use crate::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Second
 use crate::fields;
 use crate::frame::Frame;
 use crate::host::HostState;
-use crate::region::Region;
+use bulkhead_hw::region::Region;
 use crate::switched;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_core::BackendError;

@@ -5,7 +5,7 @@ use crate::entry::{bulkhead_vmx_enter, exit_address};
 use crate::frame::Frame;
 use crate::host::{HostState, descriptor_base};
 use crate::instructions;
-use crate::region::Region;
+use bulkhead_hw::region::Region;
 use crate::switched::SWITCHED;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_arch::{Cr4, msr};

@@ -137,6 +137,12 @@ pub(crate) fn set_interruptibility(vmcs: &mut impl VmcsAccess, value: Interrupti
 #[inline]
 pub(crate) fn skip_instruction(vmcs: &mut impl VmcsAccess) -> Result<(), BackendError> {
     let length = vmcs.get(field::EXIT_INSTRUCTION_LENGTH)?;
+    skip_bytes(vmcs, length)
+}
+
+/// Goes past an instruction of `length` bytes.
+#[inline]
+pub(crate) fn skip_bytes(vmcs: &mut impl VmcsAccess, length: u32) -> Result<(), BackendError> {
     let old = vmcs.get(field::GUEST_RIP)?;
     let mut rip = old.wrapping_add(length.into());
     if (rip ^ old) >> 32 != 0 && !in_64_bit_code(vmcs)? {

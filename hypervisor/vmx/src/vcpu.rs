@@ -12,7 +12,7 @@ use crate::fields::{self as field, Fields};
 use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::inject;
-use crate::region::Region;
+use bulkhead_hw::region::Region;
 use crate::setup::{self, Addresses};
 use crate::state;
 use crate::switched;
@@ -370,6 +370,10 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     #[inline]
     fn skip_instruction(&mut self) -> Result<(), BackendError> {
         state::skip_instruction(&mut self.processor)
+    }
+
+    fn skip_bytes(&mut self, length: u8) -> Result<(), BackendError> {
+        state::skip_bytes(&mut self.processor, length.into())
     }
 
     fn inject(&mut self, event: Event) -> Result<(), BackendError> {

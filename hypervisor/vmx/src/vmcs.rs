@@ -5,7 +5,7 @@
 
 use crate::frame::Frame;
 use crate::host::HostState;
-use crate::region::Region;
+use bulkhead_hw::region::Region;
 use bulkhead_core::BackendError;
 
 /// Access to the fields of the current VMCS by number; [`crate::fields::Fields`] gives it types.

@@ -10,10 +10,10 @@ use toml::Spanned;
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct File {
     /// `[[zone]]`
-    #[serde(default, rename = "zone")]
+    #[serde(default, rename = "zone", alias = "zones")]
     pub zones: Vec<Zone>,
     /// `[[guest]]`
-    #[serde(default, rename = "guest")]
+    #[serde(default, rename = "guest", alias = "guests")]
     pub guests: Vec<Spanned<Guest>>,
     /// Whether the audit runs after each guest's end.
     #[serde(default = "yes")]

@@ -127,7 +127,8 @@ pub fn machine(workspace: &Workspace, args: &RunArgs) -> Outcome<Machine> {
     }
 }
 
-fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
+/// The machine of one guest with this kernel.
+pub fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
     let image = |text: &str| {
         let image = ImageRef::parse(text, Path::new("")).map_err(Failure::usage)?;
         match &image {
