@@ -68,7 +68,7 @@ unsafe extern "C" {
 
 // SAFETY: RAM above the image for tables and data, which holds no Rust object.
 const TABLES: Region = unsafe { Region::new(0x60_0000, 0x8000) };
-// SAFETY: as above.
+// SAFETY: as for the one above: no Rust object lies there.
 const DATA: Region = unsafe { Region::new(0x40_0000, 0x2000) };
 
 const DEVICE: u32 = 0xFED8_0000;

@@ -1,4 +1,4 @@
-//! Keeps the processor busy: for ever, or for `seconds=N`; with `interrupts`, it has them on. For time-outs and neighbours.
+//! Keeps the processor busy: for ever, or for `seconds=N`; `interrupts`: with them on.
 #![no_std]
 #![no_main]
 #![allow(
