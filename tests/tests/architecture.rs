@@ -116,8 +116,8 @@ fn the_core_stays_small() {
     }
     println!("privileged core: {lines} lines of code (limit {})", size::CORE_LIMIT);
     println!("privileged core: {blocks} unsafe blocks and impls");
-    assert!(lines < size::CORE_LIMIT, "the privileged core has {lines} lines");
     let most = ratchet(&files, blocks);
+    assert!(lines < size::CORE_LIMIT, "the privileged core has {lines} lines");
     assert!(
         blocks <= most,
         "{blocks} unsafe blocks, {most} before: find another way, or argue for a new number in {RATCHET}"
