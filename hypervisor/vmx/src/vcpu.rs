@@ -63,8 +63,6 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     host_rsp: u64,
     /// As the VMCS has them.
     primary: u32,
-    /// Host time-stamp counter when the timer is due, rounded up to what it counts.
-    deadline: u64,
     interrupted: Option<Event>,
     /// Why it can not run any more.
     failed: Option<BackendError>,
@@ -140,7 +138,6 @@ impl<P: Processor> VmxVcpu<P> {
             launched: false,
             host_rsp: 0,
             primary: setup::primary_controls(&capabilities),
-            deadline: u64::MAX,
             interrupted: None,
             failed: None,
         })
@@ -162,12 +159,6 @@ impl<P: Processor> VmxVcpu<P> {
     #[cfg(any(test, feature = "fake"))]
     pub const fn processor(&mut self) -> &mut P {
         &mut self.processor
-    }
-
-    #[inline]
-    fn arm_timer(&mut self) -> Result<(), BackendError> {
-        let left = self.deadline.saturating_sub(self.processor.tsc()) >> self.capabilities.timer_shift;
-        self.processor.set(field::TIMER_VALUE, u32::try_from(left).unwrap_or(u32::MAX))
     }
 
     /// After an entry that was refused with VMfail.
@@ -289,7 +280,6 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
             self.processor.set(field::HOST_RSP, rsp)?;
             self.host_rsp = rsp;
         }
-        self.arm_timer()?;
         match self.processor.enter(&mut self.frame, self.launched) {
             Entered::Exit => {}
             how => {
@@ -431,9 +421,10 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
 
     #[inline]
     fn set_timer(&mut self, ticks: u64) -> Result<(), BackendError> {
-        let round_up = 1_u64.wrapping_shl(self.capabilities.timer_shift).wrapping_sub(1);
-        self.deadline = self.processor.tsc().saturating_add(ticks).saturating_add(round_up);
-        Ok(())
+        let shift = self.capabilities.timer_shift;
+        let round_up = 1_u64.wrapping_shl(shift).wrapping_sub(1);
+        let units = ticks.saturating_add(round_up).wrapping_shr(shift);
+        self.processor.set(field::TIMER_VALUE, u32::try_from(units).unwrap_or(u32::MAX))
     }
 
     fn allow_msr(&mut self, index: u32, write: bool) {

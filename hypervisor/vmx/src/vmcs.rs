@@ -84,9 +84,6 @@ pub trait Processor: VmcsAccess {
     /// Sets DR6.
     fn set_dr6(&mut self, value: u64);
 
-    /// The time-stamp counter.
-    fn tsc(&self) -> u64;
-
     /// Lets the host handle the non-maskable interrupt that caused the last exit, and take further ones.
     fn deliver_nmi(&mut self);
 }
