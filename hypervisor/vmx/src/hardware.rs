@@ -101,6 +101,12 @@ impl VmcsAccess for Hardware {
     }
 
     #[inline]
+    fn read_known(&self, encoding: u32) -> u64 {
+        // SAFETY: as in `read`.
+        unsafe { instructions::vmread_known(encoding) }
+    }
+
+    #[inline]
     fn write(&mut self, encoding: u32, value: u64) -> Result<(), BackendError> {
         // SAFETY: a `Hardware` exists only in VMX root operation, and its holder answers for the values (`new`).
         unsafe { instructions::vmwrite(encoding, value) }

@@ -16,6 +16,12 @@ pub trait VmcsAccess {
     /// [`BackendError::Field`] if there is no current VMCS or no such field.
     fn read(&self, encoding: u32) -> Result<u64, BackendError>;
 
+    /// The value of a field that has been read or written before, in the VMCS whose guest ran last: that can not fail,
+    /// and what can not fail need not be checked at every exit. Any value if it does.
+    fn read_known(&self, encoding: u32) -> u64 {
+        self.read(encoding).unwrap_or(0)
+    }
+
     /// Sets the field with this number.
     ///
     /// # Errors

@@ -72,6 +72,14 @@ fn vpid_0_is_the_hosts() {
 }
 
 #[test]
+fn a_processor_that_can_not_tell_an_exit_makes_no_vcpu() {
+    let mut processor = FakeProcessor::default();
+    processor.broken.push(QUALIFICATION);
+    let refused = VmxVcpu::with_processor(processor, capabilities(), resources(1));
+    assert_eq!(refused.unwrap_err(), BackendError::Field { field: QUALIFICATION, code: 12 });
+}
+
+#[test]
 fn every_port_and_msr_exits_until_it_is_allowed() {
     let mut vcpu = vcpu();
     for bitmap in &vcpu._io_bitmaps {
