@@ -112,7 +112,7 @@ fn control_register(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, Backend
 #[inline(never)]
 fn port(vmcs: &impl VmcsAccess, string_info: bool) -> Result<Exit, BackendError> {
     let qualification = vmcs.known(field::EXIT_QUALIFICATION);
-    let mut access = IoAccess {
+    let access = IoAccess {
         port: u16::try_from(qualification >> 16 & 0xFFFF).unwrap_or(0),
         width: match qualification & 7 {
             0 => Width::Byte,
@@ -126,8 +126,16 @@ fn port(vmcs: &impl VmcsAccess, string_info: bool) -> Result<Exit, BackendError>
         address_bytes: None,
     };
     if access.string && string_info {
-        string_operand(&mut access, vmcs.get(field::EXIT_INSTRUCTION_INFO)?);
+        return string_port(vmcs, access);
     }
+    Ok(Exit::Io(access))
+}
+
+/// INS or OUTS, with its operand.
+#[cold]
+#[inline(never)]
+fn string_port(vmcs: &impl VmcsAccess, mut access: IoAccess) -> Result<Exit, BackendError> {
+    string_operand(&mut access, vmcs.get(field::EXIT_INSTRUCTION_INFO)?);
     Ok(Exit::Io(access))
 }
 
