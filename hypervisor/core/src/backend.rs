@@ -144,6 +144,12 @@ pub trait Vcpu {
     /// If the processor refuses.
     fn skip_instruction(&mut self) -> Result<(), BackendError>;
 
+    /// As [`Vcpu::skip_instruction`], for an exit whose instruction the processor did not measure: it has `length` bytes.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn skip_bytes(&mut self, length: u8) -> Result<(), BackendError>;
+
     /// Delivers `event` at the next entry; the last call before the entry wins.
     ///
     /// # Errors

@@ -57,3 +57,50 @@ impl Event {
     /// #UD.
     pub const UD: Self = Self::exception(Vector::UD);
 }
+
+/// What comes of an exception that happens while an event is being delivered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Combined {
+    /// This is delivered.
+    Deliver(Event),
+    /// The guest shuts down.
+    TripleFault,
+}
+
+impl Event {
+    /// The exception `second` that came up while this event was being delivered.
+    ///
+    /// SDM vol. 3A 6.15 "Exception and Interrupt Reference", "Interrupt 8 - Double Fault Exception", table 6-5
+    /// "Conditions for Generating a Double Fault".
+    #[must_use]
+    pub fn followed_by(self, second: Vector, event: Self) -> Combined {
+        let Self::Exception { vector: first, .. } = self else {
+            return Combined::Deliver(event);
+        };
+        let serious = second.is_contributory() || second == Vector::PF;
+        if first == Vector::DF && serious {
+            return Combined::TripleFault;
+        }
+        let double = first.is_contributory() && second.is_contributory() || first == Vector::PF && serious;
+        if double { Combined::Deliver(Self::fault(Vector::DF, 0)) } else { Combined::Deliver(event) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Combined, Event};
+    use bulkhead_arch::Vector;
+
+    #[test]
+    fn double_and_triple_faults() {
+        let page_fault = Event::fault(Vector::PF, 2);
+        let double = Combined::Deliver(Event::fault(Vector::DF, 0));
+        assert_eq!(Event::GP.followed_by(Vector::GP, Event::GP), double);
+        assert_eq!(page_fault.followed_by(Vector::PF, page_fault), double);
+        assert_eq!(page_fault.followed_by(Vector::GP, Event::GP), double);
+        assert_eq!(Event::GP.followed_by(Vector::PF, page_fault), Combined::Deliver(page_fault));
+        assert_eq!(Event::fault(Vector::DF, 0).followed_by(Vector::PF, page_fault), Combined::TripleFault);
+        assert_eq!(Event::Interrupt(32).followed_by(Vector::GP, Event::GP), Combined::Deliver(Event::GP));
+        assert_eq!(Event::exception(Vector::DB).followed_by(Vector::GP, Event::GP), Combined::Deliver(Event::GP));
+    }
+}

@@ -2,10 +2,26 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod adapter;
+pub mod audit;
 pub mod backend;
+pub mod control;
+pub mod counters;
+pub mod cpuid;
+pub mod end;
 pub mod event;
 pub mod exit;
+mod exits;
+pub mod frames;
+pub mod guest;
+pub mod host;
+pub mod load;
+mod msr;
+mod mtrr;
 
 pub use backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
+pub use end::{End, Reason};
 pub use event::Event;
 pub use exit::{Exit, IoAccess, NestedFault};
+pub use guest::{Guest, Limits, Yield};
+pub use host::Host;

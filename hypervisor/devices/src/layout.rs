@@ -46,6 +46,8 @@ pub const PIT_LINE: u8 = 0;
 pub const PIT_GSI: u8 = 2;
 /// Line of the real-time clock.
 pub const RTC_LINE: u8 = 8;
+/// I/O APIC input of the test device.
+pub const TEST_DEVICE_LINE: u8 = 16;
 /// Line of the ACPI system control interrupt (level, active high: the MADT says so).
 pub const SCI_LINE: u8 = 9;
 
@@ -53,6 +55,12 @@ pub const SCI_LINE: u8 = 9;
 pub const COM1: u16 = 0x3F8;
 /// First port of the ACPI power-management block: PM1a event (4), PM1a control (2) at +4, PM timer (4) at +8.
 pub const ACPI_PM: u16 = 0x600;
+/// Ports of that block.
+pub const ACPI_PM_PORTS: u16 = 16;
+/// Configuration address of PCI, 32 bits; data at the next four ports.
+pub const PCI_CONFIG: u16 = 0xCF8;
+/// Index of the real-time clock; data at the next port.
+pub const RTC: u16 = 0x70;
 /// Reset control register.
 pub const RESET_CONTROL: u16 = 0xCF9;
 /// fw_cfg selector; data at the next port.

@@ -1,2 +1,23 @@
-//! To come.
+//! Instructions and hardware registers of the host.
+//!
+//! Every function here is as safe to call as its signature says: what a caller could get wrong is `unsafe` and states
+//! what the caller must see to. Nothing here decides anything.
 #![no_std]
+
+pub mod apic;
+pub mod calibrate;
+pub mod clock;
+pub mod compartment;
+pub mod cpu;
+pub mod descriptors;
+pub mod heap;
+pub mod layout;
+pub mod ports;
+pub mod ram;
+pub mod region;
+pub mod serial;
+pub mod startup;
+pub mod switch;
+pub mod tables;
+pub mod trap;
+pub mod xstate;

@@ -244,7 +244,7 @@ impl Manifest {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self, pack_bytes: u64) -> Result<(), ManifestError> {
-        if pack_bytes % PAGE_SIZE != 0 {
+        if !pack_bytes.is_multiple_of(PAGE_SIZE) {
             return Err(ManifestError::Length);
         }
         if self.guests.is_empty() || self.guests.len() > MAX_GUESTS {
@@ -270,7 +270,7 @@ impl Manifest {
 impl Guest {
     fn wrong_field(&self, zones: usize, pack_bytes: u64) -> Option<&'static str> {
         let image_fits = |image: &Image| {
-            image.offset % PAGE_SIZE == 0
+            image.offset.is_multiple_of(PAGE_SIZE)
                 && image.offset != 0
                 && image.offset.checked_add(image.bytes).is_some_and(|end| end <= pack_bytes)
         };
@@ -280,7 +280,7 @@ impl Guest {
             (self.kernel.bytes != 0 && image_fits(&self.kernel), "kernel"),
             (self.modules.len() <= 16 && self.modules.iter().all(|m| image_fits(&m.image)), "modules"),
             (self.cmdline.len() <= MAX_CMDLINE && !self.cmdline.contains('\0'), "cmdline"),
-            (self.memory % PAGE_SIZE == 0 && (MIN_MEMORY..=MAX_MEMORY).contains(&self.memory), "memory"),
+            (self.memory.is_multiple_of(PAGE_SIZE) && (MIN_MEMORY..=MAX_MEMORY).contains(&self.memory), "memory"),
             (self.vcpus == 1, "vcpus"),
         ];
         checks.into_iter().find_map(|(right, field)| (!right).then_some(field))

@@ -44,6 +44,20 @@ pub trait GuestMemory {
         Ok(u32::from_le_bytes(bytes))
     }
 
+    /// Replaces the little-endian 32-bit value at `gpa` (a multiple of 4) by `new` if it still is `old`; says whether.
+    ///
+    /// Memory that several processors share does it as one locked operation; this body serves memory that has one user.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::write`].
+    fn compare_exchange_u32(&mut self, gpa: Gpa, old: u32, new: u32) -> Result<bool, MemoryError> {
+        let same = self.read_u32(gpa)? == old;
+        if same {
+            self.write(gpa, &new.to_le_bytes())?;
+        }
+        Ok(same)
+    }
+
     /// Reads a little-endian 64-bit value in one access.
     ///
     /// # Errors

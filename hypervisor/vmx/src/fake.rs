@@ -5,10 +5,10 @@ use crate::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Second
 use crate::fields;
 use crate::frame::Frame;
 use crate::host::HostState;
-use crate::region::Region;
 use crate::switched;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_core::BackendError;
+use bulkhead_hw::region::Region;
 use std::collections::{BTreeMap, VecDeque};
 use std::vec::Vec;
 

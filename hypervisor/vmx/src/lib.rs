@@ -2,7 +2,7 @@
 //!
 //! Pure parts, tested on the host: [`fields`], [`capabilities`], [`controls`], [`setup`], [`exit`], [`inject`],
 //! [`explain`], [`dump`] and the vCPU itself, all written against the traits of [`vmcs`]. What executes instructions:
-//! [`hardware`], `instructions`, `entry`, and [`region`], the only modules with unsafe code.
+//! [`hardware`], `instructions`, `entry`, the only modules with unsafe code.
 //!
 //! Manual: Intel 64 and IA-32 Architectures Software Developer's Manual (SDM), order 325462-083US, March 2024; sections
 //! and tables are cited by its numbers.
@@ -25,15 +25,14 @@ pub mod hardware;
 pub mod host;
 pub mod inject;
 mod instructions;
-pub mod region;
 pub mod setup;
 mod state;
 pub mod switched;
 mod vcpu;
 pub mod vmcs;
 
+pub use bulkhead_hw::region::Region;
 pub use capabilities::{Capabilities, Missing};
 pub use hardware::{Hardware, enable, probe};
 pub use instructions::error_name;
-pub use region::Region;
 pub use vcpu::{Resources, VmxVcpu};

@@ -136,8 +136,15 @@ pub(crate) fn set_interruptibility(vmcs: &mut impl VmcsAccess, value: Interrupti
 /// Instruction Execution"; 27.7.3 "Delivery of Pending Debug Exceptions after VM Entry".
 #[inline]
 pub(crate) fn skip_instruction(vmcs: &mut impl VmcsAccess) -> Result<(), BackendError> {
+    let length = vmcs.known(field::EXIT_INSTRUCTION_LENGTH);
+    skip_bytes(vmcs, length)
+}
+
+/// Goes past an instruction of `length` bytes.
+#[inline]
+pub(crate) fn skip_bytes(vmcs: &mut impl VmcsAccess, length: u32) -> Result<(), BackendError> {
     let old = vmcs.known(field::GUEST_RIP);
-    let rip = old.wrapping_add(vmcs.known(field::EXIT_INSTRUCTION_LENGTH).into());
+    let rip = old.wrapping_add(length.into());
     let shadow = vmcs.known(field::INTERRUPTIBILITY) & (BY_STI | BY_MOV_SS);
     let step = vmcs.known(field::GUEST_RFLAGS) & Rflags::TF.bits();
     if (rip ^ old) >> 32 | u64::from(shadow) | step != 0 {

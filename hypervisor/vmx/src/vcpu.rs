@@ -12,13 +12,13 @@ use crate::fields::{self as field, Fields};
 use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::inject;
-use crate::region::Region;
 use crate::setup::{self, Addresses};
 use crate::state;
 use crate::switched;
 use crate::vmcs::{Entered, Processor};
 use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
 use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_hw::region::Region;
 use bulkhead_types::Hpa;
 use core::fmt;
 
@@ -379,6 +379,10 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     #[inline]
     fn skip_instruction(&mut self) -> Result<(), BackendError> {
         state::skip_instruction(&mut self.processor)
+    }
+
+    fn skip_bytes(&mut self, length: u8) -> Result<(), BackendError> {
+        state::skip_bytes(&mut self.processor, length.into())
     }
 
     fn inject(&mut self, event: Event) -> Result<(), BackendError> {

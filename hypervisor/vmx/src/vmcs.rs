@@ -5,8 +5,8 @@
 
 use crate::frame::Frame;
 use crate::host::HostState;
-use crate::region::Region;
 use bulkhead_core::BackendError;
+use bulkhead_hw::region::Region;
 
 /// Access to the fields of the current VMCS by number; [`crate::fields::Fields`] gives it types.
 pub trait VmcsAccess {

@@ -29,20 +29,20 @@ impl Region {
     }
 
     /// Sets all bytes.
-    pub(crate) fn fill(&mut self, byte: u8) {
+    pub fn fill(&mut self, byte: u8) {
         // SAFETY: `new` was promised that the frame is mapped here, writable and ours alone; the type has its size.
         unsafe { self.pointer.as_ptr().write_bytes(byte, 1) };
     }
 
     /// Writes the VMCS revision identifier, the first four bytes.
-    pub(crate) fn set_revision(&mut self, revision: u32) {
+    pub fn set_revision(&mut self, revision: u32) {
         // SAFETY: as in `fill`; a page's first four bytes are aligned for a u32. The processor reads the frame later,
         // by physical address, which the compiler does not know: hence volatile.
         unsafe { self.pointer.as_ptr().cast::<u32>().write_volatile(revision) };
     }
 
     /// Clears one bit; nothing happens outside the frame.
-    pub(crate) fn clear_bit(&mut self, byte: usize, bit: u8) {
+    pub fn clear_bit(&mut self, byte: usize, bit: u8) {
         if byte >= 4096 {
             return;
         }
@@ -54,11 +54,10 @@ impl Region {
         }
     }
 
-    /// The byte at this offset, for tests.
-    #[cfg(test)]
-    pub(crate) fn byte(&self, offset: usize) -> u8 {
-        assert!(offset < 4096);
+    /// The byte at this offset; `None` outside the frame.
+    #[must_use]
+    pub fn byte(&self, offset: usize) -> Option<u8> {
         // SAFETY: as in `clear_bit`.
-        unsafe { self.pointer.as_ptr().cast::<u8>().add(offset).read_volatile() }
+        (offset < 4096).then(|| unsafe { self.pointer.as_ptr().cast::<u8>().add(offset).read_volatile() })
     }
 }

@@ -1,0 +1,321 @@
+//! What each exit comes to.
+
+use crate::adapter::{Registers, Wires};
+use crate::backend::{BackendError, Register, Vcpu};
+use crate::control::{Mode, check_xcr0};
+use crate::cpuid;
+use crate::end::{End, Reason};
+use crate::event::{Combined, Event};
+use crate::exit::{Exit, IoAccess, NestedFault};
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::msr::Refusal;
+use bulkhead_arch::{Cr0, Gpr, Rflags, SegmentName, Vector};
+use bulkhead_devices::layout::ram_ranges;
+use bulkhead_emulate::{Hint, Outcome, Stop, StringIo};
+use bulkhead_paging::guest::PagingState;
+use bulkhead_types::{Gpa, GuestMemory, Gva};
+
+/// What a hypercall answers that is not offered, or not to this privilege level (as KVM has it: -ENOSYS is 1000).
+const NO_SUCH_CALL: u64 = 1000_u64.wrapping_neg();
+const NOT_PERMITTED: u64 = 1_u64.wrapping_neg();
+/// Page-fault error code: present, write, user, reserved bit, instruction fetch. SDM vol. 3A 4.7 "Page-Fault Exceptions".
+const FAULT_PRESENT: u32 = 1 << 0;
+const FAULT_WRITE: u32 = 1 << 1;
+const FAULT_USER: u32 = 1 << 2;
+const FAULT_RESERVED: u32 = 1 << 3;
+const FAULT_FETCH: u32 = 1 << 4;
+
+impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
+    /// Acts on an exit: the guest goes on, or ends.
+    pub(crate) fn act(&mut self, exit: Exit, host: &mut impl Host) -> Result<(), End> {
+        match exit {
+            Exit::Host | Exit::Timer | Exit::InterruptWindow | Exit::NmiWindow => Ok(()),
+            Exit::Cpuid => Ok(self.cpuid(host)?),
+            Exit::Io(access) => self.port(access, host),
+            Exit::ReadMsr | Exit::WriteMsr => Ok(self.msr(exit == Exit::WriteMsr, host)?),
+            Exit::Nested(fault) => self.nested(fault, host),
+            Exit::Halt => {
+                self.halted = true;
+                Ok(self.vcpu.skip_instruction()?)
+            }
+            Exit::Hypercall => Ok(self.hypercall()?),
+            Exit::WriteCr { number, from } => {
+                let value = self.vcpu.gpr(from)?;
+                self.write_control(number, value)
+            }
+            Exit::ReadCr { to, .. } => {
+                let value = u64::from(self.machine.interrupts().cr8());
+                self.vcpu.set_gpr(to, value)?;
+                Ok(self.vcpu.skip_instruction()?)
+            }
+            Exit::Lmsw { value } => {
+                // LMSW sets PE but does not clear it (SDM vol. 2A "LMSW").
+                let old = self.vcpu.read(Register::Cr0)?;
+                self.write_control(0, (old & !0xE) | u64::from(value & 0xF))
+            }
+            Exit::Xsetbv => Ok(self.xsetbv(host)?),
+            // Guest memory is write-back and coherent with all that the guest can reach: nothing to flush.
+            Exit::CacheFlush => Ok(self.vcpu.skip_instruction()?),
+            Exit::Undefined => self.raise(Vector::UD, None),
+            Exit::Exception { vector, error, debug_status } => self.reflect(vector, error, debug_status),
+            Exit::TripleFault => Err(End::TripleFault),
+            Exit::TaskSwitch => Err(End::Killed(Reason::TaskSwitch)),
+            Exit::Unexpected { reason, info } => Err(End::Killed(Reason::Exit { reason, info })),
+        }
+    }
+
+    /// Makes an exception due, together with what was being delivered when it came.
+    fn raise(&mut self, vector: Vector, error: Option<u32>) -> Result<(), End> {
+        let event = Event::Exception { vector, error };
+        let combined = match self.due.take() {
+            Some(first) => first.followed_by(vector, event),
+            None => Combined::Deliver(event),
+        };
+        match combined {
+            Combined::Deliver(event) => {
+                self.due = Some(event);
+                Ok(())
+            }
+            Combined::TripleFault => Err(End::TripleFault),
+        }
+    }
+
+    fn cpuid(&mut self, host: &impl Host) -> Result<(), BackendError> {
+        let [leaf, subleaf] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rcx)?].map(low);
+        let view = self.cpuid_view()?;
+        let answer = cpuid::answer(leaf, subleaf, &view, |leaf, subleaf| host.cpuid(leaf, subleaf));
+        self.vcpu.set_gpr(Gpr::Rax, answer.eax.into())?;
+        self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into())?;
+        self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into())?;
+        self.vcpu.set_gpr(Gpr::Rdx, answer.edx.into())?;
+        self.vcpu.skip_instruction()
+    }
+
+    fn port(&mut self, access: IoAccess, host: &mut impl Host) -> Result<(), End> {
+        let now = self.time(host.tsc());
+        let mask = access.width.mask();
+        if access.string {
+            self.string_port(access, host)?;
+        } else if access.write {
+            let value = low(self.vcpu.gpr(Gpr::Rax)? & mask);
+            self.machine.port_write(access.port, access.width, value, now);
+            self.vcpu.skip_instruction()?;
+        } else {
+            let value = u64::from(self.machine.port_read(access.port, access.width, now)) & mask;
+            // A 32-bit result clears the upper half, a narrower one keeps the rest.
+            let kept = if mask == 0xFFFF_FFFF { 0 } else { self.vcpu.gpr(Gpr::Rax)? & !mask };
+            self.vcpu.set_gpr(Gpr::Rax, kept | value)?;
+            self.vcpu.skip_instruction()?;
+        }
+        self.drain_console(host);
+        self.take_request()
+    }
+
+    fn string_port(&mut self, access: IoAccess, host: &mut impl Host) -> Result<(), End> {
+        let IoAccess { port, width, write, repeat, segment, address_bytes, .. } = access;
+        let access = StringIo { port, width, write, repeat, segment, address_bytes };
+        let now = self.time(host.tsc());
+        let physical_bits = self.limits.address_bits;
+        let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
+        let mut wires = Wires { machine: &mut self.machine, now };
+        let result = bulkhead_emulate::string_io(&mut registers, &mut self.memory, &mut wires, access);
+        self.finish(result)
+    }
+
+    fn msr(&mut self, write: bool, host: &impl Host) -> Result<(), BackendError> {
+        let index = low(self.vcpu.gpr(Gpr::Rcx)?);
+        let result = if write {
+            let [low, high] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rdx)?];
+            self.write_msr(index, high << 32 | low & 0xFFFF_FFFF, host)
+        } else {
+            self.read_msr(index, host).and_then(|value| {
+                self.vcpu.set_gpr(Gpr::Rax, value & 0xFFFF_FFFF)?;
+                Ok(self.vcpu.set_gpr(Gpr::Rdx, value >> 32)?)
+            })
+        };
+        match result {
+            Ok(()) => return self.vcpu.skip_instruction(),
+            Err(Refusal::Backend(error)) => return Err(error),
+            Err(Refusal::Unknown) => self.counters.unknown_msr = self.counters.unknown_msr.wrapping_add(1),
+            Err(Refusal::Illegal) => {}
+        }
+        // No event is being delivered at an instruction's exit.
+        self.due = Some(Event::GP);
+        Ok(())
+    }
+
+    fn hypercall(&mut self) -> Result<(), BackendError> {
+        let user = self.vcpu.segment(SegmentName::Ss)?.dpl() == 3;
+        self.vcpu.set_gpr(Gpr::Rax, if user { NOT_PERMITTED } else { NO_SUCH_CALL })?;
+        self.vcpu.skip_instruction()
+    }
+
+    fn xsetbv(&mut self, host: &mut impl Host) -> Result<(), BackendError> {
+        let [index, low, high] = [Gpr::Rcx, Gpr::Rax, Gpr::Rdx].map(|gpr| self.vcpu.gpr(gpr));
+        let value = high? << 32 | low? & 0xFFFF_FFFF;
+        match check_xcr0(value, self.limits.xcr0) {
+            Ok(xcr0) if index? & 0xFFFF_FFFF == 0 => {
+                host.set_xcr0(xcr0.bits());
+                self.vcpu.skip_instruction()
+            }
+            _ => {
+                self.due = Some(Event::GP);
+                Ok(())
+            }
+        }
+    }
+
+    fn write_control(&mut self, number: u8, value: u64) -> Result<(), End> {
+        if number == 8 {
+            return match u8::try_from(value) {
+                Ok(priority @ 0..=15) => {
+                    self.machine.interrupts_mut().set_cr8(priority);
+                    Ok(self.vcpu.skip_instruction()?)
+                }
+                _ => self.raise(Vector::GP, Some(0)),
+            };
+        }
+        let old = self.mode()?;
+        let new = match number {
+            0 => old.with_cr0(value),
+            _ => old.with_cr4(value, self.limits.cr4),
+        };
+        let Ok(new) = new else { return self.raise(Vector::GP, Some(0)) };
+        if new.is_pae() && !self.load_pdptes(&old, &new)? {
+            return self.raise(Vector::GP, Some(0));
+        }
+        if number == 0 {
+            self.vcpu.write(Register::Cr0, new.cr0.bits())?;
+            self.vcpu.write(Register::Efer, new.efer.bits())?;
+        } else {
+            self.vcpu.write(Register::Cr4, new.cr4.bits())?;
+        }
+        Ok(self.vcpu.skip_instruction()?)
+    }
+
+    /// Loads the four page-directory-pointer entries as the processor does when PAE paging comes into force or a bit of
+    /// CR0 or CR4 that concerns it changes; `false` if one is malformed. SDM vol. 3A 4.4.1 "PDPTE Registers".
+    fn load_pdptes(&mut self, old: &Mode, new: &Mode) -> Result<bool, BackendError> {
+        const RESERVED: u64 = 0x1E6;
+        if old.is_pae() && old.cr0 ^ new.cr0 & (Cr0::CD | Cr0::NW) == Cr0::empty() && old.cr4 == new.cr4 {
+            return Ok(true);
+        }
+        let table = Gpa::new(new.cr3 & 0xFFFF_FFE0);
+        let beyond = !((1_u64 << self.limits.address_bits) - 1);
+        let registers = [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3];
+        for (register, offset) in registers.into_iter().zip((0..32).step_by(8)) {
+            // Outside RAM a read is all ones, which is malformed.
+            let entry = self.memory.read_u64(table.wrapping_add(offset)).unwrap_or(u64::MAX);
+            if entry & 1 != 0 && entry & (RESERVED | beyond) != 0 {
+                return Ok(false);
+            }
+            self.vcpu.write(register, entry)?;
+        }
+        Ok(true)
+    }
+
+    /// Gives back an exception that was intercepted so that it can not recur without end inside one instruction.
+    fn reflect(&mut self, vector: Vector, error: Option<u32>, debug_status: u64) -> Result<(), End> {
+        if vector == Vector::DB {
+            // The processor leaves DR6 and DR7.GD to whoever intercepts. SDM vol. 3C 28.1 "Architectural State before a
+            // VM Exit".
+            const CAUSES: u64 = 0xE00F;
+            let status = self.vcpu.read(Register::Dr6)? & !0xF | debug_status & CAUSES;
+            self.vcpu.write(Register::Dr6, status)?;
+            let control = self.vcpu.read(Register::Dr7)?;
+            self.vcpu.write(Register::Dr7, control & !(1 << 13))?;
+        }
+        self.raise(vector, error)
+    }
+
+    fn nested(&mut self, fault: NestedFault, host: &mut impl Host) -> Result<(), End> {
+        if fault.malformed {
+            return Err(End::Killed(Reason::NestedTables));
+        }
+        if self.is_ram(fault.gpa) {
+            // What was being delivered is delivered again.
+            return if host.populate(fault.gpa) { Ok(()) } else { Err(End::Killed(Reason::NestedTables)) };
+        }
+        if fault.table_walk {
+            return self.walk_leaves_ram(&fault);
+        }
+        if fault.execute {
+            // Nothing answers a fetch: all ones, which no processor knows as an instruction.
+            return self.raise(Vector::UD, None);
+        }
+        if self.due.is_some() {
+            return Err(End::Killed(Reason::Delivery));
+        }
+        let hint = fault.gva.map(|gva| Hint { gva, gpa: fault.gpa, write: fault.write });
+        let now = self.time(host.tsc());
+        let physical_bits = self.limits.address_bits;
+        let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
+        let mut wires = Wires { machine: &mut self.machine, now };
+        let result = bulkhead_emulate::mmio(&mut registers, &mut self.memory, &mut wires, hint, &mut self.decoded);
+        self.counters.emulated = self.counters.emulated.wrapping_add(1);
+        self.finish(result)?;
+        self.take_request()
+    }
+
+    /// The guest's page tables lead outside its RAM, where all entries read as ones: a reserved bit is set.
+    fn walk_leaves_ram(&mut self, fault: &NestedFault) -> Result<(), End> {
+        let user = self.vcpu.segment(SegmentName::Ss)?.dpl() == 3;
+        let mut error = FAULT_PRESENT | FAULT_RESERVED;
+        for (holds, bit) in [(fault.write, FAULT_WRITE), (fault.execute, FAULT_FETCH), (user, FAULT_USER)] {
+            error |= if holds { bit } else { 0 };
+        }
+        self.vcpu.write(Register::Cr2, fault.gva.unwrap_or(Gva::new(0)).as_u64())?;
+        self.raise(Vector::PF, Some(error))
+    }
+
+    fn is_ram(&self, gpa: Gpa) -> bool {
+        ram_ranges(self.limits.memory).iter().any(|range| {
+            gpa.as_u64().checked_sub(range.start.as_u64()).is_some_and(|offset| offset < range.bytes)
+        })
+    }
+
+    /// What becomes of an emulated instruction.
+    fn finish(&mut self, result: Result<Outcome, Stop<BackendError>>) -> Result<(), End> {
+        match result {
+            Ok(Outcome::Done { length: 0 }) => Ok(self.vcpu.skip_instruction()?),
+            Ok(Outcome::Done { length }) => Ok(self.vcpu.skip_bytes(length)?),
+            Ok(Outcome::Again) => Ok(()),
+            Err(Stop::Exception { vector, error, cr2 }) => {
+                if let Some(address) = cr2 {
+                    self.vcpu.write(Register::Cr2, address.as_u64())?;
+                }
+                self.raise(vector, Some(error))
+            }
+            Err(Stop::Unsupported { bytes, length }) => Err(End::Killed(Reason::Instruction { bytes, length })),
+            Err(Stop::Unreachable { .. }) => Err(End::Killed(Reason::Delivery)),
+            Err(Stop::Cpu(error)) => Err(error.into()),
+        }
+    }
+}
+
+/// The low half of a register.
+const fn low(value: u64) -> u32 {
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// The state that a page walk of the guest's goes by.
+pub(crate) fn paging_state<V: Vcpu>(vcpu: &V, physical_bits: u32) -> Result<PagingState, BackendError> {
+    let pdpte = |register| vcpu.read(register);
+    Ok(PagingState {
+        cr0: Cr0::from_bits_truncate(vcpu.read(Register::Cr0)?),
+        cr3: vcpu.read(Register::Cr3)?,
+        cr4: bulkhead_arch::Cr4::from_bits_truncate(vcpu.read(Register::Cr4)?),
+        efer: bulkhead_arch::Efer::from_bits_truncate(vcpu.read(Register::Efer)?),
+        rflags: Rflags::from_bits_retain(vcpu.read(Register::Rflags)?),
+        pdptes: [
+            pdpte(Register::Pdpte0)?,
+            pdpte(Register::Pdpte1)?,
+            pdpte(Register::Pdpte2)?,
+            pdpte(Register::Pdpte3)?,
+        ],
+        cpl: vcpu.segment(SegmentName::Ss)?.dpl(),
+        physical_bits: u8::try_from(physical_bits).unwrap_or(52),
+    })
+}

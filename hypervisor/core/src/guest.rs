@@ -1,0 +1,258 @@
+//! One guest: its vCPU, its memory, its machine, and the loop that runs them.
+//!
+//! A turn is: let devices catch up with time, deliver what is due, enter the guest, act on its exit, and again until the
+//! turn is over, the guest waits, or it has ended. Everything a guest can cause is decided here or in the modules of
+//! this directory's other `impl`s, by tables and functions that know no vendor.
+
+use crate::backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
+use crate::control::Mode;
+use crate::counters::Counters;
+use crate::cpuid::{self, GuestView};
+use crate::end::End;
+use crate::event::Event;
+use crate::host::Host;
+use crate::mtrr::Mtrrs;
+use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName, Xcr0};
+use bulkhead_devices::machine::{Machine, MachineConfig, Request};
+use bulkhead_emulate::DecodeCache;
+use bulkhead_types::{Frequency, GuestMemory, Ticks};
+
+/// Why a guest's turn is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Yield {
+    /// Its time was up.
+    TurnOver,
+    /// It halted: nothing to do before this count of the host's time-stamp counter, if ever.
+    Waiting {
+        /// When a device next wants to act.
+        until: Option<u64>,
+    },
+    /// It does not run any more.
+    Ended(End),
+}
+
+/// A guest with one vCPU.
+#[derive(Debug)]
+pub struct Guest<V, M> {
+    /// Its processor.
+    pub vcpu: V,
+    /// Its RAM.
+    pub memory: M,
+    /// Its devices.
+    pub machine: Machine,
+    /// What it did so far.
+    pub counters: Counters,
+    pub(crate) mtrrs: Mtrrs,
+    /// The host's counter when its machine was switched on.
+    power_on: u64,
+    /// What its time-stamp counter is ahead of its machine's time, since it wrote to it.
+    pub(crate) tsc_adjust: u64,
+    /// It executed HLT and nothing has woken it.
+    pub(crate) halted: bool,
+    /// What the last exit made due: an exception, or an event to be delivered again.
+    pub(crate) due: Option<Event>,
+    windows: Windows,
+    pub(crate) limits: Limits,
+    /// Instructions that were emulated last.
+    pub(crate) decoded: DecodeCache,
+}
+
+/// What the processor allows the guest, found once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bits of CR4 it can set.
+    pub cr4: Cr4,
+    /// Bits of XCR0 it can set.
+    pub xcr0: Xcr0,
+    /// Width of its physical addresses in bits.
+    pub address_bits: u32,
+    /// Rate of the time-stamp counter.
+    pub tsc: Frequency,
+    /// Its RAM in bytes.
+    pub memory: u64,
+    /// It has RDTSCP, and the register that this instruction reads.
+    pub rdtscp: bool,
+}
+
+impl Limits {
+    /// The limits on this host.
+    #[must_use]
+    pub fn of(host: &impl Host, tsc: Frequency, memory: u64) -> Self {
+        let ask = |leaf, subleaf| host.cpuid(leaf, subleaf);
+        Self {
+            cr4: cpuid::allowed_cr4(ask),
+            xcr0: cpuid::components(ask),
+            address_bits: (ask(0x8000_0008, 0).eax & 0xFF).clamp(32, 52),
+            tsc,
+            memory,
+            rdtscp: ask(0x8000_0001, 0).edx >> 27 & 1 != 0,
+        }
+    }
+}
+
+impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
+    /// A guest whose machine is switched on at `power_on`, a count of the host's time-stamp counter.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    pub fn new(vcpu: V, memory: M, config: &MachineConfig, limits: Limits, power_on: u64) -> Result<Self, BackendError> {
+        let mut guest = Self {
+            vcpu,
+            memory,
+            machine: Machine::new(config),
+            counters: Counters::default(),
+            mtrrs: Mtrrs::new(limits.address_bits),
+            power_on,
+            tsc_adjust: 0,
+            halted: false,
+            due: None,
+            windows: Windows::default(),
+            limits,
+            decoded: DecodeCache::new(),
+        };
+        guest.apply_tsc_offset()?;
+        guest.allow_direct_msrs();
+        Ok(guest)
+    }
+
+    /// The machine's time at `tsc` of the host.
+    pub(crate) const fn time(&self, tsc: u64) -> Ticks {
+        Ticks::new(tsc.saturating_sub(self.power_on))
+    }
+
+    /// Makes the processor add what belongs to the guest's time-stamp counter.
+    pub(crate) fn apply_tsc_offset(&mut self) -> Result<(), BackendError> {
+        self.vcpu.set_tsc_offset(self.tsc_adjust.wrapping_sub(self.power_on))
+    }
+
+    /// Runs the guest until the host's time-stamp counter reaches `until`, or it has nothing to do.
+    pub fn run(&mut self, host: &mut impl Host, until: u64) -> Yield {
+        match self.turn(host, until) {
+            Ok(over) => over,
+            Err(end) => Yield::Ended(end),
+        }
+    }
+
+    fn turn(&mut self, host: &mut impl Host, until: u64) -> Result<Yield, End> {
+        self.take_input(host);
+        loop {
+            let now = host.tsc();
+            let time = self.time(now);
+            if self.machine.deadline().is_some_and(|deadline| deadline <= time) {
+                self.machine.advance(time);
+            }
+            if self.machine.interrupts_mut().take_init() {
+                // INIT of the one processor: what firmware would make of it is a reset.
+                return Err(End::Reset);
+            }
+            if self.halted && !self.wake()? {
+                return Ok(Yield::Waiting { until: self.deadline() });
+            }
+            if now >= until {
+                return Ok(Yield::TurnOver);
+            }
+            self.deliver()?;
+            let next = self.deadline().map_or(until, |deadline| deadline.min(until));
+            self.vcpu.set_timer(next.saturating_sub(now))?;
+            let exit = self.vcpu.run()?;
+            self.due = self.vcpu.take_interrupted();
+            self.counters.count(&exit);
+            self.act(exit, host)?;
+        }
+    }
+
+    /// When a device next wants to act, by the host's counter.
+    fn deadline(&self) -> Option<u64> {
+        self.machine.deadline().map(|deadline| deadline.as_u64().saturating_add(self.power_on))
+    }
+
+    /// Hands the console what has come in, as far as it has room.
+    fn take_input(&mut self, host: &mut impl Host) {
+        while self.machine.has_console_room() {
+            let Some(byte) = host.console_input() else { break };
+            self.machine.console_input(byte);
+        }
+    }
+
+    /// Sends the console's output.
+    pub(crate) fn drain_console(&mut self, host: &mut impl Host) {
+        while let Some(byte) = self.machine.console_output() {
+            host.console(byte);
+        }
+    }
+
+    /// Acts on what the machine was asked to do by its ports.
+    pub(crate) fn take_request(&mut self) -> Result<(), End> {
+        match self.machine.take_request() {
+            None => Ok(()),
+            Some(Request::PowerOff) => Err(End::PowerOff),
+            Some(Request::Reset) => Err(End::Reset),
+            Some(Request::TestExit(code)) => Err(End::TestExit(code)),
+        }
+    }
+
+    /// Ends a halt if something is there to wake for.
+    fn wake(&mut self) -> Result<bool, BackendError> {
+        let interrupts = self.machine.interrupts();
+        let nmi = interrupts.nmi_pending();
+        let wakes = nmi || interrupts.has_interrupt() && self.flags()?.contains(Rflags::IF) || self.due.is_some();
+        self.halted = !wakes;
+        Ok(wakes)
+    }
+
+    fn flags(&self) -> Result<Rflags, BackendError> {
+        Ok(Rflags::from_bits_retain(self.vcpu.read(Register::Rflags)?))
+    }
+
+    /// Injects the one event that comes first, and asks for a window for the next.
+    ///
+    /// An exception or interrupted event of the last exit goes before an NMI, an NMI before an interrupt.
+    /// SDM vol. 3A 6.9 "Prioritization of Concurrent Events"; vol. 3C 27.7 "Virtual-Machine Control Structures: Event
+    /// Injection".
+    fn deliver(&mut self) -> Result<(), BackendError> {
+        let interrupts = self.machine.interrupts();
+        let (mut nmi, mut interrupt) = (interrupts.nmi_pending(), interrupts.has_interrupt());
+        let due = self.due.take();
+        if let Some(event) = due {
+            self.vcpu.inject(event)?;
+        } else if nmi || interrupt {
+            let blocked = self.vcpu.interruptibility()?;
+            if nmi && blocked == Interruptibility::default() {
+                self.machine.interrupts_mut().take_nmi();
+                self.vcpu.inject(Event::Nmi)?;
+                nmi = self.machine.interrupts().nmi_pending();
+            } else if interrupt && !blocked.sti && !blocked.mov_ss && self.flags()?.contains(Rflags::IF) {
+                if let Some(vector) = self.machine.interrupts_mut().acknowledge() {
+                    self.vcpu.inject(Event::Interrupt(vector))?;
+                }
+                interrupt = self.machine.interrupts().has_interrupt();
+            }
+        }
+        let windows = Windows { interrupt, nmi };
+        if windows != self.windows {
+            self.vcpu.request_windows(windows)?;
+            self.windows = windows;
+        }
+        Ok(())
+    }
+
+    /// The registers that make up the processor's mode.
+    pub(crate) fn mode(&self) -> Result<Mode, BackendError> {
+        Ok(Mode {
+            cr0: Cr0::from_bits_truncate(self.vcpu.read(Register::Cr0)?),
+            cr3: self.vcpu.read(Register::Cr3)?,
+            cr4: Cr4::from_bits_truncate(self.vcpu.read(Register::Cr4)?),
+            efer: Efer::from_bits_truncate(self.vcpu.read(Register::Efer)?),
+            long_code: self.vcpu.segment(SegmentName::Cs)?.attributes & Segment::LONG != 0,
+        })
+    }
+
+    /// What of the guest shows in its CPUID.
+    pub(crate) fn cpuid_view(&self) -> Result<GuestView, BackendError> {
+        Ok(GuestView {
+            tsc: self.limits.tsc,
+            osxsave: self.vcpu.read(Register::Cr4)? & Cr4::OSXSAVE.bits() != 0,
+            apic: self.machine.interrupts().lapic.is_enabled(),
+        })
+    }
+}

@@ -1,0 +1,35 @@
+//! What policy needs of the host, beside a vCPU: time, CPUID, a console, memory on demand.
+
+use bulkhead_types::Gpa;
+
+/// CPUID's four results.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct CpuidResult {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+/// The host as one guest's run loop sees it.
+pub trait Host {
+    /// The host's time-stamp counter, in ticks.
+    fn tsc(&self) -> u64;
+
+    /// What the processor itself answers to CPUID.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
+
+    /// Sends a byte of the guest's console.
+    fn console(&mut self, byte: u8);
+
+    /// A byte for the guest's console, if one has come in.
+    fn console_input(&mut self) -> Option<u8>;
+
+    /// Sets XCR0 for the guest; the value has been checked.
+    fn set_xcr0(&mut self, value: u64);
+
+    /// Gives the guest the page of its RAM at `gpa`, if it was left unmapped until first touched. `false` if it was
+    /// mapped already, or can not be.
+    fn populate(&mut self, gpa: Gpa) -> bool;
+}

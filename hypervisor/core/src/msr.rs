@@ -1,0 +1,139 @@
+//! Model-specific registers: an allow-list. What is not on it is #GP in the guest, and a counter.
+
+use crate::backend::{BackendError, Register, Vcpu};
+use crate::control::check_pat;
+use crate::guest::Guest;
+use crate::host::Host;
+use bulkhead_arch::msr;
+use bulkhead_devices::interrupt::InvalidMsr;
+use bulkhead_types::{GuestMemory, Ticks};
+
+/// What the guest reads and writes without an exit: the processor, or the backend at a switch, keeps each guest's apart.
+const DIRECT: [u32; 10] = [
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+    msr::STAR,
+    msr::LSTAR,
+    msr::CSTAR,
+    msr::FMASK,
+    msr::FS_BASE,
+    msr::GS_BASE,
+    msr::KERNEL_GS_BASE,
+];
+/// IA32_MISC_ENABLE: fast strings; no branch trace store, no event sampling.
+const MISC_ENABLE: u32 = 0x1A0;
+const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12;
+const PLATFORM_ID: u32 = 0x17;
+/// Microcode revision that is reported: some.
+const MICROCODE: u64 = 1 << 32;
+
+/// What a register access comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    /// The register exists, but not with this value or this access: #GP.
+    Illegal,
+    /// There is no such register: #GP, and counted.
+    Unknown,
+    /// The processor refused.
+    Backend(BackendError),
+}
+
+impl From<BackendError> for Refusal {
+    fn from(error: BackendError) -> Self {
+        Self::Backend(error)
+    }
+}
+
+impl From<InvalidMsr> for Refusal {
+    fn from(_: InvalidMsr) -> Self {
+        Self::Illegal
+    }
+}
+
+const fn is_interrupt_msr(index: u32) -> bool {
+    matches!(index, msr::APIC_BASE | msr::X2APIC_BASE..=msr::X2APIC_END)
+}
+
+impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
+    /// Opens the registers that need no exit.
+    pub(crate) fn allow_direct_msrs(&mut self) {
+        for index in DIRECT {
+            self.vcpu.allow_msr(index, true);
+        }
+        if self.limits.rdtscp {
+            self.vcpu.allow_msr(msr::TSC_AUX, true);
+        }
+        // Read with the offset added by the processor; written by us.
+        self.vcpu.allow_msr(msr::TSC, false);
+    }
+
+    /// RDMSR.
+    pub(crate) fn read_msr(&mut self, index: u32, host: &impl Host) -> Result<u64, Refusal> {
+        let now = self.time(host.tsc());
+        match index {
+            index if is_interrupt_msr(index) => Ok(self.machine.interrupts_mut().msr_read(index, now)?),
+            msr::TSC_DEADLINE => {
+                let deadline = self.machine.interrupts_mut().msr_read(index, now)?;
+                Ok(if deadline == 0 { 0 } else { deadline.wrapping_add(self.tsc_adjust) })
+            }
+            msr::TSC => Ok(now.as_u64().wrapping_add(self.tsc_adjust)),
+            msr::TSC_ADJUST => Ok(self.tsc_adjust),
+            msr::EFER => Ok(self.vcpu.read(Register::Efer)?),
+            msr::PAT => Ok(self.vcpu.read(Register::Pat)?),
+            // Machine checks without banks, no debug features, one microcode.
+            msr::MCG_CAP | msr::MCG_STATUS | msr::DEBUGCTL | PLATFORM_ID => Ok(0),
+            MISC_ENABLE => Ok(MISC_ENABLE_VALUE),
+            msr::BIOS_SIGN_ID => Ok(MICROCODE),
+            _ => self.mtrrs.read(index).ok_or(Refusal::Unknown),
+        }
+    }
+
+    /// WRMSR.
+    pub(crate) fn write_msr(&mut self, index: u32, value: u64, host: &impl Host) -> Result<(), Refusal> {
+        let now = self.time(host.tsc());
+        match index {
+            index if is_interrupt_msr(index) => Ok(self.machine.interrupts_mut().msr_write(index, value, now)?),
+            msr::TSC_DEADLINE => {
+                // Zero disarms; a deadline that has passed fires at once, also one before the machine's first tick.
+                let deadline = match value {
+                    0 => 0,
+                    _ => self.machine_time(value, now).as_u64().max(1),
+                };
+                Ok(self.machine.interrupts_mut().msr_write(index, deadline, now)?)
+            }
+            msr::TSC => {
+                self.tsc_adjust = value.wrapping_sub(now.as_u64());
+                Ok(self.apply_tsc_offset()?)
+            }
+            msr::TSC_ADJUST => {
+                self.tsc_adjust = value;
+                Ok(self.apply_tsc_offset()?)
+            }
+            msr::EFER => {
+                let mode = self.mode()?.with_efer(value).map_err(|_| Refusal::Illegal)?;
+                Ok(self.vcpu.write(Register::Efer, mode.efer.bits())?)
+            }
+            msr::PAT => {
+                check_pat(value).map_err(|_| Refusal::Illegal)?;
+                Ok(self.vcpu.write(Register::Pat, value)?)
+            }
+            msr::MCG_STATUS | msr::DEBUGCTL if value == 0 => Ok(()),
+            // Writing the revision register selects it for reading (SDM vol. 3A 10.11.7); other bits have no effect.
+            msr::BIOS_SIGN_ID => Ok(()),
+            MISC_ENABLE if value == MISC_ENABLE_VALUE => Ok(()),
+            msr::MCG_CAP | msr::MCG_STATUS | msr::DEBUGCTL | MISC_ENABLE => Err(Refusal::Illegal),
+            _ if self.mtrrs.read(index).is_some() => {
+                self.mtrrs.write(index, value, self.limits.address_bits).ok_or(Refusal::Illegal)
+            }
+            _ => Err(Refusal::Unknown),
+        }
+    }
+
+    /// The machine's time at which the guest's time-stamp counter will be `tsc`.
+    fn machine_time(&self, tsc: u64, now: Ticks) -> Ticks {
+        let ahead = tsc.wrapping_sub(now.as_u64().wrapping_add(self.tsc_adjust));
+        // Less than half the range ahead is the future, the rest is the past.
+        if ahead >> 63 == 0 { now.after(ahead) } else { now }
+    }
+}

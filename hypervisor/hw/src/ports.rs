@@ -1,0 +1,31 @@
+//! The few port devices of the host that the hypervisor itself uses.
+
+use x86_64::instructions::port::Port;
+
+/// Reads a byte of a host device register.
+///
+/// # Safety
+/// Reading `port` has no effect beyond the device, and the device does no DMA for it.
+#[must_use]
+pub unsafe fn read(port: u16) -> u8 {
+    // SAFETY: as the caller vouches.
+    unsafe { Port::new(port).read() }
+}
+
+/// Writes a byte to a host device register.
+///
+/// # Safety
+/// Writing `value` to `port` has no effect beyond the device, and the device does no DMA for it.
+pub unsafe fn write(port: u16, value: u8) {
+    // SAFETY: as the caller vouches.
+    unsafe { Port::new(port).write(value) }
+}
+
+/// Masks all inputs of the two legacy interrupt controllers for good: the hypervisor takes interrupts from its local
+/// APIC alone. 8259A data sheet, "Operation Control Word 1".
+pub fn mask_legacy_interrupts() {
+    for port in [0x21, 0xA1] {
+        // SAFETY: the mask register of an 8259A; it only keeps interrupts away.
+        unsafe { write(port, 0xFF) }
+    }
+}

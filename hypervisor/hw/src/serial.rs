@@ -1,0 +1,77 @@
+//! The host's serial line, COM1: the hypervisor's log and the guests' consoles.
+
+use crate::ports;
+use uart_16550::SerialPort;
+
+const COM1: u16 = 0x3F8;
+/// Line status register: a byte has come in (bit 0), the transmitter is wholly empty (bit 6). 16550D data sheet, 8.4.
+const LINE_STATUS: u16 = COM1 + 5;
+
+/// The line, at 115200 baud. Holds nothing: the state is the chip's.
+#[derive(Clone, Copy, Debug)]
+pub struct Serial(());
+
+impl Serial {
+    /// Sets the chip up; called once, at start-up.
+    #[must_use]
+    pub fn init() -> Self {
+        // SAFETY: COM1 is a 16550 or nothing on every PC, and nothing else in the hypervisor touches its ports.
+        let mut port = unsafe { SerialPort::new(COM1) };
+        port.init();
+        // No interrupts from it: input is looked for whenever a guest's turn ends.
+        // SAFETY: the interrupt enable register of that chip.
+        unsafe { ports::write(COM1 + 1, 0) }
+        Self(())
+    }
+
+    /// The line as set up before: for the report of a fault.
+    #[must_use]
+    pub const fn again() -> Self {
+        Self(())
+    }
+
+    /// Sends a byte, after those before it.
+    pub fn send(self, byte: u8) {
+        // SAFETY: as in `init`; sending waits for the chip's own pace only.
+        let mut port = unsafe { SerialPort::new(COM1) };
+        port.send_raw(byte);
+    }
+
+    /// Whether a byte has come in.
+    #[must_use]
+    pub fn has_input(self) -> bool {
+        // SAFETY: the line status register of COM1; reading it clears error bits only. An absent chip reads as ones:
+        // all bits at once are no real state.
+        let status = unsafe { ports::read(LINE_STATUS) };
+        status & 1 != 0 && status != 0xFF
+    }
+
+    /// A byte that has come in.
+    #[must_use]
+    pub fn receive(self) -> Option<u8> {
+        // SAFETY: the receive buffer of COM1, read only when it holds a byte.
+        self.has_input().then(|| unsafe { ports::read(COM1) })
+    }
+
+    /// Waits until the last byte has left the chip.
+    pub fn flush(self) {
+        for _ in 0..1_000_000 {
+            // SAFETY: as in `has_input`.
+            if unsafe { ports::read(LINE_STATUS) } & 0x40 != 0 {
+                break;
+            }
+        }
+    }
+}
+
+impl core::fmt::Write for Serial {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                self.send(b'\r');
+            }
+            self.send(byte);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! The serial line, shared by the hypervisor's log and the guests' consoles.
+//!
+//! Bytes are never kept in the shared part: a guest's output goes to the chip from its own compartment, within its own
+//! time, and its input is taken from the chip there. Only the number of the channel is shared.
+//!
+//! In [`ConsoleMode::Framed`] the byte 0x10 followed by 0x40 + N says that what follows belongs to channel N (0 the
+//! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
+//! [`ConsoleMode::Lines`] each guest's lines are printed whole, with its name in front, and input goes to guest 1.
+
+use bulkhead_hw::serial::Serial;
+use bulkhead_types::GuestId;
+use bulkhead_types::manifest::ConsoleMode;
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+
+const SWITCH: u8 = 0x10;
+const CHANNEL_BASE: u8 = 0x40;
+/// Longest line that is printed whole in line mode.
+const LINE: usize = 200;
+
+static FRAMED: AtomicBool = AtomicBool::new(false);
+/// Channel of the last byte sent.
+static SENDING: AtomicU16 = AtomicU16::new(0);
+/// Channel that input belongs to.
+static FOCUS: AtomicU16 = AtomicU16::new(1);
+/// A switch byte has come in, the channel's has not.
+static SWITCHING: AtomicBool = AtomicBool::new(false);
+
+/// Sets how the line is shared.
+pub fn set_mode(mode: ConsoleMode) {
+    FRAMED.store(mode == ConsoleMode::Framed, Ordering::Relaxed);
+}
+
+fn send(channel: u16, byte: u8) {
+    let serial = Serial::again();
+    if !FRAMED.load(Ordering::Relaxed) {
+        return serial.send(byte);
+    }
+    if SENDING.swap(channel, Ordering::Relaxed) != channel {
+        serial.send(SWITCH);
+        serial.send(CHANNEL_BASE | u8::try_from(channel).unwrap_or(u8::MAX));
+    }
+    if byte == SWITCH {
+        serial.send(SWITCH);
+    }
+    serial.send(byte);
+}
+
+/// The hypervisor's log.
+pub struct Log;
+
+impl Write for Log {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                send(0, b'\r');
+            }
+            send(0, byte);
+        }
+        Ok(())
+    }
+}
+
+/// Writes a line to the hypervisor's log.
+#[macro_export]
+macro_rules! log {
+    ($($argument:tt)*) => {{
+        use core::fmt::Write;
+        // The line takes everything: there is no error to act on.
+        let _ = writeln!($crate::console::Log, $($argument)*);
+    }};
+}
+
+/// One guest's end of the line. Lies in the guest's compartment.
+pub struct GuestConsole {
+    channel: u16,
+    name: &'static str,
+    line: [u8; LINE],
+    length: usize,
+}
+
+impl GuestConsole {
+    /// The console of the guest with this number and name.
+    pub const fn new(id: GuestId, name: &'static str) -> Self {
+        Self { channel: id.number(), name, line: [0; LINE], length: 0 }
+    }
+
+    /// Sends a byte of the guest's output.
+    pub fn send(&mut self, byte: u8) {
+        if FRAMED.load(Ordering::Relaxed) {
+            return send(self.channel, byte);
+        }
+        match byte {
+            b'\n' => self.end_line(),
+            b'\r' => {}
+            // What could move the cursor or ring a bell could imitate another's line.
+            0..=31 | 127 if byte != b'\t' => self.keep(b'?'),
+            _ => self.keep(byte),
+        }
+    }
+
+    fn keep(&mut self, byte: u8) {
+        if let Some(slot) = self.line.get_mut(self.length) {
+            *slot = byte;
+            self.length += 1;
+        }
+        if self.length == LINE {
+            self.end_line();
+        }
+    }
+
+    /// Prints what there is of a line.
+    pub fn end_line(&mut self) {
+        if self.length == 0 {
+            return;
+        }
+        let prefix = ["[", self.name, "] "].into_iter().flat_map(str::bytes);
+        for byte in prefix.chain(self.line.iter().take(self.length).copied()).chain(*b"\r\n") {
+            send(self.channel, byte);
+        }
+        self.length = 0;
+    }
+
+    /// A byte that has come in for this guest. A switch to another channel on the way is obeyed.
+    pub fn receive(&mut self) -> Option<u8> {
+        let serial = Serial::again();
+        while FOCUS.load(Ordering::Relaxed) == self.channel && serial.has_input() {
+            let byte = serial.receive()?;
+            if !FRAMED.load(Ordering::Relaxed) {
+                return Some(byte);
+            }
+            match (SWITCHING.swap(false, Ordering::Relaxed), byte) {
+                (false, SWITCH) => SWITCHING.store(true, Ordering::Relaxed),
+                (true, CHANNEL_BASE..) => FOCUS.store(u16::from(byte - CHANNEL_BASE), Ordering::Relaxed),
+                (_, byte) => return Some(byte),
+            }
+        }
+        None
+    }
+}
+
+/// The guest that has input waiting, if any. Input for none is dropped.
+pub fn input_for() -> Option<GuestId> {
+    let serial = Serial::again();
+    if !serial.has_input() {
+        return None;
+    }
+    let focus = FOCUS.load(Ordering::Relaxed);
+    if focus == 0 {
+        // The log takes no input but the switch to another channel.
+        match (SWITCHING.swap(false, Ordering::Relaxed), serial.receive()?) {
+            (false, SWITCH) => SWITCHING.store(true, Ordering::Relaxed),
+            (true, byte @ CHANNEL_BASE..) => FOCUS.store(u16::from(byte - CHANNEL_BASE), Ordering::Relaxed),
+            _ => {}
+        }
+        return None;
+    }
+    Some(GuestId::new(focus))
+}
+
+/// Drops a byte that came in for a guest that does not run.
+pub fn drop_input() {
+    GuestConsole::new(GuestId::new(FOCUS.load(Ordering::Relaxed)), "").receive();
+}

@@ -1,0 +1,158 @@
+//! The idle compartment: makes the guests, gives them their turns, waits when there is nothing to do.
+//!
+//! A turn is a switch to the guest's compartment and back. A guest's registers stay in the CPU when it comes back, and
+//! leave it only when another guest's turn has come ([`Command::Park`]): a guest alone never pays for a switch.
+
+use crate::console;
+use crate::guest;
+use crate::log;
+use crate::audit;
+use crate::machine::{Command, FACTS, FRAMES, Facts, LOADED, SLOTS, State, slot};
+use crate::start::{IDLE_SPACE, refuse};
+use bulkhead_core::frames::{Owner, Part};
+use bulkhead_hw::compartment::{Compartment, Needs};
+use bulkhead_hw::{apic, cpu, descriptors};
+use bulkhead_types::manifest::Guest;
+use bulkhead_types::{Frame, GuestId, PAGE_SIZE};
+use core::sync::atomic::Ordering;
+
+/// Slices and looks at the console in a second.
+const SLICES_PER_SECOND: u64 = 100;
+
+/// What the idle compartment executes.
+pub extern "C" fn main() -> ! {
+    let (Some(facts), Some(mut idle)) = (FACTS.get(), IDLE_SPACE.lock().take()) else { cpu::stop() };
+    take_over(facts, &mut idle);
+    for (id, guest) in (1..).map(GuestId::new).zip(&facts.manifest.guests) {
+        create(facts, &mut idle, id, guest);
+    }
+    run(facts, &idle);
+    log!("event machine done");
+    bulkhead_hw::serial::Serial::again().flush();
+    cpu::stop()
+}
+
+/// Sets this CPU up, and frees what start-up left behind.
+fn take_over(facts: &Facts, idle: &mut Compartment) {
+    descriptors::load_window_task();
+    apic::enable(facts.local_apic.is_some());
+    if let Some(frames) = FRAMES.get() {
+        let mut frames = frames.lock();
+        for (first, count) in &facts.leftovers {
+            let boot = (0..*count).all(|index| {
+                frames.owner(Frame::new(first + index)) == Owner::Hypervisor(Part::Boot)
+            });
+            let freed = boot.then(|| frames.mark(Frame::new(*first), *count, Owner::Free));
+            debug_assert!(freed.is_some());
+        }
+        let region = match idle.add_control_pages::<1>(&mut frames) {
+            Ok([region]) => region,
+            Err(error) => refuse(error),
+        };
+        #[expect(unsafe_code, reason = "here the backend's promise meets start-up's")]
+        // SAFETY: this is the one CPU, its first call, in ring 0; the capabilities were read from it; the page is the idle
+        // compartment's for good.
+        let enabled = unsafe { bulkhead_vmx::enable(&facts.capabilities, region) };
+        if let Err(error) = enabled {
+            refuse(bulkhead_core::End::from(error));
+        }
+    }
+}
+
+/// Makes a guest's compartment; the guest itself is made in there, at its first turn.
+fn create(facts: &Facts, idle: &mut Compartment, id: GuestId, guest: &Guest) {
+    let (Some(slot), Some(frames)) = (slot(id), FRAMES.get()) else { return };
+    let images = guest.modules.iter().map(|module| module.image).chain([guest.kernel]);
+    let images = images.map(|image| image.bytes.next_multiple_of(PAGE_SIZE)).sum();
+    let needs = Needs { memory: guest.memory, lazy: guest.lazy, images };
+    match idle.build_for(id, &mut frames.lock(), &facts.shared, &needs, guest::main) {
+        Ok(made) => {
+            slot.context.set(&made);
+            guest::hand_over(id, made);
+            slot.set_state(State::Ready);
+        }
+        Err(error) => {
+            log!("event guest {id} {} ended killed no compartment: {error}", guest.name);
+            slot.set_state(State::Failed);
+        }
+    }
+}
+
+/// Gives turns until all guests have ended.
+fn run(facts: &Facts, idle: &Compartment) {
+    let count = facts.manifest.guests.len();
+    let slice = facts.tsc.as_hertz() / SLICES_PER_SECOND;
+    let mut last = 0;
+    loop {
+        let now = cpu::tsc();
+        wake(now);
+        match next_ready(last, count) {
+            Some(index) => {
+                last = index;
+                let id = GuestId::new(u16::try_from(index + 1).unwrap_or(0));
+                turn(id, now, slice);
+                if facts.manifest.audit && SLOTS.get(index).is_some_and(|slot| matches!(slot.state(), State::Ended | State::Failed)) {
+                    audit::audit_all(facts, idle);
+                }
+            }
+            None if SLOTS.iter().any(|slot| slot.state() == State::Waiting) => wait(now, slice),
+            None => return audit::audit_all(facts, idle),
+        }
+    }
+}
+
+/// The next guest after `last` that can run, in turn.
+fn next_ready(last: usize, count: usize) -> Option<usize> {
+    (last + 1..count).chain(0..=last.min(count.saturating_sub(1))).find(|index| {
+        SLOTS.get(*index).is_some_and(|slot| slot.state() == State::Ready)
+    })
+}
+
+/// Lets those run whose time has come, and the one that input came for.
+fn wake(now: u64) {
+    for slot in &SLOTS {
+        if slot.state() == State::Waiting && slot.wake.load(Ordering::Relaxed) <= now {
+            slot.set_state(State::Ready);
+        }
+    }
+    let Some(id) = console::input_for() else { return };
+    match slot(id) {
+        Some(slot) if slot.state() == State::Waiting => slot.set_state(State::Ready),
+        Some(slot) if slot.state() == State::Ready => {}
+        _ => console::drop_input(),
+    }
+}
+
+fn turn(id: GuestId, now: u64, slice: u64) {
+    let Some(slot) = slot(id) else { return };
+    park_unless(id);
+    slot.wake.store(now.saturating_add(slice), Ordering::Relaxed);
+    slot.enter(id, Command::Run);
+    slot.used.fetch_add(cpu::tsc().saturating_sub(now), Ordering::Relaxed);
+}
+
+/// Takes the registers of whoever has them in the CPU out of it, unless that is `id`.
+pub fn park_unless(id: GuestId) {
+    let loaded = LOADED.load(Ordering::Relaxed);
+    if loaded != 0 && loaded != id.number() {
+        let loaded = GuestId::new(loaded);
+        if let Some(slot) = slot(loaded) {
+            slot.enter(loaded, Command::Park);
+        }
+    }
+}
+
+/// Waits until the first guest wants to run again, or it is time to look at the console.
+fn wait(now: u64, slice: u64) {
+    let waiting = SLOTS.iter().filter(|slot| slot.state() == State::Waiting);
+    let first = waiting.map(|slot| slot.wake.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
+    let until = first.min(now.saturating_add(slice));
+    if apic::has_deadline_timer() {
+        apic::set_deadline(until);
+        cpu::halt_until_interrupt();
+    } else {
+        while cpu::tsc() < until {
+            core::hint::spin_loop();
+        }
+    }
+}

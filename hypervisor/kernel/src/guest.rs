@@ -1,0 +1,332 @@
+//! What runs in a guest's own compartment: the guest is made here, and every exit of it is handled here.
+//!
+//! Everything about the guest is a local variable of [`main`], on the stack in the window: it is in no other address
+//! space, and so it is nowhere while another guest is served.
+
+use crate::console::GuestConsole;
+use crate::log;
+use crate::machine::{Asking, CURRENT, Command, FACTS, FRAMES, Facts, IDLE, LOADED, Slot, State, cpuid, slot};
+use crate::{audit, console};
+use bulkhead_core::frames::FrameTable;
+use bulkhead_core::host::{CpuidResult, Host};
+use bulkhead_core::load::{self, InitialState, LoadModule};
+use bulkhead_core::{BackendError, End, Guest, Limits, Register, Vcpu, Yield};
+use bulkhead_arch::{Gpr, SegmentName};
+use bulkhead_devices::acpi;
+use bulkhead_devices::layout::RSDP;
+use bulkhead_devices::machine::MachineConfig;
+use bulkhead_hw::compartment::{BuildError, Compartment, GuestRam};
+use bulkhead_hw::ram::WindowRam;
+use bulkhead_hw::xstate::ExtendedState;
+use bulkhead_hw::cpu;
+use bulkhead_paging::Ept;
+use bulkhead_types::manifest::{self, MAX_GUESTS};
+use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
+use bulkhead_vmx::{Resources, VmxVcpu};
+use core::fmt;
+use core::sync::atomic::Ordering;
+use spin::Mutex;
+
+/// Compartments on their way from the idle compartment to their own: tokens and addresses only.
+static MADE: [Mutex<Option<Compartment>>; MAX_GUESTS] = [const { Mutex::new(None) }; MAX_GUESTS];
+
+/// Gives a compartment to the guest that will run in it.
+pub fn hand_over(id: GuestId, made: Compartment) {
+    if let Some(place) = usize::from(id.number()).checked_sub(1).and_then(|index| MADE.get(index)) {
+        *place.lock() = Some(made);
+    }
+}
+
+/// Why a guest could not be started.
+enum StartError {
+    Build(BuildError),
+    Load(load::LoadError),
+    Memory(MemoryError),
+    Backend(BackendError),
+    Missing(&'static str),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Build(error) => error.fmt(f),
+            Self::Load(error) => error.fmt(f),
+            Self::Memory(error) => write!(f, "firmware tables at {} do not fit its memory", error.gpa),
+            Self::Backend(error) => write!(f, "the processor refused it: {error:?}"),
+            Self::Missing(what) => f.write_str(what),
+        }
+    }
+}
+
+impl From<BuildError> for StartError {
+    fn from(error: BuildError) -> Self {
+        Self::Build(error)
+    }
+}
+impl From<load::LoadError> for StartError {
+    fn from(error: load::LoadError) -> Self {
+        Self::Load(error)
+    }
+}
+impl From<MemoryError> for StartError {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(error)
+    }
+}
+impl From<BackendError> for StartError {
+    fn from(error: BackendError) -> Self {
+        Self::Backend(error)
+    }
+}
+
+/// What belongs to the guest beside its processor, memory and devices.
+struct Local {
+    ram: GuestRam,
+    lazy: bool,
+    console: GuestConsole,
+    extended: ExtendedState,
+}
+
+/// The host, as this guest's run loop sees it.
+struct Serving<'a> {
+    compartment: &'a mut Compartment,
+    local: &'a mut Local,
+}
+
+impl Host for Serving<'_> {
+    fn tsc(&self) -> u64 {
+        cpu::tsc()
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+        cpuid(leaf, subleaf)
+    }
+
+    fn console(&mut self, byte: u8) {
+        self.local.console.send(byte);
+    }
+
+    fn console_input(&mut self) -> Option<u8> {
+        self.local.console.receive()
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.local.extended.set_guest_xcr0(value);
+    }
+
+    fn populate(&mut self, gpa: Gpa) -> bool {
+        self.local.lazy && self.compartment.map_nested::<Ept>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
+    }
+}
+
+type VmxGuest = Guest<VmxVcpu, WindowRam>;
+
+/// What a guest's compartment executes.
+pub extern "C" fn main() -> ! {
+    let id = GuestId::new(CURRENT.load(Ordering::Relaxed));
+    let index = usize::from(id.number()).wrapping_sub(1);
+    let taken = MADE.get(index).and_then(|place| place.lock().take());
+    let (Some(facts), Some(slot), Some(compartment)) = (FACTS.get(), slot(id), taken) else { cpu::stop() };
+    let Some(config) = facts.manifest.guests.get(index) else { cpu::stop() };
+    let mut compartment = compartment;
+    let mut made = start(facts, id, config, &mut compartment);
+    match &made {
+        Ok(_) => log!("event guest {id} {} started", config.name),
+        Err(error) => {
+            log!("event guest {id} {} ended killed can not start: {error}", config.name);
+            slot.set_state(State::Failed);
+        }
+    }
+    loop {
+        match (slot.command(), &mut made) {
+            (Command::Audit, _) => audit::audit_here(facts, id, &compartment, true),
+            (Command::Park, Ok((guest, local))) => parked(guest, local, slot),
+            (Command::Run, Ok((guest, local))) => {
+                let mut serving = Serving { compartment: &mut compartment, local };
+                run(id, config, slot, guest, &mut serving);
+            }
+            (_, Err(_)) => {}
+        }
+        slot.context.switch(&IDLE);
+    }
+}
+
+/// Gives the guest its turn.
+fn run(id: GuestId, config: &manifest::Guest, slot: &Slot, guest: &mut VmxGuest, serving: &mut Serving<'_>) {
+    let until = slot.wake.load(Ordering::Relaxed);
+    let over = match load_state(id, guest, serving.local) {
+        Ok(()) => guest.run(serving, until),
+        Err(error) => Yield::Ended(error.into()),
+    };
+    match over {
+        Yield::TurnOver => {}
+        Yield::Waiting { until } => {
+            slot.wake.store(until.unwrap_or(u64::MAX), Ordering::Relaxed);
+            slot.set_state(State::Waiting);
+        }
+        Yield::Ended(end) => {
+            serving.local.console.end_line();
+            report_end(id, config, end, guest);
+            // Its registers go out of the CPU with it; a refusal changes nothing any more.
+            let _ = park(guest, serving.local);
+            let well = matches!(end, End::PowerOff | End::TestExit(0));
+            slot.set_state(if well { State::Ended } else { State::Failed });
+        }
+    }
+}
+
+/// Makes the guest's registers the CPU's, if they are not.
+fn load_state(id: GuestId, guest: &mut VmxGuest, local: &Local) -> Result<(), BackendError> {
+    if LOADED.swap(id.number(), Ordering::Relaxed) != id.number() {
+        local.extended.load();
+        guest.vcpu.activate()?;
+    }
+    Ok(())
+}
+
+/// Takes the guest's registers out of the CPU.
+fn park(guest: &mut VmxGuest, local: &mut Local) -> Result<(), BackendError> {
+    LOADED.store(0, Ordering::Relaxed);
+    local.extended.save();
+    guest.vcpu.deactivate()
+}
+
+fn parked(guest: &mut VmxGuest, local: &mut Local, slot: &Slot) {
+    if park(guest, local).is_err() {
+        slot.set_state(State::Failed);
+    }
+}
+
+fn report_end(id: GuestId, config: &manifest::Guest, end: End, guest: &VmxGuest) {
+    let mut log = console::Log;
+    if !matches!(end, End::PowerOff | End::Reset | End::TestExit(_)) {
+        let mut dump = DumpLines { fresh: true };
+        let _ = guest.vcpu.dump(&mut dump);
+        if matches!(end, End::Killed(bulkhead_core::Reason::Backend(BackendError::Entry { .. }))) {
+            let _ = guest.vcpu.explain_entry_failure(&mut dump);
+        }
+        let _ = fmt::Write::write_char(&mut dump, '\n');
+    }
+    let _ = fmt::Write::write_fmt(&mut log, format_args!("log guest {id} exits:"));
+    for (kind, count) in guest.counters.exits() {
+        let _ = fmt::Write::write_fmt(&mut log, format_args!(" {kind} {count}"));
+    }
+    log!(" (unknown-msr {}, emulated {})", guest.counters.unknown_msr, guest.counters.emulated);
+    log!("event guest {id} {} ended {end}", config.name);
+}
+
+/// Puts `dump ` in front of each line.
+struct DumpLines {
+    fresh: bool,
+}
+
+impl fmt::Write for DumpLines {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive('\n') {
+            if core::mem::replace(&mut self.fresh, part.ends_with('\n')) {
+                console::Log.write_str("dump ")?;
+            }
+            console::Log.write_str(part)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the guest: RAM, images, machine, vCPU, and its first registers.
+fn start(
+    facts: &Facts,
+    id: GuestId,
+    config: &'static manifest::Guest,
+    compartment: &mut Compartment,
+) -> Result<(VmxGuest, Local), StartError> {
+    let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
+    let (mut memory, ram) = compartment.add_ram::<Ept>(&mut frames, config.memory, config.lazy)?;
+    let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(&mut frames)?;
+    let mut images = Images { facts, id, used: 0, compartment, frames: &mut frames };
+    let kernel = images.add(config.kernel)?;
+    let mut modules = heapless::Vec::<LoadModule<'static>, { load::MOST_MODULES }>::new();
+    for module in &config.modules {
+        let added = LoadModule { bytes: images.add(module.image)?, cmdline: &module.cmdline };
+        modules.push(added).map_err(|_| StartError::Missing("it has too many modules"))?;
+    }
+    drop(frames);
+    let machine = MachineConfig {
+        tsc: facts.tsc,
+        memory: config.memory,
+        wall_clock: facts.epoch.saturating_add(cpu::tsc() / facts.tsc.as_hertz()),
+        cpus: config.vcpus,
+        test_exit: config.test_exit,
+        test_device: config.test_device,
+    };
+    memory.write(RSDP, &acpi::tables(&machine))?;
+    let request = load::Request {
+        kernel,
+        load: config.load,
+        cmdline: &config.cmdline,
+        modules: &modules,
+        memory: config.memory,
+        rsdp: RSDP,
+    };
+    let first_state = load::load(&request, &mut memory)?;
+    let limits = Limits::of(&Asking, facts.tsc, config.memory);
+    // Before the vCPU, whose exits restore CR4 as it is when the vCPU is made.
+    let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
+    let resources =
+        Resources { vmcs, msr_bitmap, io_bitmaps: [first, second], nested_root: compartment.nested_root(), vpid: id.number() };
+    #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
+    // SAFETY: VMX is on (the dispatcher did it before the first guest), with these capabilities; there is one CPU, and
+    // interrupts are off outside `cpu::halt_until_interrupt`. The current address space is this compartment's, which
+    // stays and has the stacks of its skeleton; its nested tables hold its own RAM only (`Compartment::map_nested`).
+    let mut vcpu = unsafe { VmxVcpu::new(facts.capabilities.clone(), resources) }?;
+    set_registers(&mut vcpu, &first_state)?;
+    let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
+    let console = GuestConsole::new(id, &config.name);
+    Ok((guest, Local { ram, lazy: config.lazy, console, extended }))
+}
+
+/// A guest's images on their way from the pack into its compartment.
+struct Images<'a, 'f> {
+    facts: &'a Facts,
+    id: GuestId,
+    used: u64,
+    compartment: &'a mut Compartment,
+    frames: &'a mut FrameTable<'f>,
+}
+
+impl Images<'_, '_> {
+    fn add(&mut self, image: manifest::Image) -> Result<&'static [u8], StartError> {
+        if image.bytes == 0 {
+            return Ok(&[]);
+        }
+        let first = Frame::containing(self.facts.pack.wrapping_add(image.offset));
+        let count = image.bytes.div_ceil(PAGE_SIZE);
+        let frames = self.frames.adopt(first, count, self.id).map_err(BuildError::from)?;
+        let bytes = self.compartment.add_images(self.used, &frames)?;
+        self.used += count * PAGE_SIZE;
+        let length = usize::try_from(image.bytes).unwrap_or(usize::MAX);
+        bytes.get(..length).ok_or(StartError::Missing("an image is too long"))
+    }
+}
+
+/// Puts the loader's registers into the vCPU.
+fn set_registers(vcpu: &mut VmxVcpu, state: &InitialState) -> Result<(), BackendError> {
+    for (name, segment) in SegmentName::ALL.into_iter().zip(state.segments) {
+        vcpu.set_segment(name, segment)?;
+    }
+    for (gpr, value) in Gpr::ALL.into_iter().zip(state.gpr) {
+        vcpu.set_gpr(gpr, value)?;
+    }
+    let registers = [
+        (Register::Cr4, state.cr4),
+        (Register::Cr3, state.cr3),
+        (Register::Cr0, state.cr0),
+        (Register::Efer, state.efer),
+        (Register::GdtBase, state.gdt.base),
+        (Register::GdtLimit, state.gdt.limit.into()),
+        (Register::IdtBase, state.idt.base),
+        (Register::IdtLimit, state.idt.limit.into()),
+        (Register::Rip, state.rip),
+        (Register::Rflags, state.rflags),
+    ];
+    registers.into_iter().try_for_each(|(register, value)| vcpu.write(register, value))
+}

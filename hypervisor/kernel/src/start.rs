@@ -1,0 +1,194 @@
+//! Start-up: from the loader's hand-over to the idle compartment.
+
+use crate::machine::{FACTS, FRAMES, Facts, IDLE};
+use crate::{backtrace, console, dispatch, log};
+use alloc::vec::Vec;
+use bulkhead_boot::{BootInfo, Physical, Region};
+use bulkhead_core::frames::{FrameTable, Owner, Part};
+use bulkhead_hw::compartment::{Compartment, Needs};
+use bulkhead_hw::startup::{self, Identity, Shared};
+use bulkhead_hw::{apic, calibrate, clock, cpu, descriptors, heap, layout, ports, serial, trap};
+use bulkhead_types::manifest::{Manifest, PackHeader};
+use bulkhead_types::{Frame, Frequency, Hpa, PAGE_SIZE};
+use spin::{Mutex, Once};
+
+/// Highest frame that the frame table reaches to: 1 TiB.
+const MAX_FRAMES: u64 = 1 << 28;
+/// Bytes of one entry of the frame table.
+const STATE_BYTES: u64 = 4;
+
+/// The idle compartment on its way from start-up to the dispatcher.
+pub static IDLE_SPACE: Mutex<Option<Compartment>> = Mutex::new(None);
+static BOOT: Once<BootInfo> = Once::new();
+
+struct Reading<'a>(&'a Identity);
+
+impl Physical for Reading<'_> {
+    fn read(&self, at: Hpa, into: &mut [u8]) -> Option<()> {
+        self.0.read(at, into)
+    }
+}
+
+/// Says what is missing, and stops: the machine can not be run here.
+pub fn refuse(message: impl core::fmt::Display) -> ! {
+    log!("event preflight {message}");
+    serial::Serial::again().flush();
+    cpu::stop()
+}
+
+/// Prepares the machine; `magic` and `info` are the loader's.
+pub fn start(magic: u32, info: Hpa) -> ! {
+    let _ = serial::Serial::init();
+    descriptors::load_early();
+    trap::set_report(backtrace::faulted);
+    ports::mask_legacy_interrupts();
+    heap::init();
+    log!("Bulkhead {}", env!("CARGO_PKG_VERSION"));
+    let Some(mut identity) = Identity::take() else { refuse("start-up was entered twice: reset the machine") };
+    let boot = match BootInfo::read(&Reading(&identity), magic, info) {
+        Ok(boot) => BOOT.call_once(|| boot),
+        Err(error) => refuse(error),
+    };
+    let capabilities = match bulkhead_vmx::probe() {
+        Ok(capabilities) => capabilities,
+        Err(missing) => refuse(missing),
+    };
+    let (pack, header, manifest) = read_pack(&identity, boot);
+    console::set_mode(manifest.console);
+    let Some(tsc) = calibrate::tsc_frequency() else {
+        refuse("neither CPUID leaf 0x15 nor a PIT tells how fast the time-stamp counter is: this machine is not supported")
+    };
+    bulkhead_emulate::warm_up();
+    let local_apic = apic::register_page();
+    let (shared, frames) = own_memory(&identity, boot, pack, local_apic);
+    let facts = Facts {
+        leftovers: leftovers(pack, &header, &manifest),
+        manifest,
+        pack: pack.start,
+        shared,
+        capabilities,
+        tsc,
+        epoch: clock::wall_clock().saturating_sub(cpu::tsc() / tsc.as_hertz()),
+        local_apic,
+    };
+    let facts = FACTS.call_once(|| facts);
+    let frames = FRAMES.call_once(|| Mutex::new(frames));
+    describe(&mut frames.lock(), tsc);
+    let idle = Compartment::build(&mut frames.lock(), &facts.shared, &Needs::IDLE, &mut identity, dispatch::main);
+    match idle {
+        Ok(idle) => {
+            IDLE.set(&idle);
+            *IDLE_SPACE.lock() = Some(idle);
+            IDLE.enter(identity, dispatch::main)
+        }
+        Err(error) => refuse(error),
+    }
+}
+
+fn describe(frames: &mut FrameTable<'_>, tsc: Frequency) {
+    let free = frames.count(|owner| owner == Owner::Free) * PAGE_SIZE >> 20;
+    log!("memory {free} MiB free, time-stamp counter {} kHz", tsc.as_hertz() / 1000);
+}
+
+fn read_pack(identity: &Identity, boot: &BootInfo) -> (Region, PackHeader, Manifest) {
+    let Some(pack) = boot.pack else {
+        refuse("no pack of guests: give one as the first boot module (`hv image` and `hv run` do)")
+    };
+    let Some(bytes) = identity.bytes(pack.start, pack.bytes) else {
+        refuse("the pack of guests lies above 4 GiB: load it lower")
+    };
+    match Manifest::from_pack(bytes) {
+        Ok((header, _)) if header.pack_bytes > pack.bytes.next_multiple_of(PAGE_SIZE) => {
+            refuse("the pack is cut short: pack or copy it again")
+        }
+        Ok(_) if !pack.start.is_aligned(PAGE_SIZE) => refuse("the pack is not loaded at a page boundary: use another loader"),
+        Ok((header, manifest)) => (pack, header, manifest),
+        Err(error) => refuse(error),
+    }
+}
+
+/// Finds room for the frame table and the shared part's tables, builds both.
+fn own_memory(
+    identity: &Identity,
+    boot: &BootInfo,
+    pack: Region,
+    local_apic: Option<Hpa>,
+) -> (Shared, FrameTable<'static>) {
+    let image = image_region();
+    let top = boot.regions().map(|region| region.end()).max().unwrap_or(0);
+    let count = (top / PAGE_SIZE).min(MAX_FRAMES);
+    let state_bytes = (count * STATE_BYTES).next_multiple_of(PAGE_SIZE);
+    let table_frames = startup::shared_tables_needed(state_bytes);
+    let bytes = state_bytes + table_frames * PAGE_SIZE;
+    let Some(room) = boot.find(bytes, PAGE_SIZE, &[image, pack]) else {
+        refuse("no room for the frame table below 4 GiB: the machine needs more memory")
+    };
+    let tables = room.wrapping_add(state_bytes);
+    #[expect(unsafe_code, reason = "only start-up knows the firmware's memory map")]
+    // SAFETY: the room was found in the firmware's map of usable RAM, beside image and pack, and nothing else was placed.
+    let shared = match unsafe { startup::build_shared(identity, room, state_bytes, table_frames, local_apic) } {
+        Ok(shared) => shared,
+        Err(error) => refuse(error),
+    };
+    let Some(states) = startup::frame_states(&shared, count) else {
+        refuse("start-up was entered twice: reset the machine")
+    };
+    let mut frames = FrameTable::new(states);
+    let marks = mark_all(&mut frames, boot, pack, (room, state_bytes), (tables, table_frames));
+    if let Err(error) = marks {
+        refuse(error);
+    }
+    (shared, frames)
+}
+
+/// The image with its hand-over code, in physical memory.
+fn image_region() -> Region {
+    let end = layout::image_physical(layout::image().data.1).as_u64();
+    Region { start: Hpa::new(0x20_0000), bytes: end - 0x20_0000 }
+}
+
+fn mark_all(
+    frames: &mut FrameTable<'static>,
+    boot: &BootInfo,
+    pack: Region,
+    (states, state_bytes): (Hpa, u64),
+    (tables, table_frames): (Hpa, u64),
+) -> Result<(), bulkhead_core::frames::FrameError> {
+    let end = frames.len();
+    for region in boot.regions() {
+        let first = region.start.as_u64().div_ceil(PAGE_SIZE);
+        let last = (region.end() / PAGE_SIZE).min(end);
+        if first < last {
+            frames.mark(Frame::new(first), last - first, Owner::Free)?;
+        }
+    }
+    let mut mark = |start: Hpa, bytes: u64, owner| {
+        let first = Frame::containing(start).number();
+        let last = start.as_u64().saturating_add(bytes).div_ceil(PAGE_SIZE).min(end);
+        if first < last { frames.mark(Frame::new(first), last - first, owner) } else { Ok(()) }
+    };
+    // What lies below 1 MiB is the firmware's: its data, and what loaders leave there.
+    mark(Hpa::new(0), 1 << 20, Owner::Firmware)?;
+    let image = image_region();
+    mark(image.start, image.bytes, Owner::Hypervisor(Part::Boot))?;
+    let parts = layout::image();
+    for ((start, end), part) in [(parts.text, Part::Text), (parts.rodata, Part::Rodata), (parts.data, Part::Data)] {
+        mark(layout::image_physical(start), end.as_u64() - start.as_u64(), Owner::Hypervisor(part))?;
+    }
+    mark(pack.start, pack.bytes, Owner::Hypervisor(Part::Boot))?;
+    mark(states, state_bytes, Owner::Hypervisor(Part::FrameTable))?;
+    mark(tables, table_frames * PAGE_SIZE, Owner::Hypervisor(Part::Tables))
+}
+
+/// Frames that nobody needs once the idle compartment is entered: hand-over code and tables, and the pack's start.
+fn leftovers(pack: Region, header: &PackHeader, manifest: &Manifest) -> Vec<(u64, u64)> {
+    let image = image_region();
+    let text = layout::image_physical(layout::image().text.0);
+    let first = Frame::containing(image.start).number();
+    let boot = (first, Frame::containing(text).number() - first);
+    let images = manifest.guests.iter().flat_map(|guest| {
+        core::iter::once(guest.kernel.offset).chain(guest.modules.iter().map(|module| module.image.offset))
+    });
+    let manifest_end = images.min().unwrap_or(header.pack_bytes) / PAGE_SIZE;
+    Vec::from([boot, (Frame::containing(pack.start).number(), manifest_end)])
+}

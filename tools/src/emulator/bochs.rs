@@ -1,0 +1,72 @@
+//! Bochs: a PC with VT-x in software.
+//!
+//! Debian's build has the debugger on, so it is told to continue by a command file. It needs no display with `rfb` and
+//! no waiting for a viewer. Its serial port connects to a socket of ours.
+
+use super::{Medium, RunFolder, Spec};
+use crate::disk::{HEADS, TRACK};
+use crate::failure::{Failure, Outcome};
+use crate::files;
+use std::path::Path;
+use std::process::Command;
+
+/// The CPU: one with a coherent time base and working XSAVE.
+const CPU: &str = "corei7_haswell_4770";
+/// Instructions per emulated second.
+const IPS: u32 = 10_000_000;
+const SHARE: &str = "/usr/share/bochs";
+
+/// The command that starts the machine.
+pub fn command(spec: &Spec, folder: &RunFolder, serial_port: u16) -> Outcome<Command> {
+    let config = folder.file("bochsrc");
+    let commands = folder.file("commands");
+    files::write(&config, configuration(spec, serial_port)?.as_bytes())?;
+    files::write(&commands, b"c\n")?;
+    let mut command = Command::new("bochs");
+    command.arg("-q").arg("-f").arg(config).arg("-rc").arg(commands);
+    Ok(command)
+}
+
+fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
+    let cpu = spec.cpu.as_deref().unwrap_or(CPU);
+    let memory = spec.memory;
+    let boot = match &spec.medium {
+        Medium::Disk { path, cylinders } => format!(
+            "ata0-master: type=disk, mode=volatile, path=\"{}\", cylinders={cylinders}, heads={HEADS}, spt={TRACK}\n\
+             boot: disk\n",
+            plain(path)?
+        ),
+        Medium::Iso { path, uefi: false } => {
+            format!("ata0-master: type=cdrom, path=\"{}\", status=inserted\nboot: cdrom\n", plain(path)?)
+        }
+        Medium::Iso { uefi: true, .. } => return Err(Failure::usage("Bochs has no UEFI firmware")),
+        Medium::Kernel { .. } => return Err(Failure::failed("Bochs boots from a disk only")),
+    };
+    Ok(format!(
+        "display_library: rfb, options=\"timeout=0\"\n\
+         romimage: file={SHARE}/BIOS-bochs-latest\n\
+         vgaromimage: file={SHARE}/VGABIOS-lgpl-latest\n\
+         cpu: model={cpu}, count=1, ips={IPS}, reset_on_triple_fault=0\n\
+         clock: sync=none, time0=1700000000\n\
+         memory: guest={memory}, host={memory}\n\
+         ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
+         {boot}\
+         com1: enabled=1, mode=socket-client, dev=127.0.0.1:{serial_port}\n\
+         speaker: enabled=0\n\
+         sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy\n\
+         mouse: enabled=0\n\
+         log: -\n\
+         panic: action=fatal\n\
+         error: action=report\n\
+         info: action=ignore\n\
+         debug: action=ignore\n"
+    ))
+}
+
+/// A path as Bochs' configuration can hold it.
+fn plain(path: &Path) -> Outcome<&str> {
+    path.to_str().filter(|p| !p.contains(['"', '\n', ','])).ok_or_else(|| {
+        Failure::usage(format!("Bochs can not take the path {}", path.display()))
+            .hint("use a folder without quotes and commas in its name")
+    })
+}

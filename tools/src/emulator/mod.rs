@@ -1,0 +1,183 @@
+//! The machines that Bulkhead boots on: Bochs, QEMU, and KVM through QEMU.
+
+mod bochs;
+mod place;
+mod qemu;
+
+pub use place::{Kind, On, choose, nested_kvm};
+
+use crate::failure::{Failure, Outcome};
+use crate::workspace::Workspace;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What the machine boots from.
+#[derive(Clone, Debug)]
+pub enum Medium {
+    /// A raw disk with our boot sector (Bochs), with its number of cylinders.
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// Cylinders of 16 heads and 63 sectors.
+        cylinders: usize,
+    },
+    /// The hypervisor's ELF and the pack, by the emulator's own loader (QEMU).
+    Kernel {
+        /// The ELF with the PVH entry.
+        image: PathBuf,
+        /// The pack.
+        pack: PathBuf,
+    },
+    /// A CD image with GRUB.
+    Iso {
+        /// The file.
+        path: PathBuf,
+        /// Whether UEFI firmware starts it, instead of a BIOS.
+        uefi: bool,
+    },
+}
+
+/// The machine to start.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// What it boots from.
+    pub medium: Medium,
+    /// RAM in MiB.
+    pub memory: u64,
+    /// A CPU model other than the default.
+    pub cpu: Option<String>,
+}
+
+/// A folder for one run's files, removed with it.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// A new folder below `build/run`; folders whose process is gone are removed.
+    pub fn new(workspace: &Workspace) -> Outcome<Self> {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let all = workspace.build("run")?;
+        for old in fs::read_dir(&all).into_iter().flatten().flatten() {
+            let name = old.file_name();
+            let pid = name.to_str().and_then(|n| n.split('-').next()).unwrap_or_default().to_owned();
+            if !pid.is_empty() && !Path::new("/proc").join(pid).exists() {
+                let _ = fs::remove_dir_all(old.path());
+            }
+        }
+        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = workspace.build(&format!("run/{}-{number}", std::process::id()))?;
+        Ok(Self { path })
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// A machine that runs. It is ended when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    /// Its first serial port.
+    pub serial: TcpStream,
+    log: PathBuf,
+    _folder: RunFolder,
+}
+
+impl Running {
+    /// Whether the emulator has ended.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Why the emulator ended, as far as its log tells.
+    pub fn last_words(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let telling = |l: &&str| l.contains(">>PANIC<<") || l.contains("qemu-system") || l.contains("exception()");
+        let lines: Vec<&str> = log.lines().filter(telling).take(3).collect();
+        if lines.is_empty() { log.lines().last().unwrap_or_default().to_owned() } else { lines.join("\n") }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a machine; its files go to `folder`.
+pub fn start(kind: Kind, spec: &Spec, folder: RunFolder) -> Outcome<Running> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))
+        .map_err(|e| Failure::machine(format!("can not listen for the machine's serial line: {e}")))?;
+    let port = listener.local_addr().map(|a| a.port()).unwrap_or_default();
+    let command = match kind {
+        Kind::Bochs => bochs::command(spec, &folder, port)?,
+        Kind::Qemu | Kind::Kvm => qemu::command(kind, spec, port)?,
+    };
+    let log = folder.file("emulator.log");
+    let mut child = spawn(command, &log)?;
+    match accept(&listener, &mut child) {
+        Some(serial) => {
+            let _ = serial.set_nodelay(true);
+            Ok(Running { child, serial, log, _folder: folder })
+        }
+        None => {
+            let _ = child.kill();
+            let _ = child.wait();
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let tail: Vec<&str> = said.lines().rev().take(5).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            let message = format!("the emulator did not start:\n{}", tail.join("\n"));
+            Err(Failure::machine(message).hint("./hv doctor says what this machine lacks"))
+        }
+    }
+}
+
+/// Starts `command` so that it ends with us, however we end, and does not see the terminal's Ctrl-C.
+fn spawn(command: Command, log: &Path) -> Outcome<Child> {
+    let fail = |e: std::io::Error| {
+        Failure::machine(format!("can not start {}: {e}", command.get_program().display()))
+            .hint("./hv doctor says what this machine lacks")
+    };
+    let output = fs::File::create(log).map_err(fail)?;
+    let errors = output.try_clone().map_err(fail)?;
+    let mut guarded = Command::new("setpriv");
+    guarded.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    guarded.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+    guarded.spawn().map_err(fail)
+}
+
+fn accept(listener: &TcpListener, child: &mut Child) -> Option<TcpStream> {
+    listener.set_nonblocking(true).ok()?;
+    let end = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < end {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).ok()?;
+                return Some(stream);
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(10)),
+            Err(_) => return None,
+        }
+        if !matches!(child.try_wait(), Ok(None)) {
+            return None;
+        }
+    }
+    None
+}

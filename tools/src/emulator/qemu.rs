@@ -1,0 +1,35 @@
+//! QEMU: SVM in software, or this machine's CPU through KVM.
+
+use super::{Kind, Medium, Spec};
+use crate::failure::Outcome;
+use std::process::Command;
+
+const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
+
+/// The command that starts the machine.
+pub fn command(kind: Kind, spec: &Spec, serial_port: u16) -> Outcome<Command> {
+    let mut command = Command::new("qemu-system-x86_64");
+    let (accelerator, cpu) = match kind {
+        Kind::Kvm => ("kvm", "host,+vmx"),
+        Kind::Bochs | Kind::Qemu => ("tcg", "max,+svm,+npt"),
+    };
+    command.args(["-machine", "q35", "-accel", accelerator, "-cpu", spec.cpu.as_deref().unwrap_or(cpu)]);
+    command.arg("-m").arg(spec.memory.to_string());
+    command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "chardev:serial"]);
+    command.arg("-chardev").arg(format!("socket,id=serial,host=127.0.0.1,port={serial_port}"));
+    match &spec.medium {
+        Medium::Disk { path, .. } => {
+            command.arg("-drive").arg(format!("file={},format=raw,if=ide,snapshot=on", path.display()));
+        }
+        Medium::Kernel { image, pack } => {
+            command.arg("-kernel").arg(image).arg("-initrd").arg(pack);
+        }
+        Medium::Iso { path, uefi } => {
+            command.arg("-cdrom").arg(path);
+            if *uefi {
+                command.args(["-bios", UEFI]);
+            }
+        }
+    }
+    Ok(command)
+}

@@ -1,0 +1,137 @@
+//! From what is written to a [`Machine`]: every value against its range, every name against what there is.
+
+use super::diagnostic::Diagnostic;
+use super::near::nearest;
+use super::toml_file::{self, File, Load};
+use super::{Guest, ImageRef, Machine, Module, parse_size};
+use bulkhead_types::manifest::{
+    ConsoleMode, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, OnReset, is_name,
+};
+use std::path::Path;
+use toml::Spanned;
+
+/// RAM of a guest whose manifest does not say.
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
+
+/// Checks `file`, whose image files are relative to `folder`.
+pub fn check(file: File, folder: &Path) -> Result<Machine, Diagnostic> {
+    let mut machine =
+        Machine { console: ConsoleMode::Framed, audit: file.audit, zones: Vec::new(), guests: Vec::new() };
+    for zone in &file.zones {
+        check_name(&zone.name, "zone")?;
+        if machine.zones.contains(zone.name.get_ref()) {
+            return Err(Diagnostic::new(zone.name.span(), "this zone is there already", "give it another name"));
+        }
+        machine.zones.push(zone.name.get_ref().clone());
+    }
+    if file.guests.is_empty() || file.guests.len() > MAX_GUESTS {
+        let hint = format!("a machine has 1 to {MAX_GUESTS} guests: begin each with [[guest]]");
+        return Err(Diagnostic::new(0..0, format!("{} guests", file.guests.len()), hint));
+    }
+    for written in file.guests {
+        let written = written.into_inner();
+        check_name(&written.name, "guest")?;
+        if machine.guests.iter().any(|g| g.name == *written.name.get_ref()) {
+            return Err(Diagnostic::new(written.name.span(), "this guest is there already", "give it another name"));
+        }
+        let zone = zone_of(&mut machine.zones, &written)?;
+        machine.guests.push(guest(written, zone, folder)?);
+    }
+    Ok(machine)
+}
+
+fn check_name(name: &Spanned<String>, what: &str) -> Result<(), Diagnostic> {
+    if is_name(name.get_ref()) {
+        return Ok(());
+    }
+    let message = format!("`{}` can not name a {what}", name.get_ref());
+    Err(Diagnostic::new(name.span(), message, "use 1 to 32 letters, digits, - and _"))
+}
+
+fn zone_of(zones: &mut Vec<String>, guest: &toml_file::Guest) -> Result<u16, Diagnostic> {
+    let found = match &guest.zone {
+        Some(zone) => zones.iter().position(|z| z == zone.get_ref()).ok_or_else(|| {
+            let hint = match nearest(zone.get_ref(), zones.iter().map(String::as_str)) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("add [[zone]] with name = \"{}\"", zone.get_ref()),
+            };
+            Diagnostic::new(zone.span(), format!("there is no zone `{}`", zone.get_ref()), hint)
+        })?,
+        None => {
+            zones.push(guest.name.get_ref().clone());
+            zones.len() - 1
+        }
+    };
+    u16::try_from(found).map_err(|_| Diagnostic::new(guest.name.span(), "too many zones", "use fewer"))
+}
+
+fn guest(written: toml_file::Guest, zone: u16, folder: &Path) -> Result<Guest, Diagnostic> {
+    let mut modules = Vec::new();
+    if let Some(initrd) = &written.initrd {
+        modules.push(Module { image: image(initrd, folder)?, cmdline: String::new() });
+    }
+    for module in written.modules {
+        modules.push(Module { image: image(&module.path, folder)?, cmdline: module.cmdline });
+    }
+    Ok(Guest {
+        kernel: image(&written.kernel, folder)?,
+        name: written.name.into_inner(),
+        zone,
+        load: match written.load {
+            Load::Detect => LoadAs::Detect,
+            Load::Flat(at) => LoadAs::Flat { at },
+        },
+        modules,
+        cmdline: cmdline(written.cmdline)?,
+        memory: memory(written.memory)?,
+        vcpus: vcpus(written.vcpus)?,
+        lazy: written.lazy,
+        test_exit: written.test_exit,
+        test_device: written.test_device,
+        on_reset: match written.on_reset {
+            toml_file::OnReset::Stop => OnReset::Stop,
+            toml_file::OnReset::Restart => OnReset::Restart,
+        },
+    })
+}
+
+fn image(text: &Spanned<String>, folder: &Path) -> Result<ImageRef, Diagnostic> {
+    ImageRef::parse(text.get_ref(), folder).map_err(|message| {
+        Diagnostic::new(text.span(), message, "write a file's path, @debian, @busybox or @suite/NAME")
+    })
+}
+
+fn cmdline(text: Option<Spanned<String>>) -> Result<String, Diagnostic> {
+    let Some(text) = text else { return Ok(String::new()) };
+    if text.get_ref().len() > MAX_CMDLINE || text.get_ref().contains('\0') {
+        let message = "this command line is too long, or has a NUL in it";
+        return Err(Diagnostic::new(text.span(), message, format!("it may have {MAX_CMDLINE} bytes")));
+    }
+    Ok(text.into_inner())
+}
+
+fn memory(text: Option<Spanned<String>>) -> Result<u64, Diagnostic> {
+    let Some(text) = text else { return Ok(DEFAULT_MEMORY) };
+    let bytes = parse_size(text.get_ref()).map_err(|m| Diagnostic::new(text.span(), m, "for example \"256M\""))?;
+    check_memory(bytes).map_err(|m| Diagnostic::new(text.span(), m, "a guest has 2M to 1T, in whole pages of 4K"))?;
+    Ok(bytes)
+}
+
+/// Whether a guest can have `bytes` of RAM.
+pub fn check_memory(bytes: u64) -> Result<(), String> {
+    if (MIN_MEMORY..=MAX_MEMORY).contains(&bytes) && bytes.is_multiple_of(4096) {
+        return Ok(());
+    }
+    Err(format!("a guest can not have {bytes} bytes of memory"))
+}
+
+fn vcpus(count: Option<Spanned<u16>>) -> Result<u16, Diagnostic> {
+    match count {
+        None => Ok(1),
+        Some(count) if *count.get_ref() == 1 => Ok(1),
+        Some(count) => {
+            let message = format!("{} virtual CPUs", count.get_ref());
+            Err(Diagnostic::new(count.span(), message, "a guest has 1 for now"))
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The machine's description: a TOML file, or the arguments of a one-guest machine.
+//!
+//! [`toml_file`] reads the file, [`check`] turns it into a [`Machine`] or says where it is wrong, [`crate::pack`]
+//! makes the hypervisor's pack of it.
+
+mod check;
+mod diagnostic;
+mod near;
+mod size;
+mod toml_file;
+
+pub use check::{DEFAULT_MEMORY, check_memory};
+pub use size::parse_size;
+
+use crate::failure::Outcome;
+use bulkhead_types::manifest::{ConsoleMode, LoadAs, OnReset};
+use std::path::Path;
+
+/// A machine, checked as far as that can be done without reading its images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// How consoles share the serial line.
+    pub console: ConsoleMode,
+    /// Whether the isolation audit runs after each guest's end.
+    pub audit: bool,
+    /// Names of the zones.
+    pub zones: Vec<String>,
+    /// Guests, in order.
+    pub guests: Vec<Guest>,
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// Index of its zone.
+    pub zone: u16,
+    /// Its kernel.
+    pub kernel: ImageRef,
+    /// How to take the kernel.
+    pub load: LoadAs,
+    /// Boot modules, the initial RAM disk first.
+    pub modules: Vec<Module>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Virtual CPUs.
+    pub vcpus: u16,
+    /// Map RAM on first touch.
+    pub lazy: bool,
+    /// The test exit is there.
+    pub test_exit: bool,
+    /// The MMIO test device is there.
+    pub test_device: bool,
+    /// What a reset does.
+    pub on_reset: OnReset,
+}
+
+/// A boot module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Its content.
+    pub image: ImageRef,
+    /// Its command line.
+    pub cmdline: String,
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageRef {
+    /// A file.
+    File(std::path::PathBuf),
+    /// `@debian`: the kernel of Debian's cloud image package.
+    Debian,
+    /// `@busybox`: an initial RAM disk with busybox.
+    Busybox,
+    /// `@suite/NAME`: a guest of the suite in `guests/`.
+    Suite(String),
+}
+
+impl ImageRef {
+    /// Reads `text` from a manifest or the command line; files are relative to `folder`.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self, String> {
+        match text.strip_prefix('@') {
+            None if text.is_empty() => Err("a file name is empty".to_owned()),
+            None => Ok(Self::File(folder.join(text))),
+            Some("debian") => Ok(Self::Debian),
+            Some("busybox") => Ok(Self::Busybox),
+            Some(other) => match other.strip_prefix("suite/") {
+                Some(name) if !name.is_empty() => Ok(Self::Suite(name.to_owned())),
+                _ => Err(format!("there is no image @{other}: there are @debian, @busybox and @suite/NAME")),
+            },
+        }
+    }
+}
+
+/// Reads and checks the manifest at `path`.
+pub fn read(path: &Path) -> Outcome<Machine> {
+    let text = crate::files::read_text(path)?;
+    parse(&text, path)
+}
+
+/// Reads and checks the manifest `text` that comes from `path`.
+pub fn parse(text: &str, path: &Path) -> Outcome<Machine> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    toml_file::parse(text)
+        .and_then(|file| check::check(file, folder))
+        .map_err(|diagnostic| diagnostic.against(text, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ImageRef, Machine, parse};
+    use bulkhead_types::manifest::{LoadAs, OnReset};
+    use std::path::Path;
+
+    fn read(text: &str) -> Result<Machine, (String, String)> {
+        parse(text, Path::new("dir/m.toml")).map_err(|f| {
+            assert_eq!(f.status, 2);
+            (f.message.lines().next().unwrap_or_default().to_owned(), f.hint.unwrap_or_default())
+        })
+    }
+
+    #[test]
+    fn every_field_arrives() {
+        let machine = read(
+            r#"
+            audit = false
+            [[zone]]
+            name = "red"
+            [[guest]]
+            name = "a"
+            zone = "red"
+            kernel = "k"
+            initrd = "@busybox"
+            modules = [{ path = "m", cmdline = "x y" }]
+            cmdline = "quiet"
+            memory = "256M"
+            load = { flat = 0x7c00 }
+            lazy = true
+            vcpus = 1
+            test-exit = true
+            test-device = true
+            on-reset = "restart"
+            [[guest]]
+            name = "b"
+            kernel = "@suite/hello"
+            memory = "16M"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(machine.zones, ["red", "b"]);
+        let [a, b] = machine.guests.as_slice() else { panic!() };
+        assert_eq!(a.kernel, ImageRef::File("dir/k".into()));
+        assert_eq!(a.modules.iter().map(|m| m.cmdline.as_str()).collect::<Vec<_>>(), ["", "x y"]);
+        assert_eq!((a.memory, a.load, a.on_reset), (256 << 20, LoadAs::Flat { at: 0x7C00 }, OnReset::Restart));
+        assert!(a.lazy && a.test_exit && a.test_device && !machine.audit);
+        assert_eq!((b.zone, &b.kernel), (1, &ImageRef::Suite("hello".into())));
+        assert!(!b.lazy && !b.test_exit && b.on_reset == OnReset::Stop);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place_and_a_hint() {
+        let guest = "[[guest]]\nname = \"a\"\nkernel = \"k\"\n";
+        let cases = [
+            (format!("{guest}memory = \"1M\"\n"), "dir/m.toml:4:10: ", "2M"),
+            (format!("{guest}memory = \"64Q\"\n"), "dir/m.toml:4:10: ", "256M"),
+            (format!("{guest}memory = 64\n"), "dir/m.toml:4:10: ", "256M"),
+            (format!("{guest}kernal = \"k\"\n"), "dir/m.toml:4:1: ", "kernel"),
+            (format!("{guest}zone = \"rd\"\n[[zone]]\nname = \"red\"\n"), "dir/m.toml:4:8: ", "red"),
+            (format!("{guest}on-reset = \"restrt\"\n"), "dir/m.toml:4:12: ", "restart"),
+            (format!("{guest}vcpus = 2\n"), "dir/m.toml:4:9: ", "1"),
+            (format!("{guest}{guest}"), "dir/m.toml:5:8: ", "another"),
+            ("[[guest]]\nname = \"a b\"\nkernel = \"k\"\n".to_owned(), "dir/m.toml:2:8: ", "letters"),
+            ("[[guest]]\nname = \"a\"\nkernel = \"@debain\"\n".to_owned(), "dir/m.toml:3:10: ", "@debian"),
+            ("[[guest]]\nname = \"a\"\n".to_owned(), "dir/m.toml:1:1: ", "kernel"),
+            (String::new(), "dir/m.toml:1:1: ", "[[guest]]"),
+            ("[[guest]\n".to_owned(), "dir/m.toml:1:", ""),
+        ];
+        for (text, place, hint) in cases {
+            let (message, got) = read(&text).unwrap_err();
+            assert!(message.starts_with(place), "{text}\n-> {message}");
+            assert!(got.contains(hint), "{text}\n-> {message}\n-> {got}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The pack: the checked manifest and the images, as the hypervisor takes them.
+
+use crate::failure::{Failure, Outcome};
+use crate::files;
+use crate::linux;
+use crate::manifest::{self, ImageRef, Machine};
+use crate::{cargo, workspace::Workspace};
+use bulkhead_core::load::detect;
+use bulkhead_types::PAGE_SIZE;
+use bulkhead_types::manifest::{Guest, Image, LoadAs, Manifest, Module, PackHeader, Zone};
+use std::path::PathBuf;
+
+/// The file that `image` stands for; it is fetched or built if need be.
+pub fn resolve(workspace: &Workspace, image: &ImageRef) -> Outcome<PathBuf> {
+    match image {
+        ImageRef::File(path) => Ok(path.clone()),
+        ImageRef::Debian => linux::kernel(workspace),
+        ImageRef::Busybox => linux::initrd(workspace),
+        ImageRef::Suite(name) => cargo::suite_guest(workspace, name),
+    }
+}
+
+/// Fetches and builds every image of `machine`.
+pub fn resolve_all(workspace: &Workspace, machine: &Machine) -> Outcome<()> {
+    for guest in &machine.guests {
+        resolve(workspace, &guest.kernel)?;
+        for module in &guest.modules {
+            resolve(workspace, &module.image)?;
+        }
+    }
+    Ok(())
+}
+
+/// Packs `machine` with its images.
+pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
+    let mut images = Images::default();
+    let mut manifest = Manifest {
+        console: machine.console,
+        audit: machine.audit,
+        zones: machine.zones.iter().map(|name| Zone { name: name.clone() }).collect(),
+        guests: Vec::new(),
+    };
+    for guest in &machine.guests {
+        let mut modules = Vec::new();
+        let kernel = images.add(kernel(workspace, guest)?)?;
+        for module in &guest.modules {
+            let image = images.add(resolve(workspace, &module.image)?)?;
+            modules.push(Module { image, cmdline: module.cmdline.clone() });
+        }
+        manifest.guests.push(Guest {
+            name: guest.name.clone(),
+            zone: guest.zone,
+            kernel,
+            load: guest.load,
+            cmdline: guest.cmdline.clone(),
+            modules,
+            memory: guest.memory,
+            lazy: guest.lazy,
+            vcpus: guest.vcpus,
+            test_exit: guest.test_exit,
+            test_device: guest.test_device,
+            on_reset: guest.on_reset,
+        });
+    }
+    images.finish(manifest)
+}
+
+/// The guest's kernel file, if it is of a kind that boots.
+fn kernel(workspace: &Workspace, guest: &manifest::Guest) -> Outcome<PathBuf> {
+    let path = resolve(workspace, &guest.kernel)?;
+    if guest.load == LoadAs::Detect {
+        detect(&files::read(&path)?).map_err(|e| {
+            Failure::usage(format!("{} (kernel of guest {}): {e}", path.display(), guest.name))
+                .hint("give a bzImage, a PVH or multiboot kernel, or say where to put a flat binary (load, --flat)")
+        })?;
+    }
+    Ok(path)
+}
+
+/// Images behind each other; offsets count from the first until [`Images::finish`] moves them.
+#[derive(Default)]
+struct Images {
+    bytes: Vec<u8>,
+    known: Vec<(PathBuf, Image)>,
+}
+
+impl Images {
+    /// Adds a file, once however often it is used.
+    fn add(&mut self, path: PathBuf) -> Outcome<Image> {
+        if let Some((_, image)) = self.known.iter().find(|(known, _)| *known == path) {
+            return Ok(*image);
+        }
+        let content = files::read(&path)?;
+        if content.is_empty() {
+            return Err(Failure::usage(format!("{} is empty", path.display())).hint("give a kernel or a boot module"));
+        }
+        let image = Image { offset: bytes_of(&self.bytes), bytes: bytes_of(&content) };
+        self.bytes.extend(content);
+        pad(&mut self.bytes);
+        self.known.push((path, image));
+        Ok(image)
+    }
+
+    fn finish(self, mut manifest: Manifest) -> Outcome<Vec<u8>> {
+        let encode = |manifest: &Manifest| {
+            postcard::to_allocvec(manifest).map_err(|e| Failure::failed(format!("the manifest does not encode: {e}")))
+        };
+        // Offsets are of variable length: leave room for them to grow.
+        let most = encode(&manifest)?.len() + 8 * (1 + self.known.len() + manifest.guests.len() * 17);
+        let start = u64::try_from(PackHeader::BYTES + most).unwrap_or(u64::MAX).next_multiple_of(PAGE_SIZE);
+        for guest in &mut manifest.guests {
+            guest.kernel.offset += start;
+            for module in &mut guest.modules {
+                module.image.offset += start;
+            }
+        }
+        let encoded = encode(&manifest)?;
+        let header = PackHeader {
+            manifest_bytes: u32::try_from(encoded.len()).unwrap_or(u32::MAX),
+            pack_bytes: start + bytes_of(&self.bytes),
+        };
+        manifest.check(header.pack_bytes).map_err(|e| Failure::usage(e.to_string()))?;
+        let mut out = header.encode().to_vec();
+        out.extend(encoded);
+        out.resize(usize::try_from(start).unwrap_or(usize::MAX), 0);
+        out.extend(self.bytes);
+        Ok(out)
+    }
+}
+
+fn bytes_of(bytes: &[u8]) -> u64 {
+    bytes.len() as u64
+}
+
+fn pad(bytes: &mut Vec<u8>) {
+    let page = usize::try_from(PAGE_SIZE).unwrap_or(4096);
+    bytes.resize(bytes.len().next_multiple_of(page), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pack;
+    use crate::manifest;
+    use crate::workspace::Workspace;
+    use bulkhead_types::manifest::Manifest;
+
+    #[test]
+    fn images_come_back_from_the_pack_and_are_there_once() {
+        let folder = std::env::temp_dir().join(format!("hv-pack-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("kernel"), vec![1; 5000]).unwrap();
+        std::fs::write(folder.join("module"), b"module").unwrap();
+        let text = r#"
+            [[guest]]
+            name = "a"
+            kernel = "kernel"
+            load = { flat = 0x100000 }
+            initrd = "module"
+            [[guest]]
+            name = "b"
+            kernel = "kernel"
+            load = { flat = 0x100000 }
+        "#;
+        let machine = manifest::parse(text, &folder.join("m.toml")).unwrap();
+        let packed = pack(&Workspace::find().unwrap(), &machine).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+
+        let (header, manifest) = Manifest::from_pack(&packed).unwrap();
+        assert_eq!(header.pack_bytes, packed.len() as u64);
+        let at = |image: bulkhead_types::manifest::Image| {
+            let start = usize::try_from(image.offset).unwrap();
+            &packed[start..start + usize::try_from(image.bytes).unwrap()]
+        };
+        assert_eq!(at(manifest.guests[0].kernel), [1; 5000]);
+        assert_eq!(at(manifest.guests[0].modules[0].image), b"module");
+        assert_eq!(manifest.guests[0].kernel, manifest.guests[1].kernel);
+        assert_eq!(packed.len(), 4096 + 8192 + 4096);
+    }
+}

@@ -1,0 +1,96 @@
+//! Runs the case table in the emulator, several machines at a time.
+
+use super::judge::Watch;
+use super::table::Case;
+use super::tally::{Tally, Verdict};
+use crate::emulator::Kind;
+use crate::failure::{Failure, Outcome};
+use crate::machine::Builder;
+use crate::manifest::{self, Machine};
+use crate::pack;
+use crate::run::one_guest;
+use crate::session::{Finish, Session};
+use crate::symbols;
+use crate::workspace::Workspace;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Runs `cases`, `jobs` at a time.
+pub fn run(
+    workspace: &Workspace,
+    builder: &Builder,
+    kind: Kind,
+    cases: &[Case],
+    jobs: usize,
+    tally: &mut Tally,
+) -> Outcome<()> {
+    let mut machines = Vec::new();
+    for case in cases {
+        let machine = machine(workspace, case);
+        if let Ok(machine) = &machine {
+            // What is to be fetched or built is fetched and built by one thread.
+            pack::resolve_all(workspace, machine)?;
+        }
+        machines.push(machine);
+    }
+    let next = AtomicUsize::new(0);
+    let (sender, verdicts) = channel();
+    thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            let sender = sender.clone();
+            let (next, machines) = (&next, &machines);
+            scope.spawn(move || {
+                while let Some((case, machine)) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    cases.get(index).zip(machines.get(index))
+                } {
+                    let start = Instant::now();
+                    let verdict = match machine {
+                        Ok(machine) => judge(builder, kind, case, machine),
+                        Err(failure) => Verdict::Failed(failure.to_string()),
+                    };
+                    let _ = sender.send((case.name.clone(), verdict, start.elapsed()));
+                }
+            });
+        }
+        drop(sender);
+        for (name, verdict, took) in verdicts {
+            tally.note(&format!("case {name}"), verdict, took);
+        }
+    });
+    Ok(())
+}
+
+fn machine(workspace: &Workspace, case: &Case) -> Outcome<Machine> {
+    match (&case.kernel, &case.manifest) {
+        (Some(kernel), _) => one_guest(kernel, &case.one_guest()),
+        (None, Some(path)) => manifest::read(&workspace.path(path)),
+        (None, None) => Err(Failure::usage("the case has no kernel and no manifest")),
+    }
+}
+
+fn judge(builder: &Builder, kind: Kind, case: &Case, machine: &Machine) -> Verdict {
+    let running = match builder.start(kind, machine, None) {
+        Ok(running) => running,
+        Err(failure) => return Verdict::Failed(failure.to_string()),
+    };
+    let names: Vec<String> = machine.guests.iter().map(|g| g.name.clone()).collect();
+    let mut watch = Watch::new(case, &names);
+    let (session, _) = Session::new(running);
+    let report = session.follow(&mut watch, Some(Duration::from_secs(case.timeout)));
+    let wrong = watch.judge(case, &report);
+    if wrong.is_empty() {
+        return Verdict::Passed;
+    }
+    let mut said = format!("{}\n{}", wrong.join("\n"), watch.transcript());
+    if let Finish::Panic(lines) = &report.finish {
+        let loader = symbols::load(builder.image());
+        for line in lines {
+            said.push_str(&symbols::symbolize(line, loader.as_ref()));
+            said.push('\n');
+        }
+    }
+    Verdict::Failed(said)
+}

@@ -1,0 +1,207 @@
+//! Watches a case's guests and judges what they did.
+
+use super::table::{Case, Expected};
+use crate::session::{Finish, Report, View, Wire};
+
+/// Bytes of a console that a failure shows.
+const SHOWN: usize = 3000;
+
+/// What a case's machine has said so far.
+pub struct Watch {
+    guests: Vec<Guest>,
+    log: Vec<String>,
+}
+
+struct Guest {
+    name: String,
+    console: Vec<u8>,
+    typed: Vec<(String, String)>,
+    /// Pairs of `typed` that are done, and how far the console has been looked at for them.
+    done: usize,
+    looked: usize,
+}
+
+impl Watch {
+    /// For the machine's guests, by name, in order.
+    pub fn new(case: &Case, names: &[String]) -> Self {
+        let expectations = case.expectations();
+        let guests = names
+            .iter()
+            .map(|name| {
+                let expected = expectations.iter().find(|(n, _)| n == name);
+                let typed = expected.map(|(_, e)| e.typed.clone()).unwrap_or_default();
+                Guest { name: name.clone(), console: Vec::new(), typed, done: 0, looked: 0 }
+            })
+            .collect();
+        Self { guests, log: Vec::new() }
+    }
+
+    /// What is wrong with what was seen; nothing if the case passes.
+    pub fn judge(&self, case: &Case, report: &Report) -> Vec<String> {
+        let mut wrong = Vec::new();
+        match &report.finish {
+            Finish::Done => {}
+            Finish::Timeout if case.ends_by_time() => {}
+            Finish::Timeout => wrong.push(format!("it hangs: not over after {} s", case.timeout)),
+            other => wrong.push(format!("the machine ended with {other:?}")),
+        }
+        for (name, expected) in case.expectations() {
+            match self.guests.iter().find(|g| g.name == name) {
+                Some(guest) => guest.judge(expected, report, &mut wrong),
+                None => wrong.push(format!("the machine has no guest {name}")),
+            }
+        }
+        wrong.extend(report.audit_failures.iter().map(|text| format!("the isolation audit failed: {text}")));
+        if report.audits == 0 && !case.ends_by_time() {
+            wrong.push("the isolation audit gave no verdict".to_owned());
+        }
+        wrong
+    }
+
+    /// Everything that was seen, as far as it is worth showing.
+    pub fn transcript(&self) -> String {
+        let mut out = String::new();
+        for guest in &self.guests {
+            out.push_str(&format!("--- console of {} ---\n{}\n", guest.name, tail(&guest.text())));
+        }
+        out.push_str(&format!("--- hypervisor ---\n{}\n", tail(&self.log.join("\n"))));
+        out
+    }
+}
+
+impl Guest {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.console).into_owned()
+    }
+
+    fn judge(&self, expected: &Expected, report: &Report, wrong: &mut Vec<String>) {
+        let name = &self.name;
+        let text = self.text();
+        let mut rest = text.as_str();
+        for piece in &expected.lines {
+            match rest.split_once(piece.as_str()) {
+                Some((_, after)) => rest = after,
+                None if text.contains(piece.as_str()) => wrong.push(format!("{name}: {piece:?} comes too early")),
+                None => wrong.push(format!("{name}: {piece:?} does not come")),
+            }
+        }
+        for piece in &expected.never {
+            if let Some(line) = text.lines().find(|line| line.contains(piece.as_str())) {
+                wrong.push(format!("{name}: says {line:?}"));
+            }
+        }
+        if let Some((awaited, _)) = expected.typed.get(self.done) {
+            wrong.push(format!("{name}: {awaited:?} was waited for"));
+        }
+        let end = report.ends.iter().find(|(_, n, _)| n == name).map(|(_, _, end)| end.to_string());
+        let end = end.unwrap_or_else(|| "time-out".to_owned());
+        match expected.ends.as_deref() {
+            Some("killed") if end.starts_with("killed") => {}
+            Some(want) if want != end => wrong.push(format!("{name}: ended with {end}, not with {want}")),
+            _ => {}
+        }
+    }
+
+    /// What is to be typed now.
+    fn answer(&mut self) -> Option<Vec<u8>> {
+        let (awaited, typed) = self.typed.get(self.done)?;
+        let new = self.console.get(self.looked..)?;
+        let at = new.windows(awaited.len().max(1)).position(|w| w == awaited.as_bytes())?;
+        self.looked += at + awaited.len();
+        self.done += 1;
+        Some(typed.as_bytes().to_vec())
+    }
+}
+
+fn tail(text: &str) -> &str {
+    let start = text.len().saturating_sub(SHOWN);
+    let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.get(start..).unwrap_or_default().trim_end()
+}
+
+impl View for Watch {
+    fn console(&mut self, guest: u8, bytes: &[u8], wire: &mut Wire) {
+        let index = usize::from(guest).wrapping_sub(1);
+        let Some(watched) = self.guests.get_mut(index) else { return };
+        watched.console.extend(bytes);
+        while let Some(typed) = watched.answer() {
+            wire.send(guest, &typed);
+        }
+    }
+
+    fn log(&mut self, line: &str) {
+        self.log.push(line.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Watch;
+    use crate::event::End;
+    use crate::session::{Finish, Report, View as _, Wire};
+    use crate::test::table::{Case, Expected};
+
+    fn case() -> Case {
+        Case {
+            name: "c".into(),
+            kernel: Some("k".into()),
+            expected: Expected {
+                lines: vec!["one".into(), "two".into()],
+                never: vec!["BUG".into()],
+                typed: vec![("> ".into(), "a\n".into()), ("> ".into(), "b\n".into())],
+                ends: Some("power-off".into()),
+            },
+            timeout: 5,
+            ..Case::default()
+        }
+    }
+
+    fn report(finish: Finish, end: Option<End>) -> Report {
+        Report {
+            finish,
+            ends: end.into_iter().map(|end| (1, "guest".into(), end)).collect(),
+            audits: 1,
+            audit_failures: vec![],
+            bench: vec![],
+        }
+    }
+
+    fn watch(console: &[&str]) -> Watch {
+        let mut watch = Watch::new(&case(), &["guest".to_owned()]);
+        let mut wire = Wire::default();
+        for piece in console {
+            watch.console(1, piece.as_bytes(), &mut wire);
+        }
+        watch
+    }
+
+    #[test]
+    fn a_case_passes_if_all_comes_in_order_and_ends_right() {
+        let good = watch(&["one\n>", " a\ntwo\n> b\n"]);
+        assert_eq!(good.judge(&case(), &report(Finish::Done, Some(End::PowerOff))), Vec::<String>::new());
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said() {
+        let good = ["one > > two"];
+        let cases = [
+            (watch(&["two one > >  "]), report(Finish::Done, Some(End::PowerOff)), "comes too early"),
+            (watch(&["one > > "]), report(Finish::Done, Some(End::PowerOff)), "does not come"),
+            (watch(&["one > two"]), report(Finish::Done, Some(End::PowerOff)), "was waited for"),
+            (watch(&["one > > two\nBUG: x\n"]), report(Finish::Done, Some(End::PowerOff)), "BUG: x"),
+            (watch(&good), report(Finish::Done, Some(End::TripleFault)), "ended with triple-fault"),
+            (watch(&good), report(Finish::Timeout, None), "hangs"),
+            (watch(&good), report(Finish::Died("x".into()), None), "Died"),
+            (watch(&good), Report { audits: 0, ..report(Finish::Done, Some(End::PowerOff)) }, "no verdict"),
+            (
+                watch(&good),
+                Report { audit_failures: vec!["frame 7".into()], ..report(Finish::Done, Some(End::PowerOff)) },
+                "frame 7",
+            ),
+        ];
+        for (watch, report, want) in cases {
+            let wrong = watch.judge(&case(), &report).join("; ");
+            assert!(wrong.contains(want), "{want}: {wrong}");
+        }
+    }
+}

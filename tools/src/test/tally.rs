@@ -1,0 +1,72 @@
+//! What passed, failed and was skipped, as it comes.
+
+use crate::style;
+use std::time::Duration;
+
+/// The count.
+#[derive(Debug, Default)]
+pub struct Tally {
+    passed: u64,
+    failed: Vec<String>,
+    skipped: u64,
+}
+
+/// What became of one test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passed.
+    Passed,
+    /// It failed, with what there is to say.
+    Failed(String),
+    /// It was left out, and why.
+    Skipped(String),
+}
+
+impl Tally {
+    /// Counts one test and prints its line.
+    pub fn note(&mut self, name: &str, verdict: Verdict, took: Duration) {
+        let seconds = style::dim(&format!("({:.1} s)", took.as_secs_f64()));
+        match verdict {
+            Verdict::Passed => {
+                println!("test {name} ... {} {seconds}", style::good("ok"));
+                self.passed += 1;
+            }
+            Verdict::Failed(why) => {
+                println!("test {name} ... {} {seconds}", style::error("FAILED"));
+                println!("{}", indent(&why));
+                self.failed.push(name.to_owned());
+            }
+            Verdict::Skipped(why) => {
+                println!("test {name} ... skipped: {why}");
+                self.skipped += 1;
+            }
+        }
+    }
+
+    /// Counts what another runner counted.
+    pub fn add(&mut self, passed: u64, failed: Vec<String>, skipped: u64) {
+        self.passed += passed;
+        self.failed.extend(failed);
+        self.skipped += skipped;
+    }
+
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.passed == 0 && self.failed.is_empty() && self.skipped == 0
+    }
+
+    /// Prints the failures and the closing line; whether all is well.
+    pub fn close(&self) -> bool {
+        println!();
+        for name in &self.failed {
+            println!("failed: {name}");
+        }
+        let skipped = if self.skipped == 0 { String::new() } else { format!(", {} skipped", self.skipped) };
+        println!("{} passed, {} failed{skipped}", self.passed, self.failed.len());
+        self.failed.is_empty() && self.passed > 0
+    }
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}
