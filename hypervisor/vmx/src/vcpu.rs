@@ -317,7 +317,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn run(&mut self) -> Result<Exit, BackendError> {
         if self.frame.host_rsp() != self.host_rsp {
             return self.run_prepared();
