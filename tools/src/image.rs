@@ -22,6 +22,7 @@ pub struct ImageArgs {
 
 /// Serial line and screen, and no waiting.
 const GRUB: &str = "\
+insmod all_video
 serial --unit=0 --speed=115200
 terminal_input console serial
 terminal_output console serial

@@ -105,7 +105,7 @@ pub const CALLS: [Call; 9] = [
         ],
         status: 3,
         stdout: Stdout::Nothing,
-        stderr: &["VMX"],
+        stderr: &["VT-x"],
         boots: true,
     },
 ];
