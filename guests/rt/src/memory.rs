@@ -51,7 +51,7 @@ impl Region {
     /// Address of `bytes` bytes at `offset`; aligned to their size, or a panic.
     fn at(&self, offset: usize, bytes: usize) -> usize {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
-        assert!(inside && (self.base + offset) % bytes == 0, "offset {offset:#x} is outside of the region");
+        assert!(inside && (self.base + offset).is_multiple_of(bytes), "offset {offset:#x} is outside of the region");
         self.base + offset
     }
 

@@ -187,8 +187,8 @@ pub trait Vcpu {
     /// If the processor refuses.
     fn set_tsc_offset(&mut self, offset: u64) -> Result<(), BackendError>;
 
-    /// Makes the guest exit with [`Exit::Timer`] after at most `ticks` more of the time-stamp counter (rounded up to
-    /// what the timer can count); replaces the last setting.
+    /// Makes the guest exit with [`Exit::Timer`] at the latest `ticks` of the time-stamp counter after the next entry
+    /// (rounded up to what the timer can count). It holds for that entry only: set it before each.
     ///
     /// # Errors
     /// If the processor refuses.

@@ -22,6 +22,9 @@ const LEAF7_EBX: u32 = bits(&[0, 3, 5, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 23, 
 const LEAF7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14]);
 /// Leaf 7 EDX: fast short REP MOV, MD_CLEAR.
 const LEAF7_EDX: u32 = bits(&[4, 10]);
+/// Leaf 7 EBX, always there because virtual: the register that says how far the time-stamp counter was set off. A guest
+/// that finds it unmoved trusts the counter without a second clock.
+const LEAF7_EBX_SET: u32 = bits(&[1]);
 /// Leaf 0xD subleaf 1 EAX: XSAVEOPT, XSAVEC, XGETBV with ECX 1.
 const LEAFD1_EAX: u32 = bits(&[0, 1, 2]);
 /// Leaf 0x8000_0001 ECX: LAHF, LZCNT, 3DNow! prefetch.
@@ -119,7 +122,12 @@ fn features(native: CpuidResult, view: &GuestView) -> CpuidResult {
 }
 
 fn structured(native: CpuidResult) -> CpuidResult {
-    CpuidResult { eax: 0, ebx: native.ebx & LEAF7_EBX, ecx: native.ecx & LEAF7_ECX, edx: native.edx & LEAF7_EDX }
+    CpuidResult {
+        eax: 0,
+        ebx: (native.ebx & LEAF7_EBX) | LEAF7_EBX_SET,
+        ecx: native.ecx & LEAF7_ECX,
+        edx: native.edx & LEAF7_EDX,
+    }
 }
 
 /// One thread in one core. SDM vol. 3A 9.9.1 "Hierarchical Mapping of Shared Resources".

@@ -252,7 +252,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         let physical_bits = self.limits.address_bits;
         let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
         let mut wires = Wires { machine: &mut self.machine, now };
-        let result = bulkhead_emulate::mmio(&mut registers, &mut self.memory, &mut wires, hint);
+        let result = bulkhead_emulate::mmio(&mut registers, &mut self.memory, &mut wires, hint, &mut self.decoded);
         self.counters.emulated = self.counters.emulated.wrapping_add(1);
         self.finish(result)?;
         self.take_request()

@@ -14,6 +14,7 @@ use crate::host::Host;
 use crate::mtrr::Mtrrs;
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName, Xcr0};
 use bulkhead_devices::machine::{Machine, MachineConfig, Request};
+use bulkhead_emulate::DecodeCache;
 use bulkhead_types::{Frequency, GuestMemory, Ticks};
 
 /// Why a guest's turn is over.
@@ -52,6 +53,8 @@ pub struct Guest<V, M> {
     pub(crate) due: Option<Event>,
     windows: Windows,
     pub(crate) limits: Limits,
+    /// Instructions that were emulated last.
+    pub(crate) decoded: DecodeCache,
 }
 
 /// What the processor allows the guest, found once.
@@ -67,6 +70,8 @@ pub struct Limits {
     pub tsc: Frequency,
     /// Its RAM in bytes.
     pub memory: u64,
+    /// It has RDTSCP, and the register that this instruction reads.
+    pub rdtscp: bool,
 }
 
 impl Limits {
@@ -80,6 +85,7 @@ impl Limits {
             address_bits: (ask(0x8000_0008, 0).eax & 0xFF).clamp(32, 52),
             tsc,
             memory,
+            rdtscp: ask(0x8000_0001, 0).edx >> 27 & 1 != 0,
         }
     }
 }
@@ -102,6 +108,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             due: None,
             windows: Windows::default(),
             limits,
+            decoded: DecodeCache::new(),
         };
         guest.apply_tsc_offset()?;
         guest.allow_direct_msrs();

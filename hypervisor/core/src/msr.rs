@@ -61,6 +61,9 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         for index in DIRECT {
             self.vcpu.allow_msr(index, true);
         }
+        if self.limits.rdtscp {
+            self.vcpu.allow_msr(msr::TSC_AUX, true);
+        }
         // Read with the offset added by the processor; written by us.
         self.vcpu.allow_msr(msr::TSC, false);
     }
@@ -75,6 +78,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 Ok(if deadline == 0 { 0 } else { deadline.wrapping_add(self.tsc_adjust) })
             }
             msr::TSC => Ok(now.as_u64().wrapping_add(self.tsc_adjust)),
+            msr::TSC_ADJUST => Ok(self.tsc_adjust),
             msr::EFER => Ok(self.vcpu.read(Register::Efer)?),
             msr::PAT => Ok(self.vcpu.read(Register::Pat)?),
             // Machine checks without banks, no debug features, one microcode.
@@ -100,6 +104,10 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             }
             msr::TSC => {
                 self.tsc_adjust = value.wrapping_sub(now.as_u64());
+                Ok(self.apply_tsc_offset()?)
+            }
+            msr::TSC_ADJUST => {
+                self.tsc_adjust = value;
                 Ok(self.apply_tsc_offset()?)
             }
             msr::EFER => {

@@ -32,7 +32,7 @@ impl<E> Trap<E> {
             Self::Stop(stop) => Err(stop),
             Self::Raced => Ok(Outcome::Again),
             Self::Unsupported => {
-                let (bytes, length) = fetched.map_or(([0; 15], 0), |fetched| (fetched.bytes, fetched.length));
+                let (bytes, length) = fetched.map_or(([0; 15], 0), |fetched| (fetched.bytes(), fetched.length));
                 Err(Stop::Unsupported { bytes, length })
             }
         }

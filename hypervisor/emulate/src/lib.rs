@@ -39,20 +39,24 @@ mod port;
 mod string;
 
 pub use cpu::{Bus, Cpu, Hint, Outcome, Stop};
+pub use fetch::DecodeCache;
 pub use port::{StringIo, string_io};
 pub use string::CHUNK;
 
 use access::Machine;
 use bulkhead_types::GuestMemory;
+use fetch::Fetched;
 
-/// Builds the decoder's tables, on the heap. To be called once at start-up: exits do not allocate then.
+/// Builds the decoder's tables: about 100 KiB of heap, never freed. To be called once at start-up: exits do not
+/// allocate then.
 pub fn warm_up() {
     fetch::warm_up();
 }
 
 /// Carries out the instruction at the guest's instruction pointer, which touched a device.
 ///
-/// `hint` is what the processor said about the address, where it did: it saves the walk for that page.
+/// `hint` is what the processor said about the address, where it did: it saves the walk for that page. `cache` saves
+/// decoding what was decoded before.
 /// RIP is left alone. After [`Outcome::Done`] the caller goes past the instruction.
 ///
 /// # Errors
@@ -62,15 +66,18 @@ pub fn mmio<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized>(
     memory: &mut M,
     bus: &mut B,
     hint: Option<Hint>,
+    cache: &mut DecodeCache,
 ) -> Result<Outcome, Stop<C::Error>> {
+    let rip = cpu.rip().map_err(Stop::Cpu)?;
     let mut machine = Machine::new(cpu, memory, bus, hint)?;
-    let fetched = match machine.fetch() {
-        Ok(fetched) => fetched,
-        Err(trap) => return trap.end(None),
-    };
-    match machine.execute(&fetched.instruction) {
-        Ok(true) => Ok(Outcome::Done { length: fetched.length }),
+    let mut unused = Fetched::default();
+    let slot = cache.slot(rip).unwrap_or(&mut unused);
+    if let Err(trap) = machine.fetch(rip, slot) {
+        return trap.end(None);
+    }
+    match machine.execute(&slot.instruction) {
+        Ok(true) => Ok(Outcome::Done { length: slot.length }),
         Ok(false) => Ok(Outcome::Again),
-        Err(trap) => trap.end(Some(&fetched)),
+        Err(trap) => trap.end(Some(slot)),
     }
 }

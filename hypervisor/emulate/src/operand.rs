@@ -25,26 +25,33 @@ impl Part {
 
     /// The register of this name, if it is a general one.
     pub fn named(register: Register) -> Option<Self> {
-        const AL: usize = Register::AL as usize;
-        const AH: usize = Register::AH as usize;
-        const SPL: usize = Register::SPL as usize;
-        const AX: usize = Register::AX as usize;
-        const EAX: usize = Register::EAX as usize;
-        const RAX: usize = Register::RAX as usize;
-        const EIP: usize = Register::EIP as usize;
-        let number = register as usize;
-        let (first, width) = match number {
-            0 | EIP.. => return None,
-            AL..AH => (AL, Width::Byte),
-            AH..SPL => (AH, Width::Byte),
-            // SPL is register 4.
-            SPL..AX => (SPL - 4, Width::Byte),
-            AX..EAX => (AX, Width::Word),
-            EAX..RAX => (EAX, Width::Dword),
-            RAX..EIP => (RAX, Width::Qword),
-        };
-        let gpr = *Gpr::ALL.get(number.wrapping_sub(first))?;
-        Some(Self { gpr, width, high: (AH..SPL).contains(&number) })
+        const PARTS: [Option<Part>; Register::EIP as usize] = Part::all();
+        PARTS.get(register as usize).copied().flatten()
+    }
+
+    /// All parts by the decoder's numbers of registers: AL to BL, AH to BH, SPL to R15L, and three full rows.
+    #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+    const fn all() -> [Option<Self>; Register::EIP as usize] {
+        let rows = [
+            (Register::AL as usize, 0, 4, Width::Byte, false),
+            (Register::AH as usize, 0, 4, Width::Byte, true),
+            (Register::SPL as usize, 4, 12, Width::Byte, false),
+            (Register::AX as usize, 0, 16, Width::Word, false),
+            (Register::EAX as usize, 0, 16, Width::Dword, false),
+            (Register::RAX as usize, 0, 16, Width::Qword, false),
+        ];
+        let mut parts = [None; Register::EIP as usize];
+        let mut row = 0;
+        while row < rows.len() {
+            let (first, number, count, width, high) = rows[row];
+            let mut index = 0;
+            while index < count {
+                parts[first + index] = Some(Self { gpr: Gpr::ALL[number + index], width, high });
+                index += 1;
+            }
+            row += 1;
+        }
+        parts
     }
 }
 

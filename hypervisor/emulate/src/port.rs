@@ -6,10 +6,11 @@
 
 use crate::access::Machine;
 use crate::cpu::{Bus, Cpu, Outcome, Stop};
+use crate::fetch::Fetched;
 use crate::string::{Form, form};
 use bulkhead_arch::SegmentName;
 use bulkhead_types::{GuestMemory, Width};
-use iced_x86::Mnemonic;
+use iced_x86::{Instruction, Mnemonic};
 
 /// What the processor says about an INS or OUTS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,22 +44,17 @@ pub fn string_io<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized>(
     access: StringIo,
 ) -> Result<Outcome, Stop<C::Error>> {
     let mut machine = Machine::new(cpu, memory, bus, None)?;
-    let known = known(access);
-    let fetched = if known.is_some() {
-        None
-    } else {
-        match machine.fetch() {
-            Ok(fetched) => Some(fetched),
-            Err(trap) => return trap.end(None),
+    let mut fetched = Fetched::default();
+    let mut form = known(access);
+    if form.is_none() {
+        let rip = machine.cpu.rip().map_err(Stop::Cpu)?;
+        if let Err(trap) = machine.fetch(rip, &mut fetched) {
+            return trap.end(None);
         }
-    };
-    let decoded = || {
-        let instruction = &fetched.as_ref()?.instruction;
-        let same = element(instruction.mnemonic()) == Some((access.width, access.write));
-        form(instruction, access.width, access.write, !access.write).filter(|form| same && form.repeat == access.repeat)
-    };
+        form = decoded(&fetched.instruction, access);
+    }
     // Other code than what trapped is there by now: let the guest run that.
-    let Some(form) = known.or_else(decoded) else { return Ok(Outcome::Again) };
+    let Some(form) = form else { return Ok(Outcome::Again) };
     let result = machine.repeat(form, |machine, element| {
         if access.write {
             let from = machine.place(form.segment, element.source, form.width, false)?;
@@ -72,9 +68,9 @@ pub fn string_io<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized>(
         Ok(true)
     });
     match result {
-        Ok(true) => Ok(Outcome::Done { length: fetched.map_or(0, |fetched| fetched.length) }),
+        Ok(true) => Ok(Outcome::Done { length: fetched.length }),
         Ok(false) => Ok(Outcome::Again),
-        Err(trap) => trap.end(fetched.as_ref()),
+        Err(trap) => trap.end(Some(&fetched)),
     }
 }
 
@@ -93,6 +89,13 @@ const fn known(access: StringIo) -> Option<Form> {
     };
     let (source, destination, repeat) = (access.write, !access.write, access.repeat);
     Some(Form { width: access.width, address, segment, source, destination, repeat })
+}
+
+/// The shape of a decoded instruction, if it is the one that `access` tells of.
+fn decoded(instruction: &Instruction, access: StringIo) -> Option<Form> {
+    let form = form(instruction, access.width, access.write, !access.write)?;
+    let same = element(instruction.mnemonic()) == Some((access.width, access.write)) && form.repeat == access.repeat;
+    same.then_some(form)
 }
 
 /// Width and direction of an INS or OUTS.

@@ -1,5 +1,7 @@
 //! Whatever a guest's bytes and registers are: an answer comes, within bounds, and nothing but the guest's own changes.
 
+#![allow(clippy::indexing_slicing, reason = "a test")]
+
 mod common;
 
 use bulkhead_arch::{Cr0, Cr4, Rflags, Segment};

@@ -117,7 +117,7 @@ fn address_sizes_and_forms_of_64_bit_mode() {
     // mov eax, [ebx + r9d * 8 + 8]
     world.done(&[0x67, 0x42, 0x8B, 0x44, 0xCB, 0x08]);
     // mov eax, [rip + disp32]: from the end of the instruction.
-    let displacement = (DEVICE as u32).wrapping_sub(u32::try_from(CODE).unwrap() + 7).to_le_bytes();
+    let displacement = 0x8000_0000_u32.wrapping_sub(0x8000 + 7).to_le_bytes();
     world.cpu.rip = CODE;
     let mut code = vec![0x67, 0x8B, 0x05];
     code.extend(displacement);
@@ -198,6 +198,32 @@ fn code_crosses_a_page() {
     assert_eq!(world.again(None), Ok(Outcome::Done { length: 2 }));
     world.put(0x1_0FFE, &[0x66, 0x8B]);
     assert_eq!(world.again(None), exception(Vector::PF, 0x10, Some(PAGES + 0x1000)));
+}
+
+#[test]
+fn code_that_changes_is_decoded_again() {
+    let mut world = World::bits64();
+    world.set(Gpr::Rbx, DEVICE).set(Gpr::Rax, 5);
+    for _ in 0..2 {
+        world.done(&LOAD);
+        world.done(&STORE);
+        // The same bytes at the same place in 32-bit code: dec eax; add [ebx], eax.
+        world.done(&ADD);
+        world.cpu.segments[SegmentName::Cs as usize].attributes = 0xC09B;
+        assert_eq!(world.again(None), Ok(Outcome::Done { length: 1 }));
+        world.cpu.segments[SegmentName::Cs as usize].attributes = 0xA09B;
+    }
+    // Relative to the instruction pointer: the same bytes at another place name another one. Both share a slot.
+    let code = [0x8B, 0x05, 0, 0, 0, 0];
+    for _ in 0..2 {
+        for rip in [PAGES + 0x100, PAGES + 0x180] {
+            world.put(0x1_0000 + (rip & 0xFFF), &code);
+            world.put(0x1_0006 + (rip & 0xFFF), &rip.to_le_bytes());
+            world.cpu.rip = rip;
+            assert_eq!(world.again(None), Ok(Outcome::Done { length: 6 }));
+            assert_eq!(world.get(Gpr::Rax), rip & 0xFFFF_FFFF);
+        }
+    }
 }
 
 #[test]

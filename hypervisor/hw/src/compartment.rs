@@ -79,6 +79,14 @@ impl Context {
         self.stack.store(from.fresh, Ordering::Relaxed);
     }
 
+    /// Enters a compartment that was just made, the idle one, from start-up, for good.
+    pub fn enter(&self, _identity: Identity, entry: extern "C" fn() -> !) -> ! {
+        let root = Hpa::new(self.root.load(Ordering::Relaxed));
+        // SAFETY: `set` was given a skeleton, which maps the image as here, and whose stack is unused; start-up's stack is
+        // never used again.
+        unsafe { switch::enter(layout::STACK.end().as_u64(), root, entry) }
+    }
+
     /// Leaves the compartment whose context this is, and goes on in `to`; returns when that, or another, switches back.
     /// Does nothing if this is not the current compartment's, or `to` is, or is nobody's.
     pub fn switch(&self, to: &Self) {
@@ -231,12 +239,6 @@ impl Compartment {
         let mut give = |part| frames.transfer(part, guest);
         let skeleton = [give(a)?, give(b)?, give(c)?, give(d)?, give(e)?];
         Ok(Self { space: HostSpace::new(&tables), tables, used, skeleton, fresh })
-    }
-
-    /// Enters this, the idle, compartment from start-up, for good.
-    pub fn enter(&self, _identity: Identity, entry: extern "C" fn() -> !) -> ! {
-        // SAFETY: the skeleton maps the image as here, and its stack is unused; start-up's stack is never used again.
-        unsafe { switch::enter(layout::STACK.end().as_u64(), self.root(), entry) }
     }
 
     /// Address of the root: the value of CR3.

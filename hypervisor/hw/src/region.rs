@@ -18,7 +18,7 @@ impl Region {
     /// and the processor use the frame nothing else does.
     #[must_use]
     pub unsafe fn new(pointer: *mut [u8; 4096], hpa: Hpa) -> Option<Self> {
-        let aligned = pointer.addr() % 4096 == 0 && hpa.is_aligned(PAGE_SIZE);
+        let aligned = pointer.addr().is_multiple_of(4096) && hpa.is_aligned(PAGE_SIZE);
         NonNull::new(pointer).filter(|_| aligned).map(|pointer| Self { pointer, hpa })
     }
 
@@ -54,11 +54,10 @@ impl Region {
         }
     }
 
-    /// The byte at this offset, for tests.
-    #[cfg(test)]
-    pub fn byte(&self, offset: usize) -> u8 {
-        assert!(offset < 4096);
+    /// The byte at this offset; `None` outside the frame.
+    #[must_use]
+    pub fn byte(&self, offset: usize) -> Option<u8> {
         // SAFETY: as in `clear_bit`.
-        unsafe { self.pointer.as_ptr().cast::<u8>().add(offset).read_volatile() }
+        (offset < 4096).then(|| unsafe { self.pointer.as_ptr().cast::<u8>().add(offset).read_volatile() })
     }
 }

@@ -7,7 +7,7 @@ use crate::console;
 use crate::guest;
 use crate::log;
 use crate::audit;
-use crate::machine::{Command, FACTS, FRAMES, Facts, IDLE, LOADED, SLOTS, State, slot};
+use crate::machine::{Command, FACTS, FRAMES, Facts, LOADED, SLOTS, State, slot};
 use crate::start::{IDLE_SPACE, refuse};
 use bulkhead_core::frames::{Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
@@ -22,14 +22,10 @@ const SLICES_PER_SECOND: u64 = 100;
 /// What the idle compartment executes.
 pub extern "C" fn main() -> ! {
     let (Some(facts), Some(mut idle)) = (FACTS.get(), IDLE_SPACE.lock().take()) else { cpu::stop() };
-    IDLE.set(&idle);
-    log!("in idle");
     take_over(facts, &mut idle);
-    log!("taken over");
     for (id, guest) in (1..).map(GuestId::new).zip(&facts.manifest.guests) {
         create(facts, &mut idle, id, guest);
     }
-    log!("created");
     run(facts, &idle);
     log!("event machine done");
     bulkhead_hw::serial::Serial::again().flush();

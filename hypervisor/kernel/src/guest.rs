@@ -268,6 +268,9 @@ fn start(
         rsdp: RSDP,
     };
     let first_state = load::load(&request, &mut memory)?;
+    let limits = Limits::of(&Asking, facts.tsc, config.memory);
+    // Before the vCPU, whose exits restore CR4 as it is when the vCPU is made.
+    let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
     let resources =
         Resources { vmcs, msr_bitmap, io_bitmaps: [first, second], nested_root: compartment.nested_root(), vpid: id.number() };
     #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
@@ -276,8 +279,6 @@ fn start(
     // stays and has the stacks of its skeleton; its nested tables hold its own RAM only (`Compartment::map_nested`).
     let mut vcpu = unsafe { VmxVcpu::new(facts.capabilities.clone(), resources) }?;
     set_registers(&mut vcpu, &first_state)?;
-    let limits = Limits::of(&Asking, facts.tsc, config.memory);
-    let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
     let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
     let console = GuestConsole::new(id, &config.name);
     Ok((guest, Local { ram, lazy: config.lazy, console, extended }))

@@ -1,6 +1,6 @@
 //! Start-up: from the loader's hand-over to the idle compartment.
 
-use crate::machine::{FACTS, FRAMES, Facts};
+use crate::machine::{FACTS, FRAMES, Facts, IDLE};
 use crate::{backtrace, console, dispatch, log};
 use alloc::vec::Vec;
 use bulkhead_boot::{BootInfo, Physical, Region};
@@ -76,7 +76,11 @@ pub fn start(magic: u32, info: Hpa) -> ! {
     describe(&mut frames.lock(), tsc);
     let idle = Compartment::build(&mut frames.lock(), &facts.shared, &Needs::IDLE, &mut identity, dispatch::main);
     match idle {
-        Ok(idle) => IDLE_SPACE.lock().insert(idle).enter(identity, dispatch::main),
+        Ok(idle) => {
+            IDLE.set(&idle);
+            *IDLE_SPACE.lock() = Some(idle);
+            IDLE.enter(identity, dispatch::main)
+        }
         Err(error) => refuse(error),
     }
 }

@@ -105,17 +105,6 @@ const NO_EXECUTE: u64 = 1 << 63;
 /// Bits 51 to 12.
 const FRAME: u64 = 0x000F_FFFF_FFFF_F000;
 
-/// The three forms of tables.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    /// Two levels of 4-byte entries.
-    Bits32,
-    /// Two levels of 8-byte entries below the cached PDPTEs.
-    Pae,
-    /// Four levels of 8-byte entries.
-    FourLevel,
-}
-
 /// Translates `gva` for `access` and sets accessed and dirty bits.
 ///
 /// Outside 4-level paging, linear addresses have 32 bits and the others are ignored.
@@ -128,86 +117,93 @@ pub fn walk<M: GuestMemory + ?Sized>(
     gva: Gva,
     access: Access,
 ) -> Result<Gpa, WalkError> {
+    let address = gva.as_u64();
+    let low = address & 0xFFFF_FFFF;
     if !state.cr0.contains(Cr0::PG) {
-        return Ok(Gpa::new(gva.as_u64() & 0xFFFF_FFFF));
+        return Ok(Gpa::new(low));
     }
-    let (form, mut table, mut level) = root(state, gva, access)?;
-    let address = if form == Form::FourLevel { gva.as_u64() } else { gva.as_u64() & 0xFFFF_FFFF };
-    let (entry_shift, index_bits) = if form == Form::Bits32 { (2, 10) } else { (3, 9) };
-    // Entries above the leaf, from the top, to be marked once the access is known to be allowed.
-    let mut path = [(Gpa::new(0), 0_u64); 4];
-    let mut rights = WRITABLE | USER;
-    let mut no_execute = 0;
-
-    for depth in 0..path.len() {
-        let shift = 12_u32.wrapping_add(level.wrapping_sub(1).wrapping_mul(index_bits));
-        let index = (address >> shift) & ((1 << index_bits) - 1);
-        let at = Gpa::new(table | (index << entry_shift));
-        let entry = if form == Form::Bits32 { memory.read_u32(at).map(u64::from) } else { memory.read_u64(at) }
-            .map_err(|_| WalkError::Unreachable { gpa: at })?;
-        if entry & PRESENT == 0 {
-            return Err(fault(state, access, 0));
-        }
-        let leaf = is_leaf(state, form, level, entry);
-        if entry & reserved(state, form, level, leaf) != 0 {
-            return Err(fault(state, access, error::PRESENT | error::RESERVED));
-        }
-        rights &= entry;
-        no_execute |= entry & NO_EXECUTE;
-        if leaf {
-            if !is_allowed(state, access, rights, no_execute != 0) {
-                return Err(fault(state, access, error::PRESENT));
-            }
-            for &(at, entry) in path.iter().take(depth) {
-                mark(memory, at, entry, ACCESSED)?;
-            }
-            mark(memory, at, entry, if access == Access::Write { ACCESSED | DIRTY } else { ACCESSED })?;
-            let offset = address & ((1 << shift) - 1);
-            return Ok(Gpa::new(frame(form, level, entry, shift) | offset));
-        }
-        if let Some(above) = path.get_mut(depth) {
-            *above = (at, entry);
-        }
-        table = entry & FRAME;
-        level = level.wrapping_sub(1);
-    }
-    // Level 1 is always a leaf and no form has more than four levels.
-    Err(WalkError::Raced)
-}
-
-/// The form of the tables, the first table that lies in memory, and its level.
-fn root(state: &PagingState, gva: Gva, access: Access) -> Result<(Form, u64, u32), WalkError> {
     if state.is_long() {
-        let upper = gva.as_u64() >> 47;
+        let upper = address >> 47;
         if upper != 0 && upper != 0x1_FFFF {
             return Err(WalkError::NonCanonical);
         }
-        return Ok((Form::FourLevel, state.cr3 & FRAME, 4));
+        let reserved = reserved_address(51, state) | reserved_no_execute(state);
+        return Walk { memory, state, access, reserved }.descend::<true>(state.cr3 & FRAME, 4, address);
     }
     if !state.cr4.contains(Cr4::PAE) {
-        return Ok((Form::Bits32, state.cr3 & 0xFFFF_F000, 2));
+        return Walk { memory, state, access, reserved: 0 }.descend::<false>(state.cr3 & 0xFFFF_F000, 2, low);
     }
     let [first, second, third, fourth] = state.pdptes;
-    let pdpte = match (gva.as_u64() >> 30) & 3 {
+    let pdpte = match low >> 30 {
         0 => first,
         1 => second,
         2 => third,
         _ => fourth,
     };
+    // Its reserved bits were checked when it was loaded; it has no rights and no accessed bit.
     if pdpte & PRESENT == 0 {
         return Err(fault(state, access, 0));
     }
-    // Its reserved bits were checked when it was loaded; it has no rights and no accessed bit.
-    Ok((Form::Pae, pdpte & FRAME, 2))
+    let reserved = reserved_address(62, state) | reserved_no_execute(state);
+    Walk { memory, state, access, reserved }.descend::<true>(pdpte & FRAME, 2, low)
 }
 
-/// Whether the entry of this level maps a page.
-const fn is_leaf(state: &PagingState, form: Form, level: u32, entry: u64) -> bool {
-    match (level, form) {
-        (1, _) => true,
-        (2, Form::Bits32) => entry & LARGE != 0 && state.cr4.contains(Cr4::PSE),
-        (2 | 3, _) => entry & LARGE != 0,
-        _ => false,
+/// A walk on its way down.
+struct Walk<'a, M: ?Sized> {
+    memory: &'a mut M,
+    state: &'a PagingState,
+    access: Access,
+    /// Bits reserved at every level.
+    reserved: u64,
+}
+
+impl<M: GuestMemory + ?Sized> Walk<'_, M> {
+    /// From the table at `table` of this level down to the page. `WIDE` entries have 8 bytes, others 4.
+    fn descend<const WIDE: bool>(&mut self, table: u64, level: u32, address: u64) -> Result<Gpa, WalkError> {
+        let (entry_shift, index_bits) = if WIDE { (3, 9) } else { (2, 10) };
+        let (mut table, mut level) = (table, level);
+        // Entries above the leaf, from the top.
+        let mut path = [(Gpa::new(0), 0_u64); 4];
+        let mut all = u64::MAX;
+        let mut no_execute = 0;
+        for depth in 0..path.len() {
+            let shift = 12_u32.wrapping_add(level.wrapping_sub(1).wrapping_mul(index_bits));
+            let index = (address >> shift) & ((1 << index_bits) - 1);
+            let at = Gpa::new(table | (index << entry_shift));
+            let entry = if WIDE { self.memory.read_u64(at) } else { self.memory.read_u32(at).map(u64::from) }
+                .map_err(|_| WalkError::Unreachable { gpa: at })?;
+            if entry & PRESENT == 0 {
+                return Err(fault(self.state, self.access, 0));
+            }
+            let large = entry & LARGE != 0 && if WIDE { level != 4 } else { self.state.cr4.contains(Cr4::PSE) };
+            let leaf = level == 1 || large;
+            if entry & (self.reserved | reserved_here::<WIDE>(self.state, level, leaf)) != 0 {
+                return Err(fault(self.state, self.access, error::PRESENT | error::RESERVED));
+            }
+            all &= entry;
+            no_execute |= entry & NO_EXECUTE;
+            if leaf {
+                if !is_allowed(self.state, self.access, all, no_execute != 0) {
+                    return Err(fault(self.state, self.access, error::PRESENT));
+                }
+                let wanted = if self.access == Access::Write { ACCESSED | DIRTY } else { ACCESSED };
+                if all & entry & u64::from(ACCESSED) == 0 || entry & u64::from(wanted) != u64::from(wanted) {
+                    for &(at, entry) in path.iter().take(depth) {
+                        mark(self.memory, at, entry, ACCESSED)?;
+                    }
+                    mark(self.memory, at, entry, wanted)?;
+                }
+                let offset = address & ((1 << shift) - 1);
+                return Ok(Gpa::new(frame::<WIDE>(level, entry, shift) | offset));
+            }
+            if let Some(above) = path.get_mut(depth) {
+                *above = (at, entry);
+            }
+            table = entry & FRAME;
+            level = level.wrapping_sub(1);
+        }
+        // Level 1 is always a leaf, and no walk starts above level 4.
+        Err(WalkError::Raced)
     }
 }
 
@@ -216,31 +212,36 @@ const fn bits(high: u32, low: u32) -> u64 {
     if high < low { 0 } else { (u64::MAX >> (63 - high)) & (u64::MAX << low) }
 }
 
-/// Bits that must be zero in an entry of this level. SDM vol. 3A tables 4-4 to 4-6, 4-9 to 4-11, 4-15 to 4-20.
-fn reserved(state: &PagingState, form: Form, level: u32, leaf: bool) -> u64 {
-    let width = u32::from(state.physical_bits.clamp(32, 52));
-    if form == Form::Bits32 {
-        // PSE-36: bits 20 to 13 of a 4-MiB entry are bits 39 to 32 of the address, as far as it is that wide.
-        let first = width.min(40) - 19;
-        return if level == 2 && leaf { bits(21, first) } else { 0 };
-    }
-    let address = bits(if form == Form::Pae { 62 } else { 51 }, width);
-    let no_execute = if state.efer.contains(Efer::NXE) { 0 } else { NO_EXECUTE };
-    let alignment = match (level, leaf) {
-        (2, true) => bits(20, 13),
-        (3, true) => bits(29, 13),
-        (4, _) => LARGE,
+/// Address bits from MAXPHYADDR to `high`, which must be zero in every 8-byte entry. SDM vol. 3A tables 4-9 to 4-11 and
+/// 4-15 to 4-20.
+fn reserved_address(high: u32, state: &PagingState) -> u64 {
+    bits(high, u32::from(state.physical_bits.clamp(32, 52)))
+}
+
+/// The execute-disable bit, while it is not enabled.
+const fn reserved_no_execute(state: &PagingState) -> u64 {
+    if state.efer.contains(Efer::NXE) { 0 } else { NO_EXECUTE }
+}
+
+/// Further bits that must be zero at this level.
+fn reserved_here<const WIDE: bool>(state: &PagingState, level: u32, leaf: bool) -> u64 {
+    match (WIDE, level, leaf) {
+        (true, 2, true) => const { bits(20, 13) },
+        (true, 3, true) => const { bits(29, 13) },
+        (true, 4, _) => LARGE,
+        // PSE-36: bits 20 to 13 of a 4-MiB entry are bits 39 to 32 of the address, as far as it is that wide. SDM vol.
+        // 3A table 4-4.
+        (false, 2, true) => bits(21, u32::from(state.physical_bits.clamp(32, 40)).wrapping_sub(19)),
         _ => 0,
-    };
-    address | no_execute | alignment
+    }
 }
 
 /// The address of the page that a leaf maps.
-const fn frame(form: Form, level: u32, entry: u64, shift: u32) -> u64 {
-    match (form, level) {
-        (Form::Bits32, 2) => (entry & 0xFFC0_0000) | ((entry & bits(20, 13)) << 19),
-        _ => entry & FRAME & (u64::MAX << shift),
+const fn frame<const WIDE: bool>(level: u32, entry: u64, shift: u32) -> u64 {
+    if !WIDE && level == 2 {
+        return (entry & 0xFFC0_0000) | ((entry & const { bits(20, 13) }) << 19);
     }
+    entry & FRAME & (u64::MAX << shift)
 }
 
 /// Access rights. SDM vol. 3A 4.6.1 "Determination of Access Rights".
@@ -264,6 +265,7 @@ const fn is_allowed(state: &PagingState, access: Access, rights: u64, no_execute
 }
 
 /// The page fault of `access` with `cause` among its error bits.
+#[cold]
 fn fault(state: &PagingState, access: Access, cause: u32) -> WalkError {
     let user = if state.cpl == 3 { error::USER } else { 0 };
     let paging64 = state.cr4.contains(Cr4::PAE) && state.efer.contains(Efer::NXE);
@@ -278,6 +280,7 @@ fn fault(state: &PagingState, access: Access, cause: u32) -> WalkError {
 
 /// Sets the `wanted` bits in the entry at `at`, which read as `entry`; bits that others set meanwhile stay. (An entry of
 /// tables that map themselves can be on the path more than once.)
+#[cold]
 fn mark<M: GuestMemory + ?Sized>(memory: &mut M, at: Gpa, entry: u64, wanted: u32) -> Result<(), WalkError> {
     let unreachable = |_| WalkError::Unreachable { gpa: at };
     // Both bits and the present bit are in the low half.

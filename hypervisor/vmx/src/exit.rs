@@ -19,6 +19,17 @@ pub(crate) mod reason {
     pub(crate) const ENTRY_FAILED: u32 = 1 << 31;
 }
 
+/// Fields that are read unchecked at an exit, so that a new vCPU reads them checked, once.
+pub(crate) const KNOWN: [u32; 5] = [
+    field::EXIT_REASON.encoding(),
+    field::EXIT_QUALIFICATION.encoding(),
+    field::EXIT_INSTRUCTION_LENGTH.encoding(),
+    field::IDT_VECTORING.encoding(),
+    field::GUEST_PHYSICAL_ADDRESS.encoding(),
+];
+
+// What has a payload is decoded out of line: else every exit pays for moving the largest payload.
+
 /// Decodes the last exit. `string_info` is [`crate::Capabilities::string_info`].
 ///
 /// # Errors
@@ -44,15 +55,7 @@ pub fn decode(vmcs: &impl VmcsAccess, reason: u32, string_info: bool) -> Result<
         31 => Exit::ReadMsr,
         32 => Exit::WriteMsr,
         48 => return nested(vmcs),
-        49 => Exit::Nested(NestedFault {
-            gpa: Gpa::new(vmcs.get(field::GUEST_PHYSICAL_ADDRESS)?),
-            gva: None,
-            write: false,
-            execute: false,
-            table_walk: false,
-            present: true,
-            malformed: true,
-        }),
+        49 => return malformed(vmcs),
         52 => Exit::Timer,
         55 => Exit::Xsetbv,
         // INIT and SIPI, SMIs, INVLPG, RDTSC, RSM, MOV DR, failed entries, the monitor trap flag, PAUSE, the virtualized
@@ -62,11 +65,13 @@ pub fn decode(vmcs: &impl VmcsAccess, reason: u32, string_info: bool) -> Result<
 }
 
 #[cold]
+#[inline(never)]
 fn unexpected(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> {
     Ok(Exit::Unexpected { reason: reason.into(), info: vmcs.get(field::EXIT_QUALIFICATION)? })
 }
 
 /// Reason 0. A machine check, and what was not asked for, is unexpected. SDM vol. 3C table 28-1 for #DB.
+#[inline(never)]
 fn exception(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> {
     /// B0 to B3, BD, BS.
     const DEBUG_STATUS: u64 = 0x600F;
@@ -89,6 +94,7 @@ fn exception(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> 
 }
 
 /// Reason 28. Table 28-3 "Exit Qualification for Control-Register Accesses".
+#[inline(never)]
 fn control_register(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> {
     let qualification = vmcs.get(field::EXIT_QUALIFICATION)?;
     let number = u8::try_from(qualification & 0xF).unwrap_or(0);
@@ -103,10 +109,10 @@ fn control_register(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, Backend
 }
 
 /// Reason 30. Table 28-5 "Exit Qualification for I/O Instructions"; 28.2.5, table 28-9 for INS and OUTS.
-#[inline]
+#[inline(never)]
 fn port(vmcs: &impl VmcsAccess, string_info: bool) -> Result<Exit, BackendError> {
-    let qualification = vmcs.get(field::EXIT_QUALIFICATION)?;
-    let mut access = IoAccess {
+    let qualification = vmcs.known(field::EXIT_QUALIFICATION);
+    let access = IoAccess {
         port: u16::try_from(qualification >> 16 & 0xFFFF).unwrap_or(0),
         width: match qualification & 7 {
             0 => Width::Byte,
@@ -120,8 +126,16 @@ fn port(vmcs: &impl VmcsAccess, string_info: bool) -> Result<Exit, BackendError>
         address_bytes: None,
     };
     if access.string && string_info {
-        string_operand(&mut access, vmcs.get(field::EXIT_INSTRUCTION_INFO)?);
+        return string_port(vmcs, access);
     }
+    Ok(Exit::Io(access))
+}
+
+/// INS or OUTS, with its operand.
+#[cold]
+#[inline(never)]
+fn string_port(vmcs: &impl VmcsAccess, mut access: IoAccess) -> Result<Exit, BackendError> {
+    string_operand(&mut access, vmcs.get(field::EXIT_INSTRUCTION_INFO)?);
     Ok(Exit::Io(access))
 }
 
@@ -145,14 +159,29 @@ fn string_operand(access: &mut IoAccess, info: u32) {
     }
 }
 
+/// Reason 49, of which nothing more is said.
+#[cold]
+#[inline(never)]
+fn malformed(vmcs: &impl VmcsAccess) -> Result<Exit, BackendError> {
+    Ok(Exit::Nested(NestedFault {
+        gpa: Gpa::new(vmcs.get(field::GUEST_PHYSICAL_ADDRESS)?),
+        gva: None,
+        write: false,
+        execute: false,
+        table_walk: false,
+        present: true,
+        malformed: true,
+    }))
+}
+
 /// Reason 48. Table 28-7 "Exit Qualification for EPT Violations".
-#[inline]
+#[inline(never)]
 fn nested(vmcs: &impl VmcsAccess) -> Result<Exit, BackendError> {
-    let qualification = vmcs.get(field::EXIT_QUALIFICATION)?;
+    let qualification = vmcs.known(field::EXIT_QUALIFICATION);
     let linear = qualification & 1 << 7 != 0;
     let gva = if linear { Some(Gva::new(vmcs.get(field::GUEST_LINEAR_ADDRESS)?)) } else { None };
     Ok(Exit::Nested(NestedFault {
-        gpa: Gpa::new(vmcs.get(field::GUEST_PHYSICAL_ADDRESS)?),
+        gpa: Gpa::new(vmcs.known(field::GUEST_PHYSICAL_ADDRESS)),
         gva,
         write: qualification & 1 << 1 != 0,
         execute: qualification & 1 << 2 != 0,

@@ -5,10 +5,10 @@ use crate::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Second
 use crate::fields;
 use crate::frame::Frame;
 use crate::host::HostState;
-use bulkhead_hw::region::Region;
 use crate::switched;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_core::BackendError;
+use bulkhead_hw::region::Region;
 use std::collections::{BTreeMap, VecDeque};
 use std::vec::Vec;
 
@@ -37,8 +37,6 @@ pub struct FakeProcessor {
     pub cr2: u64,
     /// DR6.
     pub dr6: u64,
-    /// The time-stamp counter.
-    pub tsc: u64,
     /// Names of the instructions that were executed, VMREAD and VMWRITE apart.
     pub log: Vec<&'static str>,
     /// How many fields were written.
@@ -165,10 +163,6 @@ impl Processor for FakeProcessor {
 
     fn set_dr6(&mut self, value: u64) {
         self.dr6 = value;
-    }
-
-    fn tsc(&self) -> u64 {
-        self.tsc
     }
 
     fn deliver_nmi(&mut self) {

@@ -97,6 +97,12 @@ pub trait Fields: VmcsAccess {
         Ok(S::from_raw(self.read(field.encoding)?))
     }
 
+    /// The value of `field`, which is known to exist; see [`VmcsAccess::read_known`].
+    #[inline]
+    fn known<S: Size, A>(&self, field: Field<S, A>) -> S::Value {
+        S::from_raw(self.read_known(field.encoding))
+    }
+
     /// Sets `field`.
     ///
     /// # Errors

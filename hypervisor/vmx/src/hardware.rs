@@ -5,13 +5,13 @@ use crate::entry::{bulkhead_vmx_enter, exit_address};
 use crate::frame::Frame;
 use crate::host::{HostState, descriptor_base};
 use crate::instructions;
-use bulkhead_hw::region::Region;
 use crate::switched::SWITCHED;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_arch::{Cr4, msr};
 use bulkhead_core::BackendError;
+use bulkhead_hw::region::Region;
 use core::arch::asm;
-use core::arch::x86_64::{__cpuid_count, _rdtsc};
+use core::arch::x86_64::__cpuid_count;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control;
 use x86_64::registers::debug::Dr6;
@@ -98,6 +98,12 @@ impl VmcsAccess for Hardware {
     fn read(&self, encoding: u32) -> Result<u64, BackendError> {
         // SAFETY: a `Hardware` exists only in VMX root operation (`Hardware::new`).
         unsafe { instructions::vmread(encoding) }
+    }
+
+    #[inline]
+    fn read_known(&self, encoding: u32) -> u64 {
+        // SAFETY: as in `read`.
+        unsafe { instructions::vmread_known(encoding) }
     }
 
     #[inline]
@@ -205,12 +211,6 @@ impl Processor for Hardware {
         // Bits 63:32 would fault.
         // SAFETY: DR6 only records which breakpoint was met; the host has none set (an exit makes DR7 400H).
         unsafe { asm!("mov dr6, {}", in(reg) value & 0xFFFF_FFFF, options(nomem, nostack, preserves_flags)) };
-    }
-
-    #[inline]
-    fn tsc(&self) -> u64 {
-        // SAFETY: every processor with 64-bit mode has the counter, and ring 0 may always read it.
-        unsafe { _rdtsc() }
     }
 
     fn deliver_nmi(&mut self) {

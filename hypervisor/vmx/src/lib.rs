@@ -31,8 +31,8 @@ pub mod switched;
 mod vcpu;
 pub mod vmcs;
 
+pub use bulkhead_hw::region::Region;
 pub use capabilities::{Capabilities, Missing};
 pub use hardware::{Hardware, enable, probe};
 pub use instructions::error_name;
-pub use bulkhead_hw::region::Region;
 pub use vcpu::{Resources, VmxVcpu};

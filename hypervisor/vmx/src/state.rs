@@ -136,27 +136,33 @@ pub(crate) fn set_interruptibility(vmcs: &mut impl VmcsAccess, value: Interrupti
 /// Instruction Execution"; 27.7.3 "Delivery of Pending Debug Exceptions after VM Entry".
 #[inline]
 pub(crate) fn skip_instruction(vmcs: &mut impl VmcsAccess) -> Result<(), BackendError> {
-    let length = vmcs.get(field::EXIT_INSTRUCTION_LENGTH)?;
+    let length = vmcs.known(field::EXIT_INSTRUCTION_LENGTH);
     skip_bytes(vmcs, length)
 }
 
 /// Goes past an instruction of `length` bytes.
 #[inline]
 pub(crate) fn skip_bytes(vmcs: &mut impl VmcsAccess, length: u32) -> Result<(), BackendError> {
-    let old = vmcs.get(field::GUEST_RIP)?;
-    let mut rip = old.wrapping_add(length.into());
-    if (rip ^ old) >> 32 != 0 && !in_64_bit_code(vmcs)? {
-        rip &= 0xFFFF_FFFF;
+    let old = vmcs.known(field::GUEST_RIP);
+    let rip = old.wrapping_add(length.into());
+    let shadow = vmcs.known(field::INTERRUPTIBILITY) & (BY_STI | BY_MOV_SS);
+    let step = vmcs.known(field::GUEST_RFLAGS) & Rflags::TF.bits();
+    if (rip ^ old) >> 32 | u64::from(shadow) | step != 0 {
+        return skip_specially(vmcs, rip);
     }
+    vmcs.set(field::GUEST_RIP, rip)
+}
+
+/// Goes on to `rip` when more has to be done than that.
+#[cold]
+#[inline(never)]
+fn skip_specially(vmcs: &mut impl VmcsAccess, rip: u64) -> Result<(), BackendError> {
+    let rip = if in_64_bit_code(vmcs)? { rip } else { rip & 0xFFFF_FFFF };
     vmcs.set(field::GUEST_RIP, rip)?;
     let interruptibility = vmcs.get(field::INTERRUPTIBILITY)?;
-    if interruptibility & (BY_STI | BY_MOV_SS) != 0 {
-        vmcs.set(field::INTERRUPTIBILITY, interruptibility & !(BY_STI | BY_MOV_SS))?;
-    }
-    if vmcs.get(field::GUEST_RFLAGS)? & Rflags::TF.bits() != 0 {
-        make_step_pending(vmcs)?;
-    }
-    Ok(())
+    vmcs.set(field::INTERRUPTIBILITY, interruptibility & !(BY_STI | BY_MOV_SS))?;
+    let step = vmcs.get(field::GUEST_RFLAGS)? & Rflags::TF.bits() != 0;
+    if step { make_step_pending(vmcs) } else { Ok(()) }
 }
 
 /// Makes a single step due before the guest's next instruction.
@@ -166,7 +172,6 @@ pub(crate) fn make_step_pending(vmcs: &mut impl VmcsAccess) -> Result<(), Backen
     vmcs.set(field::PENDING_DEBUG, pending | PENDING_STEP)
 }
 
-#[cold]
 fn in_64_bit_code(vmcs: &impl VmcsAccess) -> Result<bool, BackendError> {
     let long = vmcs.get(field::GUEST_EFER)? & Efer::LMA.bits() != 0;
     Ok(long && vmcs.get(field::GUEST_CS_ATTRIBUTES)? & Segment::LONG != 0)

@@ -12,18 +12,20 @@ use crate::fields::{self as field, Fields};
 use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::inject;
-use bulkhead_hw::region::Region;
 use crate::setup::{self, Addresses};
 use crate::state;
 use crate::switched;
 use crate::vmcs::{Entered, Processor};
 use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
 use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_hw::region::Region;
 use bulkhead_types::Hpa;
 use core::fmt;
 
 /// DR6 after reset. SDM vol. 3A table 10-1.
 const RESET_DR6: u64 = 0xFFFF_0FF0;
+/// Exit reasons (modulo 64) after which something may have to be put right.
+const SETTLED: u64 = 1 << reason::EXCEPTION_OR_NMI | 1 << reason::EPT_VIOLATION;
 /// General detect: an access to a debug register faults.
 const DR7_GD: u64 = 1 << 13;
 
@@ -59,12 +61,10 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     dr6: u64,
     active: bool,
     launched: bool,
-    /// As the VMCS has it.
+    /// As the VMCS has it; 0 before the first entry and after a failure.
     host_rsp: u64,
     /// As the VMCS has them.
     primary: u32,
-    /// Host time-stamp counter when the timer is due, rounded up to what it counts.
-    deadline: u64,
     interrupted: Option<Event>,
     /// Why it can not run any more.
     failed: Option<BackendError>,
@@ -121,6 +121,7 @@ impl<P: Processor> VmxVcpu<P> {
         setup::write_controls(&mut processor, &capabilities, &addresses)?;
         setup::write_guest(&mut processor, &capabilities)?;
         processor.host_state().write(&mut processor)?;
+        exit::KNOWN.iter().try_for_each(|&encoding| processor.read(encoding).map(drop))?;
         // Whoever had this tag or these tables before has left nothing behind.
         processor.invalidate_nested(ept_pointer)?;
         processor.invalidate_vpid(vpid, capabilities.invvpid_single())?;
@@ -140,7 +141,6 @@ impl<P: Processor> VmxVcpu<P> {
             launched: false,
             host_rsp: 0,
             primary: setup::primary_controls(&capabilities),
-            deadline: u64::MAX,
             interrupted: None,
             failed: None,
         })
@@ -164,24 +164,42 @@ impl<P: Processor> VmxVcpu<P> {
         &mut self.processor
     }
 
-    #[inline]
-    fn arm_timer(&mut self) -> Result<(), BackendError> {
-        let left = self.deadline.saturating_sub(self.processor.tsc()) >> self.capabilities.timer_shift;
-        self.processor.set(field::TIMER_VALUE, u32::try_from(left).unwrap_or(u32::MAX))
+    /// Before the first entry, the first after the vCPU was moved, and each after it failed.
+    #[cold]
+    #[inline(never)]
+    fn prepare(&mut self) -> Result<(), BackendError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let rsp = self.frame.host_rsp();
+        self.processor.set(field::HOST_RSP, rsp)?;
+        self.host_rsp = rsp;
+        Ok(())
+    }
+
+    /// Ends the vCPU: it does not run again.
+    #[cold]
+    #[inline(never)]
+    fn fail(&mut self, error: BackendError) -> Result<Exit, BackendError> {
+        self.failed = Some(error);
+        self.host_rsp = 0;
+        Err(error)
     }
 
     /// After an entry that was refused with VMfail.
     #[cold]
-    fn refused(&mut self, how: Entered) -> BackendError {
+    #[inline(never)]
+    fn refused(&mut self, how: Entered) -> Result<Exit, BackendError> {
         let number = match how {
             Entered::FailValid => self.processor.get(field::INSTRUCTION_ERROR).unwrap_or(0),
             _ => 0,
         };
-        BackendError::Entry { code: number.into() }
+        self.fail(BackendError::Entry { code: number.into() })
     }
 
     /// Records the event whose delivery was interrupted.
     #[cold]
+    #[inline(never)]
     fn record_interrupted(&mut self, info: u32) -> Result<(), BackendError> {
         let error = self.processor.get(field::IDT_ERROR_CODE)?;
         let length = self.processor.get(field::EXIT_INSTRUCTION_LENGTH)?;
@@ -196,10 +214,14 @@ impl<P: Processor> VmxVcpu<P> {
     }
 
     /// What an exception or a nested fault leaves to be put right before the guest goes on.
+    #[inline(never)]
     fn settle(&mut self, basic: u32, vectoring: u32) -> Result<(), BackendError> {
         if basic == reason::EPT_VIOLATION {
-            let unblocked = self.processor.get(field::EXIT_QUALIFICATION)? & exit::NESTED_NMI_UNBLOCKED != 0;
+            let unblocked = self.processor.known(field::EXIT_QUALIFICATION) & exit::NESTED_NMI_UNBLOCKED != 0;
             return if unblocked { self.block_nmis_again(vectoring) } else { Ok(()) };
+        }
+        if basic != reason::EXCEPTION_OR_NMI {
+            return Ok(());
         }
         let info = self.processor.get(field::EXIT_INTERRUPTION)?;
         let vector = Vector(u8::try_from(info & 0xFF).unwrap_or(0));
@@ -281,38 +303,25 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
 
     #[inline]
     fn run(&mut self) -> Result<Exit, BackendError> {
-        if let Some(error) = self.failed {
-            return Err(error);
+        if self.frame.host_rsp() != self.host_rsp {
+            self.prepare()?;
         }
-        let rsp = self.frame.host_rsp();
-        if rsp != self.host_rsp {
-            self.processor.set(field::HOST_RSP, rsp)?;
-            self.host_rsp = rsp;
-        }
-        self.arm_timer()?;
         match self.processor.enter(&mut self.frame, self.launched) {
-            Entered::Exit => {}
-            how => {
-                let error = self.refused(how);
-                self.failed = Some(error);
-                return Err(error);
-            }
+            Entered::Exit => self.launched = true,
+            how => return self.refused(how),
         }
-        self.launched = true;
-        let reason = self.processor.get(field::EXIT_REASON)?;
+        let reason = self.processor.known(field::EXIT_REASON);
         if reason & reason::ENTRY_FAILED != 0 {
-            let error = BackendError::Entry { code: reason.into() };
-            self.failed = Some(error);
-            return Err(error);
+            return self.fail(BackendError::Entry { code: reason.into() });
         }
-        let vectoring = self.processor.get(field::IDT_VECTORING)?;
+        let vectoring = self.processor.known(field::IDT_VECTORING);
         self.interrupted = None;
         if vectoring & inject::VALID != 0 {
             self.record_interrupted(vectoring)?;
         }
-        let basic = reason & 0xFFFF;
-        if basic == reason::EXCEPTION_OR_NMI || basic == reason::EPT_VIOLATION {
-            self.settle(basic, vectoring)?;
+        // One bit of a word for each reason that could need it: cheaper than two comparisons.
+        if SETTLED.wrapping_shr(reason) & 1 != 0 {
+            self.settle(reason & 0xFFFF, vectoring)?;
         }
         exit::decode(&self.processor, reason, self.capabilities.string_info)
     }
@@ -425,7 +434,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     fn flush_nested(&mut self) {
         if let Err(error) = self.processor.invalidate_nested(self.ept_pointer) {
             // The guest could go on using what was taken from it: it must not go on.
-            self.failed = Some(error);
+            let _ = self.fail(error);
         }
     }
 
@@ -435,9 +444,10 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
 
     #[inline]
     fn set_timer(&mut self, ticks: u64) -> Result<(), BackendError> {
-        let round_up = 1_u64.wrapping_shl(self.capabilities.timer_shift).wrapping_sub(1);
-        self.deadline = self.processor.tsc().saturating_add(ticks).saturating_add(round_up);
-        Ok(())
+        let shift = self.capabilities.timer_shift;
+        let round_up = 1_u64.wrapping_shl(shift).wrapping_sub(1);
+        let units = ticks.saturating_add(round_up).wrapping_shr(shift);
+        self.processor.set(field::TIMER_VALUE, u32::try_from(units).unwrap_or(u32::MAX))
     }
 
     fn allow_msr(&mut self, index: u32, write: bool) {

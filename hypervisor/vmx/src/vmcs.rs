@@ -5,8 +5,8 @@
 
 use crate::frame::Frame;
 use crate::host::HostState;
-use bulkhead_hw::region::Region;
 use bulkhead_core::BackendError;
+use bulkhead_hw::region::Region;
 
 /// Access to the fields of the current VMCS by number; [`crate::fields::Fields`] gives it types.
 pub trait VmcsAccess {
@@ -15,6 +15,12 @@ pub trait VmcsAccess {
     /// # Errors
     /// [`BackendError::Field`] if there is no current VMCS or no such field.
     fn read(&self, encoding: u32) -> Result<u64, BackendError>;
+
+    /// The value of a field that has been read or written before, in the VMCS whose guest ran last: that can not fail,
+    /// and what can not fail need not be checked at every exit. Any value if it does.
+    fn read_known(&self, encoding: u32) -> u64 {
+        self.read(encoding).unwrap_or(0)
+    }
 
     /// Sets the field with this number.
     ///
@@ -83,9 +89,6 @@ pub trait Processor: VmcsAccess {
 
     /// Sets DR6.
     fn set_dr6(&mut self, value: u64);
-
-    /// The time-stamp counter.
-    fn tsc(&self) -> u64;
 
     /// Lets the host handle the non-maskable interrupt that caused the last exit, and take further ones.
     fn deliver_nmi(&mut self);

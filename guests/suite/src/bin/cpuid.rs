@@ -106,7 +106,8 @@ fn virtual_machine() {
     check_eq!(leaf1.ecx >> 31, 1, "hypervisor bit");
     check_eq!(leaf1.ecx >> 5 & 1, 0, "no VMX inside");
     check_eq!(leaf1.ecx >> 3 & 1, 0, "no MONITOR");
-    check_eq!(leaf1.ebx >> 16 & 0xFF & (leaf1.edx >> 28 & 1) * 0xFF, leaf1.edx >> 28 & 1, "one logical processor");
+    let threads = if leaf1.edx & 1 << 28 == 0 { 1 } else { leaf1.ebx >> 16 & 0xFF };
+    check_eq!(threads, 1, "one logical processor");
     let base = cpuid(0x4000_0000, 0);
     check!((0x4000_0000..0x4001_0000).contains(&base.eax), "hypervisor leaves");
     check!([base.ebx, base.ecx, base.edx] != [0; 3], "hypervisor signature");

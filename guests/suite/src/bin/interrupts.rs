@@ -98,7 +98,7 @@ fn local() {
     unsafe { cpu::set_cr8(0) };
     cpu::disable_interrupts();
     check_eq!(take_log(), 0x6141, "lowering CR8 lets them in");
-    // SAFETY: as above.
+    // SAFETY: CR8 is the task priority, and interrupts are off.
     unsafe { cpu::set_cr8(3) };
     check_eq!(apic::read(TPR), 0x30, "and writes the register");
     apic::write(TPR, 0);

@@ -102,9 +102,9 @@ fn compare(name: &str, flags: u64, run: Run) {
 
 /// `run` from RAM to RAM and the same with the device as source, as destination, and as both.
 fn compare_copy(name: &str, run: Run) {
-    // SAFETY: as above.
+    // SAFETY: as for the one above: no Rust object lies there.
     let (ram, device) = unsafe { (Region::new(RAM, BYTES), Region::new(device_base(), BYTES)) };
-    // SAFETY: as above.
+    // SAFETY: as for the one above: no Rust object lies there.
     let other = unsafe { Region::new(OTHER_RAM + 0x1000, BYTES) };
     for start in starts() {
         compare_from(name, ALL, run, start, [&ram, &other], [&device, &other]);
@@ -375,7 +375,7 @@ fn read64(address: u64) -> Result<u64, (u64, u64)> {
 }
 
 fn write64(address: u64, value: u64) -> Result<(), (u64, u64)> {
-    // SAFETY: as above.
+    // SAFETY: as for the one above: no Rust object lies there.
     let caught = catch(|| unsafe { asm!("mov [{}], {}", in(reg) address, in(reg) value, options(nostack)) });
     caught.map_or(Ok(()), |e| Err(e.code()))
 }

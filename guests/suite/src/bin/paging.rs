@@ -241,7 +241,7 @@ fn identifiers() {
     // SAFETY: a value with an identifier; setting PCIDE then is #GP.
     unsafe { cpu::set_cr3(cr3 | 0x18) };
     let set = catch(|| {
-        // SAFETY: faults.
+        // SAFETY: it faults and changes nothing.
         unsafe { cpu::set_cr4(cr4 | 1 << 17) }
     });
     check_eq!(set.map(|e| e.code()), Some((13, 0)), "PCIDE with low bits in CR3 is #GP");

@@ -142,7 +142,7 @@ fn controls() {
     if cpuid(7, 0).ecx & 1 << 2 == 0 {
         return skip!("UMIP");
     }
-    // SAFETY: see above.
+    // SAFETY: UMIP matters in ring 3 only.
     unsafe { cpu::set_cr4(cr4 | 1 << 11) };
     check_eq!(run(&raw const user_sgdt, USER_CODE, 0, 0), Some((13, 0, 0)), "CR4.UMIP keeps SGDT from ring 3");
     // SAFETY: as it was.

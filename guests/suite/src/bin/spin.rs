@@ -1,4 +1,4 @@
-//! Never ends; with `interrupts` on the command line, not even with interrupts on. For time-outs and for neighbours.
+//! Keeps the processor busy: for ever, or for `seconds=N`; `interrupts`: with them on.
 #![no_std]
 #![no_main]
 #![allow(
@@ -8,7 +8,7 @@
     reason = "a panic ends a test guest as a failure, which is right"
 )]
 
-use bulkhead_rt::{cpu, has_word, println, scenario};
+use bulkhead_rt::{cpu, has_word, println, scenario, time, word_value};
 
 scenario!(main);
 
@@ -17,7 +17,10 @@ fn main() {
     if has_word("interrupts") {
         cpu::enable_interrupts();
     }
-    loop {
-        cpu::pause();
+    match word_value("seconds") {
+        Some(seconds) => time::delay(seconds * 1_000_000),
+        None => loop {
+            cpu::pause();
+        },
     }
 }

@@ -173,7 +173,7 @@ fn outside_ram(f: &mut fmt::Formatter<'_>, part: Part, start: u64, bytes: u64, m
         write!(f, "{} {:#x}-{:#x}", if number == 0 { "" } else { "," }, range.start, range.end)?;
     }
     match super::map::memory_for(start, bytes) {
-        Some(needed) => write!(f, "; give the guest at least {needed} bytes of memory"),
+        Some(needed) => write!(f, "; give the guest at least {} MiB of memory", needed.div_ceil(1 << 20)),
         None => f.write_str("; link it to another address"),
     }
 }

@@ -92,7 +92,7 @@ impl<'a> BzImage<'a> {
         let wrong = |field, value, must| Err(LoadError::Field { field, value, must });
         let version = file.u16(at(setup::VERSION))?;
         if version < OLDEST {
-            return wrong("version", u64::from(version), "at least 0x20a (Linux 2.6.31)");
+            return wrong("the Linux boot protocol's version", u64::from(version), "at least 0x20a (Linux 2.6.31)");
         }
         let end = at(setup::HEADER).saturating_add(u64::from(file.u8(at(setup::JUMP).saturating_add(1))?));
         if !HEADER_END.contains(&end) {

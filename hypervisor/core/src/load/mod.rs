@@ -31,6 +31,7 @@ mod tests;
 pub use error::{LoadError, Part};
 pub use state::{InitialState, TableRegister};
 
+use bulkhead_devices::layout;
 use bulkhead_types::manifest::LoadAs;
 use bulkhead_types::{Gpa, GuestMemory};
 use core::fmt;
@@ -145,12 +146,22 @@ pub fn detect(kernel: &[u8]) -> Result<Protocol, LoadError> {
     })
 }
 
+/// Writes what kernels read in the BIOS data area without asking for it: the port of COM1 (0x400) and the KiB of low RAM
+/// (0x413), below which they put trampolines. An image that belongs there is written over it.
+fn write_bios_data(request: &Request<'_>, memory: &mut impl GuestMemory) -> Result<(), LoadError> {
+    let (low_kib, _) = map::kib_below_and_above(request.memory);
+    let low_kib = u16::try_from(low_kib).unwrap_or(u16::MAX);
+    write::fill(memory, 0x400, &layout::COM1.to_le_bytes(), 0)?;
+    write::fill(memory, 0x413, &low_kib.to_le_bytes(), 0)
+}
+
 /// Loads what `request` says into `memory`, which has the RAM of `request.memory` bytes, and returns the registers
 /// to start with. Memory that no part was put into is left alone.
 ///
 /// # Errors
 /// What is wrong with the image, or what there is no RAM for. Some parts may have been written by then.
 pub fn load(request: &Request<'_>, memory: &mut impl GuestMemory) -> Result<InitialState, LoadError> {
+    write_bios_data(request, memory)?;
     if let LoadAs::Flat { at } = request.load {
         return flat::load(request, at, memory);
     }

@@ -3,7 +3,8 @@
 //! Multiboot Specification version 0.6.96: 3.1 "OS image format", 3.2 "Machine state", 3.3 "Boot information format". The
 //! image is placed by the addresses of the header (flag 16, the "a.out kludge") or as ELF, 32 or 64 bits. The kernel
 //! is told its command line, the modules, the memory map and the boot loader's name. There is no display: a wish for
-//! a video mode (flag 2) stays unfulfilled, which the kernel sees in the flags of the boot information.
+//! a video mode (flag 2) stays unfulfilled, which the kernel sees in the flags of the boot information. The command line
+//! is passed as it stands: some loaders put the file's name in front of it, here whoever writes it does.
 
 use super::bytes::{Bytes, length};
 use super::elf::Elf;

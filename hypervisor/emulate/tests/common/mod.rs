@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::indexing_slicing, reason = "a test's own machine")]
 
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
-use bulkhead_emulate::{Bus, Cpu, Hint, Outcome, Stop, StringIo, mmio, string_io};
+use bulkhead_emulate::{Bus, Cpu, DecodeCache, Hint, Outcome, Stop, StringIo, mmio, string_io};
 use bulkhead_paging::guest::PagingState;
 use bulkhead_types::{Gpa, GuestMemory, MemoryError, Width};
 
@@ -128,6 +128,7 @@ pub struct World {
     pub cpu: Registers,
     pub ram: Ram,
     pub device: Device,
+    pub cache: DecodeCache,
 }
 
 /// Flat data, 32 bits.
@@ -150,7 +151,12 @@ impl World {
         };
         let device =
             Device { bytes: (0..0x2000_u32).map(|at| at.to_le_bytes()[0] ^ 0xA5).collect(), events: vec![], input: 0 };
-        Self { cpu: Registers { gprs: [0; 16], rip: CODE, segments, paging }, ram: Ram(vec![0; 0x20_0000]), device }
+        Self {
+            cpu: Registers { gprs: [0; 16], rip: CODE, segments, paging },
+            ram: Ram(vec![0; 0x20_0000]),
+            device,
+            cache: DecodeCache::new(),
+        }
     }
 
     /// Real mode, segment bases 0.
@@ -209,7 +215,7 @@ impl World {
     }
 
     pub fn again(&mut self, hint: Option<Hint>) -> Result<Outcome, Stop<()>> {
-        mmio(&mut self.cpu, &mut self.ram, &mut self.device, hint)
+        mmio(&mut self.cpu, &mut self.ram, &mut self.device, hint, &mut self.cache)
     }
 
     pub fn string_io(&mut self, access: StringIo) -> Result<Outcome, Stop<()>> {

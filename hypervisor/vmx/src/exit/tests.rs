@@ -2,7 +2,7 @@ use super::{decode, reason};
 use crate::fake::FakeProcessor;
 use crate::fields as field;
 use bulkhead_arch::{Gpr, SegmentName, Vector};
-use bulkhead_core::{BackendError, Exit, IoAccess, NestedFault};
+use bulkhead_core::{Exit, IoAccess, NestedFault};
 use bulkhead_types::{Gpa, Gva, Width};
 use proptest::prelude::{any, proptest};
 
@@ -151,14 +151,6 @@ fn exceptions_that_exit() {
     assert_eq!(alignment, Exit::Exception { vector: Vector::AC, error: Some(0), debug_status: 0 });
     assert_eq!(exit(0, &[(INTERRUPTION, 0x8000_0202)]), Exit::Host);
     assert_eq!(exit(0, &[(INTERRUPTION, 0x8000_0312)]), Exit::Unexpected { reason: 0, info: 0x8000_0312 });
-}
-
-#[test]
-fn a_field_that_can_not_be_read_is_an_error() {
-    let mut fake = FakeProcessor::default();
-    fake.broken.push(QUALIFICATION);
-    assert_eq!(decode(&fake, 28, true), Err(BackendError::Field { field: QUALIFICATION, code: 12 }));
-    assert_eq!(decode(&fake, 10, true), Ok(Exit::Cpuid));
 }
 
 proptest! {

@@ -3,10 +3,10 @@
 
 use super::super::{LoadModule, detect};
 use super::images::{Elf, Segment, bzimage, multiboot_header, multiboot2_header, pvh_note};
+use super::std::{format, vec, vec::Vec};
 use super::{boot, request};
-use proptest::collection::vec;
+use proptest::collection;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
-use std::vec::Vec;
 
 const MEMORY: u64 = 4 << 20;
 
@@ -14,7 +14,7 @@ fn elf(wide: bool, content: &[u8], note: bool) -> Vec<u8> {
     let mut elf = Elf::new(wide, 0x10_0040);
     let mut content = content.to_vec();
     content.resize(0x100, 0x90);
-    elf.segments = std::vec![Segment::at(0x10_0000, &content), Segment::at(0x2000, &[1; 16])];
+    elf.segments = vec![Segment::at(0x10_0000, &content), Segment::at(0x2000, &[1; 16])];
     elf.segments[1].memory_bytes = 0x1000;
     elf.note = note.then(|| pvh_note(0x10_0040));
     elf.build()
@@ -25,7 +25,7 @@ fn images() -> Vec<Vec<u8>> {
     let mut kludge = multiboot_header(1 << 16, &[0x10_0000, 0x10_0000, 0x10_0040, 0x10_1000, 0x10_0020]);
     kludge.resize(0x80, 0x90);
     let tags = multiboot2_header(&[(1, 0, &[4, 6]), (2, 0, &[0x10_0000, 0x10_0000, 0, 0]), (3, 0, &[0x10_0010])]);
-    std::vec![
+    vec![
         bzimage(0x300, true),
         bzimage(0x40, false),
         elf(true, &[], true),
@@ -47,7 +47,7 @@ fn value() -> impl Strategy<Value = u64> {
 /// Where to write, and how many of the low bytes of what.
 fn spoiling() -> impl Strategy<Value = Vec<(usize, usize, u64)>> {
     let place = prop_oneof![0..0x180_usize, 0x1F1..0x270_usize];
-    vec((place, proptest::sample::select(std::vec![1, 2, 4, 8]), value()), 0..6)
+    collection::vec((place, proptest::sample::select(vec![1, 2, 4, 8]), value()), 0..6)
 }
 
 fn check(image: &[u8]) {
@@ -59,7 +59,7 @@ fn check(image: &[u8]) {
         ram.at(state.rip, 1);
     }
     if let Err(error) = loaded {
-        assert!(!std::format!("{error}").is_empty());
+        assert!(!format!("{error}").is_empty());
     }
 }
 
@@ -105,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn noise(bytes in vec(any::<u8>(), 0..2000), magic in 0..4_usize) {
+    fn noise(bytes in collection::vec(any::<u8>(), 0..2000), magic in 0..4_usize) {
         let starts: [&[u8]; 4] = [b"", b"\x7fELF\x02\x01", b"\x7fELF\x01\x01", &[0x02, 0xB0, 0xAD, 0x1B]];
         let mut image = starts[magic].to_vec();
         image.extend(bytes);

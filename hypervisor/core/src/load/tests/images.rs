@@ -1,7 +1,6 @@
 //! Images made to measure.
 
-use std::vec;
-use std::vec::Vec;
+use super::std::{vec, vec::Vec};
 
 /// Sets bytes of an image.
 pub(super) fn put(image: &mut [u8], at: usize, bytes: &[u8]) {

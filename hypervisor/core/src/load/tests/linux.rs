@@ -2,8 +2,8 @@
 
 use super::super::{LoadError, LoadModule, Part, Protocol};
 use super::images::{bzimage, put};
+use super::std::{format, vec::Vec};
 use super::{MAP_8_MIB, Ram, assert_flat, assert_protected, boot, refusal, wrong_field};
-use std::vec::Vec;
 
 const RSI: usize = 6;
 
@@ -106,8 +106,8 @@ fn a_kernel_that_needs_more_memory_says_how_much() {
     put(&mut image, 0x260, &0x2F0_0001_u32.to_le_bytes());
     let error = refusal(&image);
     assert!(matches!(error, LoadError::OutsideRam { start: 0x100_0000, bytes: 0x2F0_0001, .. }));
-    let text = std::format!("{error}");
-    assert!(text.ends_with("give the guest at least 66064384 bytes of memory"), "{text}");
+    let text = format!("{error}");
+    assert!(text.ends_with("give the guest at least 64 MiB of memory"), "{text}");
     assert!(boot(&image, "", &[], 66_064_384).is_ok());
     assert!(boot(&image, "", &[], 66_064_384 - 4096).is_err());
 }
@@ -130,7 +130,7 @@ fn lying_setup_headers() {
     };
     assert!(matches!(refusal(&lie(0x202, b"HdrT")), LoadError::Unknown { .. }));
     assert!(matches!(refusal(&lie(0x1FE, &[0x56])), LoadError::Unknown { .. }));
-    assert_eq!(wrong_field(&lie(0x206, &[0x09, 0x02])), "version");
+    assert_eq!(wrong_field(&lie(0x206, &[0x09, 0x02])), "the Linux boot protocol's version");
     for jump in [0, 0x61, 0x8F, 0xFF] {
         assert_eq!(wrong_field(&lie(0x201, &[jump])), "the end of the setup header (jump)");
     }

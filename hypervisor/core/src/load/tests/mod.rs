@@ -1,5 +1,7 @@
 //! Every protocol with images made to measure, right ones and lying ones.
 
+extern crate std;
+
 mod flat;
 mod hostile;
 mod images;
@@ -8,13 +10,12 @@ mod multiboot;
 mod multiboot2;
 mod pvh;
 
+use self::std::{format, vec, vec::Vec};
 use super::{InitialState, LoadError, LoadModule, Request, load};
 use bulkhead_arch::{Segment, SegmentName};
 use bulkhead_devices::layout;
 use bulkhead_types::manifest::LoadAs;
 use bulkhead_types::{Gpa, GuestMemory, MemoryError};
-use std::vec;
-use std::vec::Vec;
 
 /// What untouched RAM holds, so that what must be zero has to be written.
 const UNTOUCHED: u8 = 0xCC;
@@ -147,7 +148,7 @@ const MAP_8_MIB: [(u64, u64, u32); 6] = [
 fn a_file_of_no_kind_is_described() {
     let error = refusal(&[0x1F, 0x8B, 8]);
     assert_eq!(error, LoadError::Unknown { start: [0x1F, 0x8B, 8, 0], bytes: 3 });
-    assert!(std::format!("{error}").contains("the 3 bytes start with 1f 8b 08 00"), "{error}");
+    assert!(format!("{error}").contains("the 3 bytes start with 1f 8b 08 00"), "{error}");
     assert_eq!(refusal(&[]), LoadError::Unknown { start: [0; 4], bytes: 0 });
 }
 
@@ -167,4 +168,10 @@ fn of_several_protocols_the_more_telling_is_taken() {
     assert_eq!(super::detect(&elf.build()), Ok(super::Protocol::Pvh));
     elf.note = None;
     assert_eq!(super::detect(&elf.build()), Err(LoadError::BareElf));
+}
+
+#[test]
+fn bios_data_area() {
+    let (_, ram) = boot(&images::bzimage(0x1000, true), "", &[], 8 << 20).unwrap();
+    assert_eq!((ram.at(0x400, 2), ram.at(0x413, 2)), (&[0xF8, 3][..], &[0x80, 2][..]));
 }

@@ -2,10 +2,8 @@
 
 use super::super::{LoadError, LoadModule, Part, Protocol, load};
 use super::images::{Elf, Segment, multiboot2_header, put};
+use super::std::{collections::BTreeMap, vec, vec::Vec};
 use super::{MAP_8_MIB, Ram, assert_protected, boot, refusal, request, wrong_field};
-use std::collections::BTreeMap;
-use std::vec;
-use std::vec::Vec;
 
 const RAX: usize = 0;
 const RBX: usize = 3;

@@ -2,9 +2,8 @@
 
 use super::super::{LoadError, LoadModule, Part, Protocol};
 use super::images::{Elf, Segment, put, pvh_note};
+use super::std::{vec, vec::Vec};
 use super::{MAP_8_MIB, assert_protected, boot, refusal, wrong_field};
-use std::vec;
-use std::vec::Vec;
 
 const RBX: usize = 3;
 
