@@ -65,8 +65,8 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     host_rsp: u64,
     /// As the VMCS has them.
     primary: u32,
-    /// Ticks that round a time up to what the timer counts.
-    timer_round: u64,
+    /// Ticks that the timer counts as one.
+    timer_unit: u64,
     interrupted: Option<Event>,
     /// Why it can not run any more.
     failed: Option<BackendError>,
@@ -143,7 +143,7 @@ impl<P: Processor> VmxVcpu<P> {
             launched: false,
             host_rsp: 0,
             primary: setup::primary_controls(&capabilities),
-            timer_round: 1_u64.wrapping_shl(capabilities.timer_shift).wrapping_sub(1),
+            timer_unit: 1_u64.wrapping_shl(capabilities.timer_shift),
             interrupted: None,
             failed: None,
         })
@@ -355,6 +355,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         }
     }
 
+    // Nearly always of one register by name: a few instructions then.
     #[inline(always)]
     fn read(&self, register: Register) -> Result<u64, BackendError> {
         match register {
@@ -389,6 +390,12 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     }
 
     #[inline]
+    fn privilege(&self) -> Result<u8, BackendError> {
+        // SS.DPL is the privilege level, in all modes. SDM vol. 3C 25.4.1 "Guest Register State".
+        let [low, ..] = self.processor.get(field::GUEST_SS_ATTRIBUTES)?.to_le_bytes();
+        Ok(low >> 5 & 3)
+    }
+
     fn skip_instruction(&mut self) -> Result<(), BackendError> {
         state::skip_instruction(&mut self.processor)
     }
@@ -457,9 +464,11 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
 
     #[inline]
     fn set_timer(&mut self, ticks: u64) -> Result<(), BackendError> {
-        // Far below 64 bits, so that rounding up does not overflow; a timer that fires too early does no harm.
-        let ticks = ticks.min(u32::MAX.into()) + self.timer_round;
-        self.processor.write(field::TIMER_VALUE.encoding(), ticks.wrapping_shr(self.capabilities.timer_shift))
+        // The timer counts bit `timer_shift` of the counter, which changes within the first unit: one unit more is never
+        // too early. What is far off fires too early, and does no harm.
+        const LONGEST: u64 = u32::MAX as u64 / 2;
+        let units = (ticks.min(LONGEST) + self.timer_unit).wrapping_shr(self.capabilities.timer_shift);
+        self.processor.write(field::TIMER_VALUE.encoding(), units)
     }
 
     fn allow_msr(&mut self, index: u32, write: bool) {
