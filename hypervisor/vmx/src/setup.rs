@@ -133,9 +133,9 @@ const fn reset_segment(name: SegmentName) -> Segment {
 #[cfg(test)]
 mod tests {
     use super::{Addresses, ept_pointer, write_controls, write_guest};
-    use crate::fake::{FakeProcessor, capabilities};
+    use crate::fake::{FakeProcessor, HOST, capabilities};
     use crate::fields::{self as field, Fields};
-    use crate::host::HostState;
+    use crate::host;
     use bulkhead_types::Hpa;
 
     const ADDRESSES: Addresses = Addresses {
@@ -156,7 +156,7 @@ mod tests {
         let mut fake = FakeProcessor::default();
         write_controls(&mut fake, &capabilities(), &ADDRESSES).unwrap();
         write_guest(&mut fake, &capabilities()).unwrap();
-        HostState::default().write(&mut fake).unwrap();
+        host::write(&mut fake, &HOST).unwrap();
         // Set when used; or not used, because their counts or controls are 0.
         let later = [
             field::HOST_RSP.encoding(),
