@@ -320,7 +320,8 @@ mod tests {
 
     #[test]
     fn each_wrong_field_is_named() {
-        let wrong: [(fn(&mut Guest), &str); 6] = [
+        type Spoil = fn(&mut Guest);
+        let wrong: [(Spoil, &str); 6] = [
             (|g| g.name.push(' '), "name"),
             (|g| g.zone = 1, "zone"),
             (|g| g.kernel.bytes = 1 << 40, "kernel"),
