@@ -43,6 +43,11 @@ impl Builder {
         Ok(Self { workspace: workspace.clone(), image, loader: loader(workspace)? })
     }
 
+    /// The repository that it builds.
+    pub fn workspace(&self) -> &Workspace {
+        &self.workspace
+    }
+
     /// The hypervisor's ELF.
     pub fn image(&self) -> &Path {
         &self.image

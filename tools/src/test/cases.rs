@@ -17,6 +17,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Bytes of each console that a failure shows.
+const SHOWN: usize = 3000;
+
 /// Runs `cases`, `jobs` at a time.
 pub fn run(
     workspace: &Workspace,
@@ -81,10 +84,17 @@ fn judge(builder: &Builder, kind: Kind, case: &Case, machine: &Machine) -> Verdi
     let (session, _) = Session::new(running);
     let report = session.follow(&mut watch, Some(Duration::from_secs(case.timeout)));
     let wrong = watch.judge(case, &report);
+    let whole = builder.workspace().build("logs").map(|folder| folder.join(format!("{}.log", case.name)));
+    if let Ok(path) = &whole {
+        let _ = std::fs::write(path, watch.transcript(usize::MAX));
+    }
     if wrong.is_empty() {
         return Verdict::Passed;
     }
-    let mut said = format!("{}\n{}", wrong.join("\n"), watch.transcript());
+    let mut said = format!("{}\n{}", wrong.join("\n"), watch.transcript(SHOWN));
+    if let Ok(path) = whole {
+        said.push_str(&format!("all of it is in {}\n", path.display()));
+    }
     if let Finish::Panic(lines) = &report.finish {
         let loader = symbols::load(builder.image());
         for line in lines {

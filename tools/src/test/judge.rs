@@ -3,9 +3,6 @@
 use super::table::{Case, Expected};
 use crate::session::{Finish, Report, View, Wire};
 
-/// Bytes of a console that a failure shows.
-const SHOWN: usize = 3000;
-
 /// What a case's machine has said so far.
 pub struct Watch {
     guests: Vec<Guest>,
@@ -58,13 +55,13 @@ impl Watch {
         wrong
     }
 
-    /// Everything that was seen, as far as it is worth showing.
-    pub fn transcript(&self) -> String {
+    /// Everything that was seen, of each part at most the last `most` bytes.
+    pub fn transcript(&self, most: usize) -> String {
         let mut out = String::new();
         for guest in &self.guests {
-            out.push_str(&format!("--- console of {} ---\n{}\n", guest.name, tail(&guest.text())));
+            out.push_str(&format!("--- console of {} ---\n{}\n", guest.name, tail(&guest.text(), most)));
         }
-        out.push_str(&format!("--- hypervisor ---\n{}\n", tail(&self.log.join("\n"))));
+        out.push_str(&format!("--- hypervisor ---\n{}\n", tail(&self.log.join("\n"), most)));
         out
     }
 }
@@ -113,8 +110,8 @@ impl Guest {
     }
 }
 
-fn tail(text: &str) -> &str {
-    let start = text.len().saturating_sub(SHOWN);
+fn tail(text: &str, most: usize) -> &str {
+    let start = text.len().saturating_sub(most);
     let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.get(start..).unwrap_or_default().trim_end()
 }

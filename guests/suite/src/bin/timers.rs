@@ -11,7 +11,7 @@
 use bulkhead_rt::apic::register::{CURRENT_COUNT, DIVIDE, INITIAL_COUNT, TIMER};
 use bulkhead_rt::cpu::{self, Machine, cpuid, machine, rdmsr, rdtsc, wrmsr};
 use bulkhead_rt::port::{read8, read32, write8};
-use bulkhead_rt::{apic, check, check_eq, pic, pit, println, scenario, skip, time, trap};
+use bulkhead_rt::{apic, check, check_eq, has_word, pic, pit, println, scenario, skip, time, trap};
 
 scenario!(main);
 
@@ -19,6 +19,9 @@ const TICK: u8 = 0x50;
 const MASKED: u32 = 1 << 16;
 const PERIODIC: u32 = 1 << 17;
 const DEADLINE: u32 = 1 << 18;
+
+/// Ticks that an interrupt may take from its moment to its handler, besides the percentage.
+const LATENCY: u64 = 10_000;
 
 /// Whether `seen` is within 2 % of `expected` (30 % where the emulator's clock is the host's, which is busy).
 fn near(seen: u64, expected: u64, name: &str) {
@@ -28,6 +31,31 @@ fn near(seen: u64, expected: u64, name: &str) {
     if distance * 100 > expected * percent {
         println!("  {seen} instead of {expected}");
     }
+}
+
+/// The same for a time that ends with an interrupt. A guest that shares its processor (`shared` on the command line) may
+/// get it late, never early.
+fn after(seen: u64, expected: u64, name: &str) {
+    if has_word("shared") {
+        check!(seen + expected / 50 >= expected, "{name}");
+    } else {
+        near(seen, seen.clamp(expected, expected + LATENCY), name);
+    }
+}
+
+/// Takes the interrupts that are pending: printing takes time.
+fn settle() {
+    cpu::enable_interrupts();
+    cpu::disable_interrupts();
+}
+
+/// Halts until `count` interrupts of `vector` have come; how long it took, and how many came.
+fn wait_for(vector: u8, count: u32) -> (u64, u32) {
+    let (start, before) = (rdtsc(), trap::count(vector));
+    while trap::count(vector) - before < count {
+        cpu::wait_for_interrupt();
+    }
+    (rdtsc() - start, trap::count(vector) - before)
 }
 
 fn main() {
@@ -65,18 +93,16 @@ fn interval_interrupts() {
     trap::on(0x20, |_| pic::end_of_interrupt(0));
     pit::start(2, 11_932);
     pic::set_mask(!1);
-    cpu::wait_for_interrupt();
-    let (start, first) = (rdtsc(), trap::count(0x20));
-    for _ in 0..10 {
-        cpu::wait_for_interrupt();
-    }
-    near(rdtsc() - start, time::ticks(100_000), "ten PIT periods of 10 ms");
-    check_eq!(trap::count(0x20) - first, 10, "ten PIT interrupts");
+    let _ = wait_for(0x20, 1);
+    let (taken, count) = wait_for(0x20, 10);
+    pit::start(0, 0);
+    settle();
     pit::start(0, 11_932);
-    let start = rdtsc();
-    cpu::wait_for_interrupt();
-    near(rdtsc() - start, time::ticks(10_000), "PIT one-shot of 10 ms");
+    let (one_shot, _) = wait_for(0x20, 1);
     pic::set_mask(0xFFFF);
+    after(taken, time::ticks(100_000), "ten PIT periods of 10 ms");
+    check_eq!(count, 10, "ten PIT interrupts");
+    after(one_shot, time::ticks(10_000), "PIT one-shot of 10 ms");
 }
 
 /// ACPI 6.5, 4.8.3.3 "Power Management Timer"; 3.579545 MHz, at least 24 bits.
@@ -103,26 +129,23 @@ fn local_timer() {
     check_eq!(trap::count(TICK), 0, "a masked timer does not interrupt");
     let count = (hertz / 100) as u32;
     apic::write(TIMER, u32::from(TICK));
-    let start = rdtsc();
     apic::write(INITIAL_COUNT, count);
-    cpu::wait_for_interrupt();
-    near(rdtsc() - start, time::ticks(10_000), "one-shot of 10 ms");
-    check_eq!(apic::read(CURRENT_COUNT), 0, "one-shot stays at 0");
+    let (one_shot, _) = wait_for(TICK, 1);
+    let left = apic::read(CURRENT_COUNT);
     apic::write(TIMER, PERIODIC | u32::from(TICK));
-    let start = rdtsc();
     apic::write(INITIAL_COUNT, count / 2);
-    for _ in 0..10 {
-        cpu::wait_for_interrupt();
-    }
-    near(rdtsc() - start, time::ticks(50_000), "ten periods of 5 ms");
-    check_eq!(trap::count(TICK), 11, "ten periodic interrupts");
+    let (periods, ticks) = wait_for(TICK, 10);
     apic::write(INITIAL_COUNT, 0);
     apic::write(TIMER, u32::from(TICK));
+    settle();
     apic::write(DIVIDE, 0x3);
-    let start = rdtsc();
     apic::write(INITIAL_COUNT, count / 16);
-    cpu::wait_for_interrupt();
-    near(rdtsc() - start, time::ticks(10_000), "one-shot of 10 ms, divided by 16");
+    let (divided, _) = wait_for(TICK, 1);
+    after(one_shot, time::ticks(10_000), "one-shot of 10 ms");
+    check_eq!(left, 0, "one-shot stays at 0");
+    after(periods, time::ticks(50_000), "ten periods of 5 ms");
+    check_eq!(ticks, 10, "ten periodic interrupts");
+    after(divided, time::ticks(10_000), "one-shot of 10 ms, divided by 16");
 }
 
 /// SDM vol. 3A 11.5.4.1 "TSC-Deadline Mode".
@@ -131,29 +154,32 @@ fn deadline() {
         return skip!("TSC deadline");
     }
     apic::write(TIMER, DEADLINE | u32::from(TICK));
-    let (before, due) = (trap::count(TICK), rdtsc() + time::ticks(5000));
-    check!(wrmsr(apic::DEADLINE_MSR, due).is_ok(), "deadline takes a value");
-    check_eq!(rdmsr(apic::DEADLINE_MSR).ok(), Some(due), "armed deadline reads back");
-    cpu::wait_for_interrupt();
+    let due = rdtsc() + time::ticks(5000);
+    let written = wrmsr(apic::DEADLINE_MSR, due);
+    let armed = rdmsr(apic::DEADLINE_MSR);
+    let _ = wait_for(TICK, 1);
     let late = rdtsc().checked_sub(due);
+    let met = rdmsr(apic::DEADLINE_MSR);
+    check!(written.is_ok(), "deadline takes a value");
+    check_eq!(armed.ok(), Some(due), "armed deadline reads back");
     println!("deadline met {late:?} ticks late");
-    check!(late.is_some_and(|late| late < time::ticks(500)), "deadline in 5 ms is met");
+    check!(late.is_some_and(|late| late < LATENCY || has_word("shared")), "deadline in 5 ms is met");
     if machine() == Machine::Virtual {
-        check_eq!(rdmsr(apic::DEADLINE_MSR).ok(), Some(0), "met deadline reads as 0");
+        check_eq!(met.ok(), Some(0), "met deadline reads as 0");
     } else {
         skip!("met deadline reads as 0 (Bochs keeps it)");
     }
+    let before = trap::count(TICK);
     check!(wrmsr(apic::DEADLINE_MSR, 1).is_ok(), "deadline takes a past time");
-    cpu::wait_for_interrupt();
-    check_eq!(trap::count(TICK) - before, 2, "a past deadline interrupts at once");
-    check!(
-        wrmsr(apic::DEADLINE_MSR, rdtsc() + time::ticks(1000)).is_ok() && wrmsr(apic::DEADLINE_MSR, 0).is_ok(),
-        "disarm"
-    );
+    settle();
+    check_eq!(trap::count(TICK) - before, 1, "a past deadline interrupts at once");
+    let armed = wrmsr(apic::DEADLINE_MSR, rdtsc() + time::ticks(5000));
+    let disarmed = wrmsr(apic::DEADLINE_MSR, 0);
     cpu::enable_interrupts();
-    time::delay(2000);
+    time::delay(10_000);
     cpu::disable_interrupts();
-    check_eq!(trap::count(TICK) - before, 2, "a disarmed deadline does not interrupt");
+    check!(armed.is_ok() && disarmed.is_ok(), "deadline takes 0");
+    check_eq!(trap::count(TICK) - before, 1, "a disarmed deadline does not interrupt");
     apic::write(TIMER, MASKED);
 }
 
@@ -166,11 +192,12 @@ fn cmos(index: u8) -> u8 {
 fn clock_seconds() {
     let next_second = || {
         let second = cmos(0);
-        check!(time::wait_until(1_500_000, || cmos(0x0A) & 0x80 == 0 && cmos(0) != second), "RTC advances");
-        rdtsc()
+        let advanced = time::wait_until(1_500_000, || cmos(0x0A) & 0x80 == 0 && cmos(0) != second);
+        (advanced, rdtsc())
     };
-    let first = next_second();
-    near(next_second() - first, time::tsc_hertz(), "an RTC second");
+    let ((_, first), (advanced, second)) = (next_second(), next_second());
+    check!(advanced, "RTC advances");
+    near(second - first, time::tsc_hertz(), "an RTC second");
 }
 
 /// Motorola MC146818A, "Periodic Interrupt Selection".
@@ -186,13 +213,10 @@ fn clock_interrupts() {
     write8(0x71, control | 0x40);
     let _ = cmos(0x0C);
     pic::set_mask(!0x0104);
-    cpu::wait_for_interrupt();
-    let start = rdtsc();
-    for _ in 0..32 {
-        cpu::wait_for_interrupt();
-    }
-    near(rdtsc() - start, time::ticks(31_250), "32 RTC periods of 1/1024 s");
-    check_eq!(trap::count(0x28), 33, "33 RTC interrupts");
+    let _ = wait_for(0x28, 1);
+    let (taken, count) = wait_for(0x28, 32);
+    after(taken, time::ticks(31_250), "32 RTC periods of 1/1024 s");
+    check_eq!(count, 32, "32 RTC interrupts");
     pic::set_mask(0xFFFF);
     write8(0x70, 0x0B);
     write8(0x71, control);
