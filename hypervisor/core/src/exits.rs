@@ -292,6 +292,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 }
                 self.raise(vector, Some(error))
             }
+            // A user program of the guest's must not be able to end it.
+            Err(Stop::Unsupported { .. }) if self.vcpu.privilege()? == 3 => self.raise(Vector::UD, None),
             Err(Stop::Unsupported { bytes, length }) => Err(End::Killed(Reason::Instruction { bytes, length })),
             Err(Stop::Unreachable { .. }) => Err(End::Killed(Reason::Delivery)),
             Err(Stop::Cpu(error)) => Err(error.into()),
