@@ -83,6 +83,8 @@ fn run(facts: &Facts, idle: &Compartment) {
     let slice = facts.tsc.as_hertz() / SLICES_PER_SECOND;
     let mut last = 0;
     loop {
+        // What came while a guest ran ended its turn or waits until here.
+        cpu::take_interrupts();
         let now = cpu::tsc();
         wake(now);
         match next_ready(last, count) {

@@ -170,7 +170,7 @@ fn run(id: GuestId, config: &manifest::Guest, slot: &Slot, guest: &mut VmxGuest,
             report_end(id, config, end, guest);
             // Its registers go out of the CPU with it; a refusal changes nothing any more.
             let _ = park(guest, serving.local);
-            let well = matches!(end, End::PowerOff | End::TestExit(0));
+            let well = matches!(end, End::PowerOff | End::Reset | End::TestExit(0));
             slot.set_state(if well { State::Ended } else { State::Failed });
         }
     }
