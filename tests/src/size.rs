@@ -4,8 +4,8 @@ use crate::lexer::{lex, without_tests};
 use crate::tree::{File, is_test};
 use std::collections::BTreeSet;
 
-/// Most lines of the privileged core.
-pub const CORE_LIMIT: usize = 10_000;
+/// Lines that the privileged core is to come down to.
+pub const CORE_GOAL: usize = 10_000;
 /// Most lines of a source file.
 pub const FILE_LIMIT: usize = 800;
 

@@ -89,19 +89,23 @@ fn files_are_short() {
     println!("source files: {}, median {} lines", lengths.len(), lengths[lengths.len() / 2]);
 }
 
-/// The number of a key of the ratchet file; the file is written anew if asked.
-fn ratchet(files: &[File], unsafe_blocks: usize) -> usize {
+/// Lines and unsafe blocks as the ratchet file has them; it is written anew if asked.
+fn ratchet(files: &[File], now: [usize; 2]) -> [usize; 2] {
     if std::env::var_os("UPDATE_RATCHET").is_some() {
+        let [lines, blocks] = now;
         let text = format!(
-            "# Unsafe blocks and impls of the privileged core: goes down, not up.\nunsafe-blocks = {unsafe_blocks}\n"
+            "# The privileged core's lines of code, and its unsafe blocks and impls: go down, not up.\n\
+             core-lines = {lines}\nunsafe-blocks = {blocks}\n"
         );
         std::fs::write(bulkhead_tests::tree::root().join(Path::new(RATCHET)), text).expect("the tree can be written");
-        return unsafe_blocks;
+        return now;
     }
     let text = files.iter().find(|f| f.path == RATCHET).map(|f| f.text.as_str()).expect("the ratchet file is there");
     let table: toml::Table = text.parse().expect("the ratchet file is TOML");
-    let number = table.get("unsafe-blocks").and_then(toml::Value::as_integer);
-    number.and_then(|n| usize::try_from(n).ok()).expect("unsafe-blocks is a number")
+    ["core-lines", "unsafe-blocks"].map(|key| {
+        let number = table.get(key).and_then(toml::Value::as_integer);
+        number.and_then(|n| usize::try_from(n).ok()).expect("each key of the ratchet file is a number")
+    })
 }
 
 #[test]
@@ -114,16 +118,15 @@ fn the_core_stays_small() {
         let own: usize = core.iter().filter(|f| f.is_in(&krate.folder)).map(|f| size::code_lines(f)).sum();
         println!("  {own:5} lines of {}", krate.folder);
     }
-    println!("privileged core: {lines} lines of code (limit {})", size::CORE_LIMIT);
+    println!("privileged core: {lines} lines of code (the goal is {})", size::CORE_GOAL);
     println!("privileged core: {blocks} unsafe blocks and impls");
-    let most = ratchet(&files, blocks);
-    assert!(lines < size::CORE_LIMIT, "the privileged core has {lines} lines");
+    let [most_lines, most_blocks] = ratchet(&files, [lines, blocks]);
+    let more = [("lines", lines, most_lines), ("unsafe blocks", blocks, most_blocks)];
+    for (what, now, most) in more {
+        assert!(now <= most, "{now} {what}, {most} before: find another way, or argue for a new number in {RATCHET}");
+    }
     assert!(
-        blocks <= most,
-        "{blocks} unsafe blocks, {most} before: find another way, or argue for a new number in {RATCHET}"
-    );
-    assert!(
-        blocks == most,
-        "{blocks} unsafe blocks, {most} before: well done; write the new number (UPDATE_RATCHET=1)"
+        blocks == most_blocks,
+        "{blocks} unsafe blocks, {most_blocks} before: well done; write the new number (UPDATE_RATCHET=1)"
     );
 }

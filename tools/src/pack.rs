@@ -59,7 +59,6 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
             vcpus: guest.vcpus,
             test_exit: guest.test_exit,
             test_device: guest.test_device,
-            on_reset: guest.on_reset,
         });
     }
     images.finish(manifest)
@@ -81,15 +80,12 @@ fn kernel(workspace: &Workspace, guest: &manifest::Guest) -> Outcome<PathBuf> {
 #[derive(Default)]
 struct Images {
     bytes: Vec<u8>,
-    known: Vec<(PathBuf, Image)>,
+    count: usize,
 }
 
 impl Images {
-    /// Adds a file, once however often it is used.
+    /// Adds a file. Each guest gets a copy of its own, even of the same file: a frame of memory has one owner.
     fn add(&mut self, path: PathBuf) -> Outcome<Image> {
-        if let Some((_, image)) = self.known.iter().find(|(known, _)| *known == path) {
-            return Ok(*image);
-        }
         let content = files::read(&path)?;
         if content.is_empty() {
             return Err(Failure::usage(format!("{} is empty", path.display())).hint("give a kernel or a boot module"));
@@ -97,7 +93,7 @@ impl Images {
         let image = Image { offset: bytes_of(&self.bytes), bytes: bytes_of(&content) };
         self.bytes.extend(content);
         pad(&mut self.bytes);
-        self.known.push((path, image));
+        self.count += 1;
         Ok(image)
     }
 
@@ -106,7 +102,7 @@ impl Images {
             postcard::to_allocvec(manifest).map_err(|e| Failure::failed(format!("the manifest does not encode: {e}")))
         };
         // Offsets are of variable length: leave room for them to grow.
-        let most = encode(&manifest)?.len() + 8 * (1 + self.known.len() + manifest.guests.len() * 17);
+        let most = encode(&manifest)?.len() + 8 * (1 + self.count + manifest.guests.len() * 17);
         let start = u64::try_from(PackHeader::BYTES + most).unwrap_or(u64::MAX).next_multiple_of(PAGE_SIZE);
         for guest in &mut manifest.guests {
             guest.kernel.offset += start;
@@ -145,7 +141,7 @@ mod tests {
     use bulkhead_types::manifest::Manifest;
 
     #[test]
-    fn images_come_back_from_the_pack_and_are_there_once() {
+    fn images_come_back_from_the_pack_and_each_guest_has_its_own() {
         let folder = std::env::temp_dir().join(format!("hv-pack-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("kernel"), vec![1; 5000]).unwrap();
@@ -173,7 +169,8 @@ mod tests {
         };
         assert_eq!(at(manifest.guests[0].kernel), [1; 5000]);
         assert_eq!(at(manifest.guests[0].modules[0].image), b"module");
-        assert_eq!(manifest.guests[0].kernel, manifest.guests[1].kernel);
-        assert_eq!(packed.len(), 4096 + 8192 + 4096);
+        assert_eq!(at(manifest.guests[1].kernel), [1; 5000]);
+        assert_ne!(manifest.guests[0].kernel.offset, manifest.guests[1].kernel.offset);
+        assert_eq!(packed.len(), 4096 + 8192 + 4096 + 8192);
     }
 }

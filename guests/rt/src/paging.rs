@@ -68,9 +68,9 @@ pub fn set_gigabyte(index: usize, entry: u64) -> u64 {
     (index as u64) << 30
 }
 
-/// Lets ring 3 at the first 4 MiB, where the image lies, or keeps it out.
+/// Lets ring 3 at the one-to-one mapping, or keeps it out of all but the window.
 pub fn image_user(user: bool) {
-    for index in 0..2 {
+    for index in (0..2048).filter(|index| *index != 512) {
         // SAFETY: static table; only the user bit changes, and ring 0 does not need it.
         unsafe {
             let entry = (&raw mut boot_pd).cast::<u64>().add(index);

@@ -26,7 +26,7 @@ impl fmt::Write for Serial {
 }
 
 /// 115200 baud, 8 bits, no parity, one stop bit; no interrupts.
-pub(crate) fn init() {
+pub fn init() {
     for (port, value) in [(LINE_CONTROL, 0x83), (DATA, 1), (DATA + 1, 0), (LINE_CONTROL, 3), (DATA + 1, 0)] {
         port::write8(port, value);
     }

@@ -137,6 +137,12 @@ pub trait Vcpu {
     /// If the processor refuses.
     fn set_segment(&mut self, name: SegmentName, value: Segment) -> Result<(), BackendError>;
 
+    /// Current privilege level, 0 to 3.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn privilege(&self) -> Result<u8, BackendError>;
+
     /// Goes past the instruction that caused the last exit: advances RIP (32-bit wrap outside 64-bit code), ends the
     /// STI and MOV SS shadows, and makes a pending single step (RFLAGS.TF) due.
     ///

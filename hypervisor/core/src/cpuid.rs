@@ -47,12 +47,8 @@ const KVM: u32 = 0x4000_0100;
 const KVM_NOP_IO_DELAY: u32 = 1 << 1;
 
 /// Extended state that guests may use.
-pub const COMPONENTS: Xcr0 = Xcr0::X87
-    .union(Xcr0::SSE)
-    .union(Xcr0::AVX)
-    .union(Xcr0::OPMASK)
-    .union(Xcr0::ZMM_HI256)
-    .union(Xcr0::HI16_ZMM);
+pub const COMPONENTS: Xcr0 =
+    Xcr0::X87.union(Xcr0::SSE).union(Xcr0::AVX).union(Xcr0::OPMASK).union(Xcr0::ZMM_HI256).union(Xcr0::HI16_ZMM);
 
 const fn bits(list: &[u32]) -> u32 {
     let mut mask = 0;
@@ -64,34 +60,26 @@ const fn bits(list: &[u32]) -> u32 {
     mask
 }
 
-/// What of a guest's state shows in CPUID.
-#[derive(Clone, Copy, Debug)]
-pub struct GuestView {
-    /// Rate of the time-stamp counter.
-    pub tsc: Frequency,
-    /// CR4.OSXSAVE is set.
-    pub osxsave: bool,
-    /// The local APIC is enabled in its base register.
-    pub apic: bool,
-}
+/// The leaf whose answer depends on the guest's state, see [`show_state`].
+pub const FEATURES: u32 = 1;
 
 /// The guest's answer to CPUID, made from the processor's own (`host`).
 #[must_use]
-pub fn answer(leaf: u32, subleaf: u32, view: &GuestView, host: impl Fn(u32, u32) -> CpuidResult) -> CpuidResult {
+pub fn answer(leaf: u32, subleaf: u32, tsc: Frequency, host: impl Fn(u32, u32) -> CpuidResult) -> CpuidResult {
     // A leaf past the highest reads as the highest basic one (SDM, CPUID, "INPUT EAX"): here zero, which says as much.
     let native = || host(leaf, subleaf);
     match leaf {
         0 => CpuidResult { eax: MAX_BASIC, ..native() },
-        1 => features(native(), view),
+        FEATURES => features(native()),
         2 => native(),
         4 => CpuidResult { eax: native().eax & 0x3FFF, ..native() },
         6 => CpuidResult { eax: ARAT, ..CpuidResult::default() },
         7 if subleaf == 0 => structured(native()),
         0xB => topology(subleaf),
         0xD => extended_state(subleaf, host),
-        0x15 => crystal(view.tsc),
+        0x15 => crystal(tsc),
         0x16 => {
-            let megahertz = u32::try_from(view.tsc.as_hertz() / 1_000_000).unwrap_or(u32::MAX) & 0xFFFF;
+            let megahertz = u32::try_from(tsc.as_hertz() / 1_000_000).unwrap_or(u32::MAX) & 0xFFFF;
             CpuidResult { eax: megahertz, ebx: megahertz, ecx: 100, edx: 0 }
         }
         OWN => signature(OWN, *b"BulkheadHV\0\0"),
@@ -109,15 +97,24 @@ pub fn answer(leaf: u32, subleaf: u32, view: &GuestView, host: impl Fn(u32, u32)
     }
 }
 
-fn features(native: CpuidResult, view: &GuestView) -> CpuidResult {
-    let osxsave = if view.osxsave { LEAF1_ECX_OSXSAVE } else { 0 };
-    let apic = if view.apic { 0 } else { LEAF1_EDX_APIC };
+const fn features(native: CpuidResult) -> CpuidResult {
     CpuidResult {
         eax: native.eax,
         // Brand index and CLFLUSH line as they are; one logical processor, with APIC id 0.
         ebx: (native.ebx & 0xFFFF) | 1 << 16,
-        ecx: (native.ecx & LEAF1_ECX) | LEAF1_ECX_SET | osxsave,
-        edx: (native.edx & LEAF1_EDX) & !apic,
+        ecx: (native.ecx & LEAF1_ECX) | LEAF1_ECX_SET,
+        edx: native.edx & LEAF1_EDX,
+    }
+}
+
+/// Adds the guest's state to the answer of leaf [`FEATURES`]: whether CR4.OSXSAVE is set, and whether the local APIC is
+/// enabled in its base register.
+pub const fn show_state(answer: &mut CpuidResult, osxsave: bool, apic: bool) {
+    if osxsave {
+        answer.ecx |= LEAF1_ECX_OSXSAVE;
+    }
+    if !apic {
+        answer.edx &= !LEAF1_EDX_APIC;
     }
 }
 
@@ -216,12 +213,12 @@ pub fn allowed_cr4(host: impl Fn(u32, u32) -> CpuidResult) -> Cr4 {
 
 #[cfg(test)]
 mod tests {
-    use super::{GuestView, answer, components};
+    use super::{answer, components, show_state};
     use crate::host::CpuidResult;
     use bulkhead_arch::Xcr0;
     use bulkhead_types::Frequency;
 
-    const VIEW: GuestView = GuestView { tsc: Frequency::hertz(10_000_000), osxsave: false, apic: true };
+    const TSC: Frequency = Frequency::hertz(10_000_000);
 
     fn all_ones(_: u32, _: u32) -> CpuidResult {
         CpuidResult { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX }
@@ -229,22 +226,29 @@ mod tests {
 
     #[test]
     fn unknown_features_stay_off() {
-        let one = answer(1, 0, &VIEW, all_ones);
+        let one = answer(1, 0, TSC, all_ones);
         assert_eq!(one.ecx & (1 << 5 | 1 << 3 | 1 << 27), 0, "VMX, MONITOR, OSXSAVE");
         assert_eq!(one.ecx >> 31, 1, "hypervisor present");
-        assert_eq!(answer(7, 0, &VIEW, all_ones).ecx & (1 << 3 | 1 << 16 | 1 << 7), 0, "PKU, LA57, CET");
-        assert_eq!(answer(0x8000_0001, 0, &VIEW, all_ones).ecx & 4, 0, "SVM");
+        assert_eq!(answer(7, 0, TSC, all_ones).ecx & (1 << 3 | 1 << 16 | 1 << 7), 0, "PKU, LA57, CET");
+        assert_eq!(answer(0x8000_0001, 0, TSC, all_ones).ecx & 4, 0, "SVM");
         for leaf in [3, 5, 8, 9, 0xA, 0xC, 0xF, 0x10, 0x12, 0x14, 0x17, 0x8000_0009, 0xFFFF_FFFF] {
-            assert_eq!(answer(leaf, 0, &VIEW, all_ones), CpuidResult::default(), "leaf {leaf:#x}");
+            assert_eq!(answer(leaf, 0, TSC, all_ones), CpuidResult::default(), "leaf {leaf:#x}");
         }
     }
 
     #[test]
+    fn the_guests_state_shows() {
+        let mut one = answer(1, 0, TSC, all_ones);
+        assert_eq!((one.ecx >> 27 & 1, one.edx >> 9 & 1), (0, 1));
+        show_state(&mut one, true, false);
+        assert_eq!((one.ecx >> 27 & 1, one.edx >> 9 & 1), (1, 0));
+    }
+
+    #[test]
     fn time_stamp_counter_rate() {
-        let leaf = answer(0x15, 0, &VIEW, all_ones);
+        let leaf = answer(0x15, 0, TSC, all_ones);
         assert_eq!((leaf.eax, leaf.ebx, leaf.ecx), (1, 1, 10_000_000));
-        let fast = GuestView { tsc: Frequency::hertz(5_000_000_000), ..VIEW };
-        let leaf = answer(0x15, 0, &fast, all_ones);
+        let leaf = answer(0x15, 0, Frequency::hertz(5_000_000_000), all_ones);
         assert_eq!(u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax), 5_000_000_000);
     }
 
@@ -256,7 +260,7 @@ mod tests {
             _ => CpuidResult::default(),
         };
         assert_eq!(components(some), Xcr0::X87 | Xcr0::SSE | Xcr0::AVX);
-        let leaf = answer(0xD, 0, &VIEW, some);
+        let leaf = answer(0xD, 0, TSC, some);
         assert_eq!((leaf.eax, leaf.ecx), (7, 832));
     }
 }

@@ -8,7 +8,10 @@ use bulkhead_types::{Gpa, Gva, Width};
 
 /// Why the guest stopped. For the instruction kinds the instruction pointer is still at the instruction;
 /// [`crate::Vcpu::skip_instruction`] goes past it.
+///
+/// The tag is a byte of its own, since every exit is told apart by it more than once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Exit {
     /// The host has work (an interrupt is pending for it, or it took a non-maskable one); nothing for the guest.
     Host,

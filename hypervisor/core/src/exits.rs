@@ -10,7 +10,7 @@ use crate::exit::{Exit, IoAccess, NestedFault};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::msr::Refusal;
-use bulkhead_arch::{Cr0, Gpr, Rflags, SegmentName, Vector};
+use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Vector};
 use bulkhead_devices::layout::ram_ranges;
 use bulkhead_emulate::{Hint, Outcome, Stop, StringIo};
 use bulkhead_paging::guest::PagingState;
@@ -25,6 +25,9 @@ const FAULT_WRITE: u32 = 1 << 1;
 const FAULT_USER: u32 = 1 << 2;
 const FAULT_RESERVED: u32 = 1 << 3;
 const FAULT_FETCH: u32 = 1 << 4;
+
+/// The entries that PAE paging caches.
+const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3];
 
 impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     /// Acts on an exit: the guest goes on, or ends.
@@ -83,8 +86,11 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
 
     fn cpuid(&mut self, host: &impl Host) -> Result<(), BackendError> {
         let [leaf, subleaf] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rcx)?].map(low);
-        let view = self.cpuid_view()?;
-        let answer = cpuid::answer(leaf, subleaf, &view, |leaf, subleaf| host.cpuid(leaf, subleaf));
+        let mut answer = cpuid::answer(leaf, subleaf, self.limits.tsc, |leaf, subleaf| host.cpuid(leaf, subleaf));
+        if leaf == cpuid::FEATURES {
+            let osxsave = self.vcpu.read(Register::Cr4)? & Cr4::OSXSAVE.bits() != 0;
+            cpuid::show_state(&mut answer, osxsave, self.machine.interrupts().lapic.is_enabled());
+        }
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into())?;
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into())?;
         self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into())?;
@@ -146,7 +152,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     fn hypercall(&mut self) -> Result<(), BackendError> {
-        let user = self.vcpu.segment(SegmentName::Ss)?.dpl() == 3;
+        let user = self.vcpu.privilege()? == 3;
         self.vcpu.set_gpr(Gpr::Rax, if user { NOT_PERMITTED } else { NO_SUCH_CALL })?;
         self.vcpu.skip_instruction()
     }
@@ -203,8 +209,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         }
         let table = Gpa::new(new.cr3 & 0xFFFF_FFE0);
         let beyond = !((1_u64 << self.limits.address_bits) - 1);
-        let registers = [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3];
-        for (register, offset) in registers.into_iter().zip((0..32).step_by(8)) {
+        for (register, offset) in PDPTES.into_iter().zip((0..32).step_by(8)) {
             // Outside RAM a read is all ones, which is malformed.
             let entry = self.memory.read_u64(table.wrapping_add(offset)).unwrap_or(u64::MAX);
             if entry & 1 != 0 && entry & (RESERVED | beyond) != 0 {
@@ -260,7 +265,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
 
     /// The guest's page tables lead outside its RAM, where all entries read as ones: a reserved bit is set.
     fn walk_leaves_ram(&mut self, fault: &NestedFault) -> Result<(), End> {
-        let user = self.vcpu.segment(SegmentName::Ss)?.dpl() == 3;
+        let user = self.vcpu.privilege()? == 3;
         let mut error = FAULT_PRESENT | FAULT_RESERVED;
         for (holds, bit) in [(fault.write, FAULT_WRITE), (fault.execute, FAULT_FETCH), (user, FAULT_USER)] {
             error |= if holds { bit } else { 0 };
@@ -270,9 +275,9 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     fn is_ram(&self, gpa: Gpa) -> bool {
-        ram_ranges(self.limits.memory).iter().any(|range| {
-            gpa.as_u64().checked_sub(range.start.as_u64()).is_some_and(|offset| offset < range.bytes)
-        })
+        ram_ranges(self.limits.memory)
+            .iter()
+            .any(|range| gpa.as_u64().checked_sub(range.start.as_u64()).is_some_and(|offset| offset < range.bytes))
     }
 
     /// What becomes of an emulated instruction.
@@ -287,6 +292,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 }
                 self.raise(vector, Some(error))
             }
+            // A user program of the guest's must not be able to end it.
+            Err(Stop::Unsupported { .. }) if self.vcpu.privilege()? == 3 => self.raise(Vector::UD, None),
             Err(Stop::Unsupported { bytes, length }) => Err(End::Killed(Reason::Instruction { bytes, length })),
             Err(Stop::Unreachable { .. }) => Err(End::Killed(Reason::Delivery)),
             Err(Stop::Cpu(error)) => Err(error.into()),
@@ -302,20 +309,22 @@ const fn low(value: u64) -> u32 {
 
 /// The state that a page walk of the guest's goes by.
 pub(crate) fn paging_state<V: Vcpu>(vcpu: &V, physical_bits: u32) -> Result<PagingState, BackendError> {
-    let pdpte = |register| vcpu.read(register);
+    let cr4 = Cr4::from_bits_truncate(vcpu.read(Register::Cr4)?);
+    let efer = Efer::from_bits_truncate(vcpu.read(Register::Efer)?);
+    let mut pdptes = [0; 4];
+    if cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA) {
+        for (entry, register) in pdptes.iter_mut().zip(PDPTES) {
+            *entry = vcpu.read(register)?;
+        }
+    }
     Ok(PagingState {
         cr0: Cr0::from_bits_truncate(vcpu.read(Register::Cr0)?),
         cr3: vcpu.read(Register::Cr3)?,
-        cr4: bulkhead_arch::Cr4::from_bits_truncate(vcpu.read(Register::Cr4)?),
-        efer: bulkhead_arch::Efer::from_bits_truncate(vcpu.read(Register::Efer)?),
+        cr4,
+        efer,
         rflags: Rflags::from_bits_retain(vcpu.read(Register::Rflags)?),
-        pdptes: [
-            pdpte(Register::Pdpte0)?,
-            pdpte(Register::Pdpte1)?,
-            pdpte(Register::Pdpte2)?,
-            pdpte(Register::Pdpte3)?,
-        ],
-        cpl: vcpu.segment(SegmentName::Ss)?.dpl(),
+        pdptes,
+        cpl: vcpu.privilege()?,
         physical_bits: u8::try_from(physical_bits).unwrap_or(52),
     })
 }

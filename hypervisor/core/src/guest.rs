@@ -7,9 +7,10 @@
 use crate::backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
 use crate::control::Mode;
 use crate::counters::Counters;
-use crate::cpuid::{self, GuestView};
+use crate::cpuid;
 use crate::end::End;
 use crate::event::Event;
+use crate::exit::Exit;
 use crate::host::Host;
 use crate::mtrr::Mtrrs;
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName, Xcr0};
@@ -52,6 +53,8 @@ pub struct Guest<V, M> {
     /// What the last exit made due: an exception, or an event to be delivered again.
     pub(crate) due: Option<Event>,
     windows: Windows,
+    /// The last exit may have changed what is pending, or when.
+    touched: bool,
     pub(crate) limits: Limits,
     /// Instructions that were emulated last.
     pub(crate) decoded: DecodeCache,
@@ -95,7 +98,13 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     ///
     /// # Errors
     /// If the processor refuses.
-    pub fn new(vcpu: V, memory: M, config: &MachineConfig, limits: Limits, power_on: u64) -> Result<Self, BackendError> {
+    pub fn new(
+        vcpu: V,
+        memory: M,
+        config: &MachineConfig,
+        limits: Limits,
+        power_on: u64,
+    ) -> Result<Self, BackendError> {
         let mut guest = Self {
             vcpu,
             memory,
@@ -107,6 +116,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             halted: false,
             due: None,
             windows: Windows::default(),
+            touched: true,
             limits,
             decoded: DecodeCache::new(),
         };
@@ -135,35 +145,46 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
 
     fn turn(&mut self, host: &mut impl Host, until: u64) -> Result<Yield, End> {
         self.take_input(host);
+        // When the devices, or the end of the turn, must be looked at next: at once.
+        let mut next = 0;
         loop {
             let now = host.tsc();
-            let time = self.time(now);
-            if self.machine.deadline().is_some_and(|deadline| deadline <= time) {
-                self.machine.advance(time);
+            if now >= next || self.touched {
+                self.touched = false;
+                next = self.catch_up(now)?.min(until);
+                if self.halted && !self.wake()? {
+                    return Ok(Yield::Waiting { until: Some(next).filter(|next| *next != u64::MAX) });
+                }
+                if now >= until {
+                    return Ok(Yield::TurnOver);
+                }
+                self.deliver()?;
+            } else if let Some(event) = self.due.take() {
+                self.vcpu.inject(event)?;
             }
-            if self.machine.interrupts_mut().take_init() {
-                // INIT of the one processor: what firmware would make of it is a reset.
-                return Err(End::Reset);
-            }
-            if self.halted && !self.wake()? {
-                return Ok(Yield::Waiting { until: self.deadline() });
-            }
-            if now >= until {
-                return Ok(Yield::TurnOver);
-            }
-            self.deliver()?;
-            let next = self.deadline().map_or(until, |deadline| deadline.min(until));
             self.vcpu.set_timer(next.saturating_sub(now))?;
             let exit = self.vcpu.run()?;
             self.due = self.vcpu.take_interrupted();
             self.counters.count(&exit);
+            // What touches no device changes neither deadlines nor what is pending.
+            self.touched = !matches!(exit, Exit::Cpuid | Exit::Hypercall | Exit::ReadMsr | Exit::CacheFlush);
             self.act(exit, host)?;
         }
     }
 
-    /// When a device next wants to act, by the host's counter.
-    fn deadline(&self) -> Option<u64> {
-        self.machine.deadline().map(|deadline| deadline.as_u64().saturating_add(self.power_on))
+    /// Lets the devices do what is due; when they next want to act, by the host's counter.
+    fn catch_up(&mut self, now: u64) -> Result<u64, End> {
+        let time = self.time(now);
+        let mut deadline = self.machine.deadline();
+        if deadline.is_some_and(|deadline| deadline <= time) {
+            self.machine.advance(time);
+            deadline = self.machine.deadline();
+        }
+        if self.machine.interrupts_mut().take_init() {
+            // INIT of the one processor: what firmware would make of it is a reset.
+            return Err(End::Reset);
+        }
+        Ok(deadline.map_or(u64::MAX, |deadline| deadline.as_u64().saturating_add(self.power_on)))
     }
 
     /// Hands the console what has come in, as far as it has room.
@@ -244,15 +265,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             cr4: Cr4::from_bits_truncate(self.vcpu.read(Register::Cr4)?),
             efer: Efer::from_bits_truncate(self.vcpu.read(Register::Efer)?),
             long_code: self.vcpu.segment(SegmentName::Cs)?.attributes & Segment::LONG != 0,
-        })
-    }
-
-    /// What of the guest shows in its CPUID.
-    pub(crate) fn cpuid_view(&self) -> Result<GuestView, BackendError> {
-        Ok(GuestView {
-            tsc: self.limits.tsc,
-            osxsave: self.vcpu.read(Register::Cr4)? & Cr4::OSXSAVE.bits() != 0,
-            apic: self.machine.interrupts().lapic.is_enabled(),
         })
     }
 }

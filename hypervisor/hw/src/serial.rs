@@ -6,6 +6,9 @@ use uart_16550::SerialPort;
 const COM1: u16 = 0x3F8;
 /// Line status register: a byte has come in (bit 0), the transmitter is wholly empty (bit 6). 16550D data sheet, 8.4.
 const LINE_STATUS: u16 = COM1 + 5;
+/// What makes 115200 baud of the chip's 1.8432 MHz: divisor 1, in the low and the high byte behind bit 7 of the line
+/// control register, which goes on with 8 bits and no parity. 8.3 "Programmable Baud Generator".
+const FULL_SPEED: [(u16, u8); 4] = [(COM1 + 3, 0x83), (COM1, 1), (COM1 + 1, 0), (COM1 + 3, 0x03)];
 
 /// The line, at 115200 baud. Holds nothing: the state is the chip's.
 #[derive(Clone, Copy, Debug)]
@@ -18,9 +21,11 @@ impl Serial {
         // SAFETY: COM1 is a 16550 or nothing on every PC, and nothing else in the hypervisor touches its ports.
         let mut port = unsafe { SerialPort::new(COM1) };
         port.init();
-        // No interrupts from it: input is looked for whenever a guest's turn ends.
-        // SAFETY: the interrupt enable register of that chip.
-        unsafe { ports::write(COM1 + 1, 0) }
+        // The crate leaves 38400 baud and an interrupt for input, which is looked for whenever a guest's turn ends.
+        for (register, value) in FULL_SPEED.into_iter().chain([(COM1 + 1, 0)]) {
+            // SAFETY: registers of that chip, set up as the data sheet has it.
+            unsafe { ports::write(register, value) }
+        }
         Self(())
     }
 
