@@ -104,7 +104,7 @@ fn ratchet(files: &[File], now: [usize; 2]) -> [usize; 2] {
     let table: toml::Table = text.parse().expect("the ratchet file is TOML");
     ["core-lines", "unsafe-blocks"].map(|key| {
         let number = table.get(key).and_then(toml::Value::as_integer);
-        number.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(|| panic!("{key} is a number"))
+        number.and_then(|n| usize::try_from(n).ok()).expect("each key of the ratchet file is a number")
     })
 }
 

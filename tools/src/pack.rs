@@ -59,7 +59,6 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
             vcpus: guest.vcpus,
             test_exit: guest.test_exit,
             test_device: guest.test_device,
-            on_reset: guest.on_reset,
         });
     }
     images.finish(manifest)

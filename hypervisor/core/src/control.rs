@@ -45,7 +45,10 @@ impl Mode {
             || cr0.contains(Cr0::NW) && !cr0.contains(Cr0::CD)
             || !paging && self.cr4.contains(Cr4::PCIDE)
             || !paging && was_paging && self.efer.contains(Efer::LMA) && self.long_code
-            || paging && !was_paging && self.efer.contains(Efer::LME) && (!self.cr4.contains(Cr4::PAE) || self.long_code);
+            || paging
+                && !was_paging
+                && self.efer.contains(Efer::LME)
+                && (!self.cr4.contains(Cr4::PAE) || self.long_code);
         if illegal {
             return Err(Illegal);
         }
@@ -112,8 +115,7 @@ mod tests {
     use super::{Illegal, Mode, check_pat, check_xcr0};
     use bulkhead_arch::{Cr0, Cr4, Efer, Xcr0};
 
-    const RESET: Mode =
-        Mode { cr0: Cr0::ET, cr3: 0, cr4: Cr4::empty(), efer: Efer::empty(), long_code: false };
+    const RESET: Mode = Mode { cr0: Cr0::ET, cr3: 0, cr4: Cr4::empty(), efer: Efer::empty(), long_code: false };
 
     #[test]
     fn the_way_into_long_mode_and_out() {
@@ -141,7 +143,17 @@ mod tests {
     #[test]
     fn extended_control_register() {
         let all = Xcr0::all();
-        for (value, legal) in [(1, true), (0, false), (2, false), (3, true), (5, false), (7, true), (0xE7, true), (0xE3, false), (0x27, false)] {
+        for (value, legal) in [
+            (1, true),
+            (0, false),
+            (2, false),
+            (3, true),
+            (5, false),
+            (7, true),
+            (0xE7, true),
+            (0xE3, false),
+            (0x27, false),
+        ] {
             assert_eq!(check_xcr0(value, all).is_ok(), legal, "{value:#x}");
         }
         assert!(check_xcr0(7, Xcr0::X87 | Xcr0::SSE).is_err());

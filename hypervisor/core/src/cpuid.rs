@@ -47,12 +47,8 @@ const KVM: u32 = 0x4000_0100;
 const KVM_NOP_IO_DELAY: u32 = 1 << 1;
 
 /// Extended state that guests may use.
-pub const COMPONENTS: Xcr0 = Xcr0::X87
-    .union(Xcr0::SSE)
-    .union(Xcr0::AVX)
-    .union(Xcr0::OPMASK)
-    .union(Xcr0::ZMM_HI256)
-    .union(Xcr0::HI16_ZMM);
+pub const COMPONENTS: Xcr0 =
+    Xcr0::X87.union(Xcr0::SSE).union(Xcr0::AVX).union(Xcr0::OPMASK).union(Xcr0::ZMM_HI256).union(Xcr0::HI16_ZMM);
 
 const fn bits(list: &[u32]) -> u32 {
     let mut mask = 0;

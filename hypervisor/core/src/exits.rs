@@ -275,9 +275,9 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     fn is_ram(&self, gpa: Gpa) -> bool {
-        ram_ranges(self.limits.memory).iter().any(|range| {
-            gpa.as_u64().checked_sub(range.start.as_u64()).is_some_and(|offset| offset < range.bytes)
-        })
+        ram_ranges(self.limits.memory)
+            .iter()
+            .any(|range| gpa.as_u64().checked_sub(range.start.as_u64()).is_some_and(|offset| offset < range.bytes))
     }
 
     /// What becomes of an emulated instruction.

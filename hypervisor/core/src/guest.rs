@@ -98,7 +98,13 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     ///
     /// # Errors
     /// If the processor refuses.
-    pub fn new(vcpu: V, memory: M, config: &MachineConfig, limits: Limits, power_on: u64) -> Result<Self, BackendError> {
+    pub fn new(
+        vcpu: V,
+        memory: M,
+        config: &MachineConfig,
+        limits: Limits,
+        power_on: u64,
+    ) -> Result<Self, BackendError> {
         let mut guest = Self {
             vcpu,
             memory,

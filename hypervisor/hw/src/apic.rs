@@ -4,8 +4,8 @@
 
 use crate::cpu::{cpuid, read_msr, write_msr};
 use crate::descriptors::{SPURIOUS_VECTOR, TIMER_VECTOR};
-use bulkhead_arch::msr;
 use crate::layout::LOCAL_APIC;
+use bulkhead_arch::msr;
 use bulkhead_types::Hpa;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -12,8 +12,8 @@ use crate::region::Region;
 use crate::startup::{Identity, Shared};
 use crate::switch;
 use crate::tables::MappedTables;
-use bulkhead_core::frames::{Clean, 
-    FrameError, FrameTable, Frames, HostSpace, Image, Kind, NestedSpace, Ram, SpaceError, State, Tables,
+use bulkhead_core::frames::{
+    Clean, FrameError, FrameTable, Frames, HostSpace, Image, Kind, NestedSpace, Ram, SpaceError, State, Tables,
 };
 use bulkhead_devices::layout::{HOLE, RAM_ABOVE_4G, ram_ranges};
 use bulkhead_paging::{Format, Host, PagingError, Size, Tables as _, tables_needed, unmap};
@@ -66,7 +66,10 @@ pub struct Context {
 
 impl Context {
     /// No compartment's.
-    pub const EMPTY: Self = Self { stack: AtomicU64::new(0), root: AtomicU64::new(0) };
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self { stack: AtomicU64::new(0), root: AtomicU64::new(0) }
+    }
 
     /// Whether it is some compartment's.
     pub fn is_set(&self) -> bool {
@@ -384,6 +387,7 @@ impl GuestRam {
 }
 
 const FRESH_BYTES: u64 = 64;
+const PAGE_BYTES: usize = 4096;
 
 /// Reaches frames and zeroes them.
 fn cleaned<K: Kind>(frames: &mut FrameTable<'_>, part: &Frames<K>, reach: &mut impl Reach) -> Result<Hva, BuildError> {
@@ -398,7 +402,7 @@ fn zeroing<K: Kind>(part: &Frames<K>, at: Hva) -> impl FnMut(bulkhead_types::Fra
     move |frame| {
         let offset = (frame.number() - start.number()) * PAGE_SIZE;
         // SAFETY: the callers just mapped `part` there, writable, and the token says that it is nobody else's.
-        unsafe { clear((at.as_u64() + offset) as *mut u8, PAGE_SIZE as usize) }
+        unsafe { clear((at.as_u64() + offset) as *mut u8, PAGE_BYTES) }
     }
 }
 

@@ -7,9 +7,7 @@ use crate::layout;
 use crate::ram::clear;
 use crate::tables::MappedTables;
 use bulkhead_core::frames::FrameState;
-use bulkhead_paging::{
-    Access, Host, Mapping, Memory, PagingError, ReadTables, Size, Tables, map, tables_needed,
-};
+use bulkhead_paging::{Access, Host, Mapping, Memory, PagingError, ReadTables, Size, Tables, map, tables_needed};
 use bulkhead_types::{Frame, Hpa, Hva, PAGE_SIZE};
 #[cfg(target_os = "none")]
 use core::arch::global_asm;

@@ -74,8 +74,12 @@ extern "C" fn trap_entry(frame: &Frame) {
         }
         0..32 => report(frame),
         v if v == u64::from(crate::descriptors::TIMER_VECTOR) => apic::end_of_interrupt(),
-        _ => {
+        v => {
             STRAY_COUNT.fetch_add(1, Ordering::Relaxed);
+            // One that is never ended would keep the timer's away. A spurious one was never begun.
+            if v != u64::from(crate::descriptors::SPURIOUS_VECTOR) {
+                apic::end_of_interrupt();
+            }
         }
     }
 }

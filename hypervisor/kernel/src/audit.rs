@@ -80,9 +80,10 @@ fn regions(facts: &Facts) -> [Region; 10] {
     let states = facts.shared.states * 4;
     let frame_table = (layout::FRAME_TABLE, layout::FRAME_TABLE.wrapping_add(states.next_multiple_of(PAGE_SIZE)));
     let tables_end = layout::SHARED_TABLES.wrapping_add(facts.shared.count * PAGE_SIZE);
-    let local_apic = facts.local_apic.map_or(Region { start: layout::LOCAL_APIC, bytes: 0, holds: Holds::Own(Use::State) }, |page| {
-        Region { start: layout::LOCAL_APIC, bytes: PAGE_SIZE, holds: Holds::Device(page) }
-    });
+    let local_apic = facts.local_apic.map_or(
+        Region { start: layout::LOCAL_APIC, bytes: 0, holds: Holds::Own(Use::State) },
+        |page| Region { start: layout::LOCAL_APIC, bytes: PAGE_SIZE, holds: Holds::Device(page) },
+    );
     [
         part(image.text, Part::Text),
         part(image.rodata, Part::Rodata),

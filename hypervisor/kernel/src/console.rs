@@ -38,7 +38,7 @@ fn send(channel: u16, byte: u8) {
     }
     if SENDING.swap(channel, Ordering::Relaxed) != channel {
         serial.send(SWITCH);
-        serial.send(CHANNEL_BASE | u8::try_from(channel).unwrap_or(u8::MAX));
+        serial.send(u8::try_from(channel).map_or(u8::MAX, |channel| CHANNEL_BASE.saturating_add(channel)));
     }
     if byte == SWITCH {
         serial.send(SWITCH);

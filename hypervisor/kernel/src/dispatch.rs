@@ -3,10 +3,10 @@
 //! A turn is a switch to the guest's compartment and back. A guest's registers stay in the CPU when it comes back, and
 //! leave it only when another guest's turn has come ([`Command::Park`]): a guest alone never pays for a switch.
 
+use crate::audit;
 use crate::console;
 use crate::guest;
 use crate::log;
-use crate::audit;
 use crate::machine::{Command, FACTS, FRAMES, Facts, LOADED, SLOTS, State, slot};
 use crate::start::{IDLE_SPACE, refuse};
 use bulkhead_core::frames::{Owner, Part};
@@ -39,9 +39,8 @@ fn take_over(facts: &Facts, idle: &mut Compartment) {
     if let Some(frames) = FRAMES.get() {
         let mut frames = frames.lock();
         for (first, count) in &facts.leftovers {
-            let boot = (0..*count).all(|index| {
-                frames.owner(Frame::new(first + index)) == Owner::Hypervisor(Part::Boot)
-            });
+            let boot =
+                (0..*count).all(|index| frames.owner(Frame::new(first + index)) == Owner::Hypervisor(Part::Boot));
             let freed = boot.then(|| frames.mark(Frame::new(*first), *count, Owner::Free));
             debug_assert!(freed.is_some());
         }
@@ -84,6 +83,8 @@ fn run(facts: &Facts, idle: &Compartment) {
     let slice = facts.tsc.as_hertz() / SLICES_PER_SECOND;
     let mut last = 0;
     loop {
+        // What came while a guest ran ended its turn or waits until here.
+        cpu::take_interrupts();
         let now = cpu::tsc();
         wake(now);
         match next_ready(last, count) {
@@ -91,7 +92,9 @@ fn run(facts: &Facts, idle: &Compartment) {
                 last = index;
                 let id = GuestId::new(u16::try_from(index + 1).unwrap_or(0));
                 turn(id, now, slice);
-                if facts.manifest.audit && SLOTS.get(index).is_some_and(|slot| matches!(slot.state(), State::Ended | State::Failed)) {
+                if facts.manifest.audit
+                    && SLOTS.get(index).is_some_and(|slot| matches!(slot.state(), State::Ended | State::Failed))
+                {
                     audit::audit_all(facts, idle);
                 }
             }
@@ -103,9 +106,9 @@ fn run(facts: &Facts, idle: &Compartment) {
 
 /// The next guest after `last` that can run, in turn.
 fn next_ready(last: usize, count: usize) -> Option<usize> {
-    (last + 1..count).chain(0..=last.min(count.saturating_sub(1))).find(|index| {
-        SLOTS.get(*index).is_some_and(|slot| slot.state() == State::Ready)
-    })
+    (last + 1..count)
+        .chain(0..=last.min(count.saturating_sub(1)))
+        .find(|index| SLOTS.get(*index).is_some_and(|slot| slot.state() == State::Ready))
 }
 
 /// Lets those run whose time has come, and the one that input came for.

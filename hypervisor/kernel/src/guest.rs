@@ -7,18 +7,18 @@ use crate::console::GuestConsole;
 use crate::log;
 use crate::machine::{Asking, CURRENT, Command, FACTS, FRAMES, Facts, IDLE, LOADED, Slot, State, cpuid, slot};
 use crate::{audit, console};
+use bulkhead_arch::{Gpr, SegmentName};
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_core::load::{self, InitialState, LoadModule};
 use bulkhead_core::{BackendError, End, Guest, Limits, Register, Vcpu, Yield};
-use bulkhead_arch::{Gpr, SegmentName};
 use bulkhead_devices::acpi;
 use bulkhead_devices::layout::RSDP;
 use bulkhead_devices::machine::MachineConfig;
 use bulkhead_hw::compartment::{BuildError, Compartment, GuestRam};
+use bulkhead_hw::cpu;
 use bulkhead_hw::ram::WindowRam;
 use bulkhead_hw::xstate::ExtendedState;
-use bulkhead_hw::cpu;
 use bulkhead_paging::Ept;
 use bulkhead_types::manifest::{self, MAX_GUESTS};
 use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
@@ -115,7 +115,8 @@ impl Host for Serving<'_> {
     }
 
     fn populate(&mut self, gpa: Gpa) -> bool {
-        self.local.lazy && self.compartment.map_nested::<Ept>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
+        self.local.lazy
+            && self.compartment.map_nested::<Ept>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
     }
 }
 
@@ -169,7 +170,7 @@ fn run(id: GuestId, config: &manifest::Guest, slot: &Slot, guest: &mut VmxGuest,
             report_end(id, config, end, guest);
             // Its registers go out of the CPU with it; a refusal changes nothing any more.
             let _ = park(guest, serving.local);
-            let well = matches!(end, End::PowerOff | End::TestExit(0));
+            let well = matches!(end, End::PowerOff | End::Reset | End::TestExit(0));
             slot.set_state(if well { State::Ended } else { State::Failed });
         }
     }
@@ -271,13 +272,18 @@ fn start(
     let limits = Limits::of(&Asking, facts.tsc, config.memory);
     // Before the vCPU, whose exits restore CR4 as it is when the vCPU is made.
     let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
-    let resources =
-        Resources { vmcs, msr_bitmap, io_bitmaps: [first, second], nested_root: compartment.nested_root(), vpid: id.number() };
+    let resources = Resources {
+        vmcs,
+        msr_bitmap,
+        io_bitmaps: [first, second],
+        nested_root: compartment.nested_root(),
+        vpid: id.number(),
+    };
     #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
     // SAFETY: VMX is on (the dispatcher did it before the first guest), with these capabilities; there is one CPU, and
     // interrupts are off outside `cpu::halt_until_interrupt`. The current address space is this compartment's, which
     // stays and has the stacks of its skeleton; its nested tables hold its own RAM only (`Compartment::map_nested`).
-    let mut vcpu = unsafe { VmxVcpu::new(facts.capabilities.clone(), resources) }?;
+    let mut vcpu = unsafe { VmxVcpu::new(facts.capabilities, resources) }?;
     set_registers(&mut vcpu, &first_state)?;
     let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
     let console = GuestConsole::new(id, &config.name);

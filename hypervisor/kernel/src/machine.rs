@@ -36,9 +36,9 @@ pub static FACTS: Once<Facts> = Once::new();
 /// Who owns which frame. Taken while compartments are made and audited, never on the way of an exit.
 pub static FRAMES: Once<Mutex<FrameTable<'static>>> = Once::new();
 /// Where the idle compartment was left.
-pub static IDLE: Context = Context::EMPTY;
+pub static IDLE: Context = Context::empty();
 /// The guests, by number less one.
-pub static SLOTS: [Slot; MAX_GUESTS] = [const { Slot::EMPTY }; MAX_GUESTS];
+pub static SLOTS: [Slot; MAX_GUESTS] = [const { Slot::empty() }; MAX_GUESTS];
 /// The guest whose registers are in the CPU, 0 for none.
 pub static LOADED: AtomicU16 = AtomicU16::new(0);
 /// The guest whose compartment is entered, and why.
@@ -85,13 +85,15 @@ pub struct Slot {
 }
 
 impl Slot {
-    const EMPTY: Self = Self {
-        context: Context::EMPTY,
-        state: AtomicU8::new(State::Absent as u8),
-        command: AtomicU8::new(Command::Run as u8),
-        wake: AtomicU64::new(0),
-        used: AtomicU64::new(0),
-    };
+    const fn empty() -> Self {
+        Self {
+            context: Context::empty(),
+            state: AtomicU8::new(State::Absent as u8),
+            command: AtomicU8::new(Command::Run as u8),
+            wake: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+        }
+    }
 
     /// Whether it can run.
     pub fn state(&self) -> State {

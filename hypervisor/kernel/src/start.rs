@@ -56,7 +56,9 @@ pub fn start(magic: u32, info: Hpa) -> ! {
     let (pack, header, manifest) = read_pack(&identity, boot);
     console::set_mode(manifest.console);
     let Some(tsc) = calibrate::tsc_frequency() else {
-        refuse("neither CPUID leaf 0x15 nor a PIT tells how fast the time-stamp counter is: this machine is not supported")
+        refuse(
+            "neither CPUID leaf 0x15 nor a PIT tells how fast the time-stamp counter is: this machine is not supported",
+        )
     };
     bulkhead_emulate::warm_up();
     let local_apic = apic::register_page();
@@ -86,7 +88,7 @@ pub fn start(magic: u32, info: Hpa) -> ! {
 }
 
 fn describe(frames: &mut FrameTable<'_>, tsc: Frequency) {
-    let free = frames.count(|owner| owner == Owner::Free) * PAGE_SIZE >> 20;
+    let free = (frames.count(|owner| owner == Owner::Free) * PAGE_SIZE) >> 20;
     log!("memory {free} MiB free, time-stamp counter {} kHz", tsc.as_hertz() / 1000);
 }
 
@@ -101,7 +103,9 @@ fn read_pack(identity: &Identity, boot: &BootInfo) -> (Region, PackHeader, Manif
         Ok((header, _)) if header.pack_bytes > pack.bytes.next_multiple_of(PAGE_SIZE) => {
             refuse("the pack is cut short: pack or copy it again")
         }
-        Ok(_) if !pack.start.is_aligned(PAGE_SIZE) => refuse("the pack is not loaded at a page boundary: use another loader"),
+        Ok(_) if !pack.start.is_aligned(PAGE_SIZE) => {
+            refuse("the pack is not loaded at a page boundary: use another loader")
+        }
         Ok((header, manifest)) => (pack, header, manifest),
         Err(error) => refuse(error),
     }

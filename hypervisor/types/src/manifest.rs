@@ -135,16 +135,6 @@ pub enum LoadAs {
     },
 }
 
-/// What becomes of a guest that asks for a reset.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum OnReset {
-    /// It ends.
-    #[default]
-    Stop,
-    /// It starts again from its images.
-    Restart,
-}
-
 /// One guest.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Guest {
@@ -170,8 +160,6 @@ pub struct Guest {
     pub test_exit: bool,
     /// The MMIO test device (a page of registers that remember what was written; see the devices crate).
     pub test_device: bool,
-    /// What a reset does.
-    pub on_reset: OnReset,
 }
 
 /// What is wrong with a pack.
@@ -320,7 +308,8 @@ mod tests {
 
     #[test]
     fn each_wrong_field_is_named() {
-        let wrong: [(fn(&mut Guest), &str); 6] = [
+        type Spoil = fn(&mut Guest);
+        let wrong: [(Spoil, &str); 6] = [
             (|g| g.name.push(' '), "name"),
             (|g| g.zone = 1, "zone"),
             (|g| g.kernel.bytes = 1 << 40, "kernel"),

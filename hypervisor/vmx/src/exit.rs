@@ -34,7 +34,7 @@ pub(crate) const KNOWN: [u32; 5] = [
 ///
 /// # Errors
 /// If the processor refuses to read a field.
-#[inline]
+#[inline(always)]
 pub fn decode(vmcs: &impl VmcsAccess, reason: u32, string_info: bool) -> Result<Exit, BackendError> {
     Ok(match reason & 0xFFFF {
         0 => return exception(vmcs, reason),
@@ -108,33 +108,37 @@ fn control_register(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, Backend
     })
 }
 
-/// Reason 30. Table 28-5 "Exit Qualification for I/O Instructions"; 28.2.5, table 28-9 for INS and OUTS.
-#[inline(never)]
-fn port(vmcs: &impl VmcsAccess, string_info: bool) -> Result<Exit, BackendError> {
-    let qualification = vmcs.known(field::EXIT_QUALIFICATION);
-    let access = IoAccess {
+/// What an I/O instruction's qualification says. Table 28-5 "Exit Qualification for I/O Instructions".
+#[inline(always)]
+fn port_access(qualification: u64) -> IoAccess {
+    const WIDTHS: [Width; 4] = [Width::Byte, Width::Word, Width::Dword, Width::Dword];
+    let width = usize::try_from(qualification & 3).unwrap_or(0);
+    IoAccess {
         port: u16::try_from(qualification >> 16 & 0xFFFF).unwrap_or(0),
-        width: match qualification & 7 {
-            0 => Width::Byte,
-            1 => Width::Word,
-            _ => Width::Dword,
-        },
+        width: WIDTHS.get(width).copied().unwrap_or(Width::Byte),
         write: qualification & 1 << 3 == 0,
         string: qualification & 1 << 4 != 0,
         repeat: qualification & 1 << 5 != 0,
         segment: None,
         address_bytes: None,
-    };
-    if access.string && string_info {
-        return string_port(vmcs, access);
     }
-    Ok(Exit::Io(access))
 }
 
-/// INS or OUTS, with its operand.
+/// Reason 30.
+#[inline(never)]
+fn port(vmcs: &impl VmcsAccess, string_info: bool) -> Result<Exit, BackendError> {
+    let qualification = vmcs.known(field::EXIT_QUALIFICATION);
+    if string_info && qualification & 1 << 4 != 0 {
+        return string_port(vmcs, qualification);
+    }
+    Ok(Exit::Io(port_access(qualification)))
+}
+
+/// INS or OUTS, with its operand. 28.2.5, table 28-9.
 #[cold]
 #[inline(never)]
-fn string_port(vmcs: &impl VmcsAccess, mut access: IoAccess) -> Result<Exit, BackendError> {
+fn string_port(vmcs: &impl VmcsAccess, qualification: u64) -> Result<Exit, BackendError> {
+    let mut access = port_access(qualification);
     string_operand(&mut access, vmcs.get(field::EXIT_INSTRUCTION_INFO)?);
     Ok(Exit::Io(access))
 }

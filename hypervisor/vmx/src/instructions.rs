@@ -53,13 +53,16 @@ pub(crate) unsafe fn vmread(encoding: u32) -> Result<u64, BackendError> {
 
 /// VMREAD of a field that exists, in a VMCS that is current: not checked. The field's number if it fails all the same.
 ///
+/// Told to the compiler as a read of memory: it may leave out a read that nobody uses, and repeat none that no VMWRITE
+/// and no entry came after.
+///
 /// # Safety
 /// In VMX root operation.
 #[inline]
 pub(crate) unsafe fn vmread_known(encoding: u32) -> u64 {
     let value: u64;
     // SAFETY: the caller vouches for VMX root operation, where VMREAD changes nothing but its operand and the flags.
-    unsafe { asm!("vmread {0}, {0}", inlateout(reg) u64::from(encoding) => value, options(nomem, nostack)) };
+    unsafe { asm!("vmread {0}, {0}", inlateout(reg) u64::from(encoding) => value, options(pure, readonly, nostack)) };
     value
 }
 

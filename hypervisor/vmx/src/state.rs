@@ -3,6 +3,8 @@
 //! Of CR0 and CR4 the host owns some bits: hardware holds what VMX operation and the host need, a shadow holds what the
 //! guest has set, and the guest reads the shadow. SDM vol. 3C 25.6.6 "Guest/Host Masks and Read Shadows for CR0 and
 //! CR4"; 25.4.1 "Guest Register State".
+//!
+//! All fields that are read here were written when the vCPU was made, so they are read unchecked.
 
 use crate::capabilities::Capabilities;
 use crate::controls::EntryControls;
@@ -22,37 +24,30 @@ pub(crate) const BY_NMI: u32 = 1 << 3;
 pub(crate) const PENDING_STEP: u64 = 1 << 14;
 
 /// Reads a register that is in the VMCS; CR2 and DR6 are not, and read as 0.
-pub(crate) fn read(
-    vmcs: &impl VmcsAccess,
-    capabilities: &Capabilities,
-    register: Register,
-) -> Result<u64, BackendError> {
+#[inline(always)]
+pub(crate) fn read(vmcs: &impl VmcsAccess, capabilities: &Capabilities, register: Register) -> u64 {
     let merged = |real: u64, shadow: u64, owned: u64| real & !owned | shadow & owned;
     match register {
-        Register::Rip => vmcs.get(field::GUEST_RIP),
-        Register::Rflags => vmcs.get(field::GUEST_RFLAGS),
-        Register::Cr0 => {
-            Ok(merged(vmcs.get(field::GUEST_CR0)?, vmcs.get(field::CR0_SHADOW)?, capabilities.cr0_owned()))
-        }
-        Register::Cr4 => {
-            Ok(merged(vmcs.get(field::GUEST_CR4)?, vmcs.get(field::CR4_SHADOW)?, capabilities.cr4_owned()))
-        }
-        Register::Cr3 => vmcs.get(field::GUEST_CR3),
-        Register::Efer => vmcs.get(field::GUEST_EFER),
-        Register::Dr7 => vmcs.get(field::GUEST_DR7),
-        Register::Pat => vmcs.get(field::GUEST_PAT),
-        Register::GdtBase => vmcs.get(field::GUEST_GDTR_BASE),
-        Register::GdtLimit => vmcs.get(field::GUEST_GDTR_LIMIT).map(u64::from),
-        Register::IdtBase => vmcs.get(field::GUEST_IDTR_BASE),
-        Register::IdtLimit => vmcs.get(field::GUEST_IDTR_LIMIT).map(u64::from),
-        Register::SysenterCs => vmcs.get(field::GUEST_SYSENTER_CS).map(u64::from),
-        Register::SysenterEsp => vmcs.get(field::GUEST_SYSENTER_ESP),
-        Register::SysenterEip => vmcs.get(field::GUEST_SYSENTER_EIP),
-        Register::Pdpte0 => vmcs.get(field::GUEST_PDPTE0),
-        Register::Pdpte1 => vmcs.get(field::GUEST_PDPTE1),
-        Register::Pdpte2 => vmcs.get(field::GUEST_PDPTE2),
-        Register::Pdpte3 => vmcs.get(field::GUEST_PDPTE3),
-        Register::Cr2 | Register::Dr6 => Ok(0),
+        Register::Rip => vmcs.known(field::GUEST_RIP),
+        Register::Rflags => vmcs.known(field::GUEST_RFLAGS),
+        Register::Cr0 => merged(vmcs.known(field::GUEST_CR0), vmcs.known(field::CR0_SHADOW), capabilities.cr0_owned()),
+        Register::Cr4 => merged(vmcs.known(field::GUEST_CR4), vmcs.known(field::CR4_SHADOW), capabilities.cr4_owned()),
+        Register::Cr3 => vmcs.known(field::GUEST_CR3),
+        Register::Efer => vmcs.known(field::GUEST_EFER),
+        Register::Dr7 => vmcs.known(field::GUEST_DR7),
+        Register::Pat => vmcs.known(field::GUEST_PAT),
+        Register::GdtBase => vmcs.known(field::GUEST_GDTR_BASE),
+        Register::GdtLimit => vmcs.known(field::GUEST_GDTR_LIMIT).into(),
+        Register::IdtBase => vmcs.known(field::GUEST_IDTR_BASE),
+        Register::IdtLimit => vmcs.known(field::GUEST_IDTR_LIMIT).into(),
+        Register::SysenterCs => vmcs.known(field::GUEST_SYSENTER_CS).into(),
+        Register::SysenterEsp => vmcs.known(field::GUEST_SYSENTER_ESP),
+        Register::SysenterEip => vmcs.known(field::GUEST_SYSENTER_EIP),
+        Register::Pdpte0 => vmcs.known(field::GUEST_PDPTE0),
+        Register::Pdpte1 => vmcs.known(field::GUEST_PDPTE1),
+        Register::Pdpte2 => vmcs.known(field::GUEST_PDPTE2),
+        Register::Pdpte3 => vmcs.known(field::GUEST_PDPTE3),
+        Register::Cr2 | Register::Dr6 => 0,
     }
 }
 
@@ -101,14 +96,15 @@ pub(crate) fn write(
 }
 
 /// Reads a segment register; its attributes are a VMCS's access rights as they are.
-pub(crate) fn segment(vmcs: &(impl VmcsAccess + ?Sized), name: SegmentName) -> Result<Segment, BackendError> {
+#[inline]
+pub(crate) fn segment(vmcs: &(impl VmcsAccess + ?Sized), name: SegmentName) -> Segment {
     let fields = field::segment(name);
-    Ok(Segment {
-        selector: vmcs.get(fields.selector)?,
-        attributes: vmcs.get(fields.attributes)?,
-        limit: vmcs.get(fields.limit)?,
-        base: vmcs.get(fields.base)?,
-    })
+    Segment {
+        selector: vmcs.known(fields.selector),
+        attributes: vmcs.known(fields.attributes),
+        limit: vmcs.known(fields.limit),
+        base: vmcs.known(fields.base),
+    }
 }
 
 /// Writes a segment register.
@@ -121,9 +117,10 @@ pub(crate) fn set_segment(vmcs: &mut impl VmcsAccess, name: SegmentName, value: 
 }
 
 /// Reads what keeps the guest from taking an event.
-pub(crate) fn interruptibility(vmcs: &impl VmcsAccess) -> Result<Interruptibility, BackendError> {
-    let bits = vmcs.get(field::INTERRUPTIBILITY)?;
-    Ok(Interruptibility { sti: bits & BY_STI != 0, mov_ss: bits & BY_MOV_SS != 0, nmi: bits & BY_NMI != 0 })
+#[inline]
+pub(crate) fn interruptibility(vmcs: &impl VmcsAccess) -> Interruptibility {
+    let bits = vmcs.known(field::INTERRUPTIBILITY);
+    Interruptibility { sti: bits & BY_STI != 0, mov_ss: bits & BY_MOV_SS != 0, nmi: bits & BY_NMI != 0 }
 }
 
 /// Sets what keeps the guest from taking an event.

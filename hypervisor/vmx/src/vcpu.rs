@@ -65,6 +65,8 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     host_rsp: u64,
     /// As the VMCS has them.
     primary: u32,
+    /// Ticks that the timer counts as one.
+    timer_unit: u64,
     interrupted: Option<Event>,
     /// Why it can not run any more.
     failed: Option<BackendError>,
@@ -141,6 +143,7 @@ impl<P: Processor> VmxVcpu<P> {
             launched: false,
             host_rsp: 0,
             primary: setup::primary_controls(&capabilities),
+            timer_unit: 1_u64.wrapping_shl(capabilities.timer_shift),
             interrupted: None,
             failed: None,
         })
@@ -164,17 +167,17 @@ impl<P: Processor> VmxVcpu<P> {
         &mut self.processor
     }
 
-    /// Before the first entry, the first after the vCPU was moved, and each after it failed.
+    /// Runs it for the first time, the first time after it was moved, or when it has failed.
     #[cold]
     #[inline(never)]
-    fn prepare(&mut self) -> Result<(), BackendError> {
+    fn run_prepared(&mut self) -> Result<Exit, BackendError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
         let rsp = self.frame.host_rsp();
         self.processor.set(field::HOST_RSP, rsp)?;
         self.host_rsp = rsp;
-        Ok(())
+        self.run()
     }
 
     /// Ends the vCPU: it does not run again.
@@ -213,16 +216,29 @@ impl<P: Processor> VmxVcpu<P> {
         Ok(())
     }
 
-    /// What an exception or a nested fault leaves to be put right before the guest goes on.
+    /// Goes on after an entry that failed, the interruption of an event's delivery, an exception or a nested fault: puts
+    /// right what they leave behind, and decodes the exit.
     #[inline(never)]
-    fn settle(&mut self, basic: u32, vectoring: u32) -> Result<(), BackendError> {
-        if basic == reason::EPT_VIOLATION {
-            let unblocked = self.processor.known(field::EXIT_QUALIFICATION) & exit::NESTED_NMI_UNBLOCKED != 0;
-            return if unblocked { self.block_nmis_again(vectoring) } else { Ok(()) };
+    fn settle(&mut self, reason: u32, vectoring: u32) -> Result<Exit, BackendError> {
+        if reason & reason::ENTRY_FAILED != 0 {
+            return self.fail(BackendError::Entry { code: reason.into() });
         }
-        if basic != reason::EXCEPTION_OR_NMI {
-            return Ok(());
+        if vectoring & inject::VALID != 0 {
+            self.record_interrupted(vectoring)?;
         }
+        match reason & 0xFFFF {
+            reason::EXCEPTION_OR_NMI => self.settle_exception(vectoring)?,
+            reason::EPT_VIOLATION
+                if self.processor.known(field::EXIT_QUALIFICATION) & exit::NESTED_NMI_UNBLOCKED != 0 =>
+            {
+                self.block_nmis_again(vectoring)?;
+            }
+            _ => {}
+        }
+        exit::decode(&self.processor, reason, self.capabilities.string_info)
+    }
+
+    fn settle_exception(&mut self, vectoring: u32) -> Result<(), BackendError> {
         let info = self.processor.get(field::EXIT_INTERRUPTION)?;
         let vector = Vector(u8::try_from(info & 0xFF).unwrap_or(0));
         if info & inject::TYPE == inject::NMI {
@@ -301,27 +317,21 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn run(&mut self) -> Result<Exit, BackendError> {
         if self.frame.host_rsp() != self.host_rsp {
-            self.prepare()?;
+            return self.run_prepared();
         }
         match self.processor.enter(&mut self.frame, self.launched) {
             Entered::Exit => self.launched = true,
             how => return self.refused(how),
         }
         let reason = self.processor.known(field::EXIT_REASON);
-        if reason & reason::ENTRY_FAILED != 0 {
-            return self.fail(BackendError::Entry { code: reason.into() });
-        }
         let vectoring = self.processor.known(field::IDT_VECTORING);
         self.interrupted = None;
-        if vectoring & inject::VALID != 0 {
-            self.record_interrupted(vectoring)?;
-        }
-        // One bit of a word for each reason that could need it: cheaper than two comparisons.
-        if SETTLED.wrapping_shr(reason) & 1 != 0 {
-            self.settle(reason & 0xFFFF, vectoring)?;
+        // Most exits need nothing more: two tests for all that is rare.
+        if (reason | vectoring) >> 31 != 0 || SETTLED.wrapping_shr(reason) & 1 != 0 {
+            return self.settle(reason, vectoring);
         }
         exit::decode(&self.processor, reason, self.capabilities.string_info)
     }
@@ -351,7 +361,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         match register {
             Register::Cr2 => Ok(if self.active { self.processor.cr2() } else { self.cr2 }),
             Register::Dr6 => Ok(if self.active { self.processor.dr6() } else { self.dr6 }),
-            _ => state::read(&self.processor, &self.capabilities, register),
+            _ => Ok(state::read(&self.processor, &self.capabilities, register)),
         }
     }
 
@@ -370,8 +380,9 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         Ok(())
     }
 
+    #[inline]
     fn segment(&self, name: SegmentName) -> Result<Segment, BackendError> {
-        state::segment(&self.processor, name)
+        Ok(state::segment(&self.processor, name))
     }
 
     fn set_segment(&mut self, name: SegmentName, value: Segment) -> Result<(), BackendError> {
@@ -415,8 +426,9 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         self.interrupted.take()
     }
 
+    #[inline]
     fn interruptibility(&self) -> Result<Interruptibility, BackendError> {
-        state::interruptibility(&self.processor)
+        Ok(state::interruptibility(&self.processor))
     }
 
     fn set_interruptibility(&mut self, value: Interruptibility) -> Result<(), BackendError> {
@@ -452,10 +464,11 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
 
     #[inline]
     fn set_timer(&mut self, ticks: u64) -> Result<(), BackendError> {
-        let shift = self.capabilities.timer_shift;
-        // The timer counts bit `shift` of the counter, which changes within the first unit: one more is never too early.
-        let units = ticks.wrapping_shr(shift).saturating_add(u64::from(ticks != 0));
-        self.processor.set(field::TIMER_VALUE, u32::try_from(units).unwrap_or(u32::MAX))
+        // The timer counts bit `timer_shift` of the counter, which changes within the first unit: one unit more is never
+        // too early. What is far off fires too early, and does no harm.
+        const LONGEST: u64 = u32::MAX as u64 / 2;
+        let units = (ticks.min(LONGEST) + self.timer_unit).wrapping_shr(self.capabilities.timer_shift);
+        self.processor.write(field::TIMER_VALUE.encoding(), units)
     }
 
     fn allow_msr(&mut self, index: u32, write: bool) {

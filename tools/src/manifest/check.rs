@@ -4,9 +4,7 @@ use super::diagnostic::Diagnostic;
 use super::near::nearest;
 use super::toml_file::{self, File, Load};
 use super::{Guest, ImageRef, Machine, Module, parse_size};
-use bulkhead_types::manifest::{
-    ConsoleMode, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, OnReset, is_name,
-};
+use bulkhead_types::manifest::{ConsoleMode, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, is_name};
 use std::path::Path;
 use toml::Spanned;
 
@@ -88,10 +86,6 @@ fn guest(written: toml_file::Guest, zone: u16, folder: &Path) -> Result<Guest, D
         lazy: written.lazy,
         test_exit: written.test_exit,
         test_device: written.test_device,
-        on_reset: match written.on_reset {
-            toml_file::OnReset::Stop => OnReset::Stop,
-            toml_file::OnReset::Restart => OnReset::Restart,
-        },
     })
 }
 

@@ -13,7 +13,7 @@ pub use check::{DEFAULT_MEMORY, check_memory};
 pub use size::parse_size;
 
 use crate::failure::Outcome;
-use bulkhead_types::manifest::{ConsoleMode, LoadAs, OnReset};
+use bulkhead_types::manifest::{ConsoleMode, LoadAs};
 use std::path::Path;
 
 /// A machine, checked as far as that can be done without reading its images.
@@ -54,8 +54,6 @@ pub struct Guest {
     pub test_exit: bool,
     /// The MMIO test device is there.
     pub test_device: bool,
-    /// What a reset does.
-    pub on_reset: OnReset,
 }
 
 /// A boot module.
@@ -113,7 +111,7 @@ pub fn parse(text: &str, path: &Path) -> Outcome<Machine> {
 #[cfg(test)]
 mod tests {
     use super::{ImageRef, Machine, parse};
-    use bulkhead_types::manifest::{LoadAs, OnReset};
+    use bulkhead_types::manifest::LoadAs;
     use std::path::Path;
 
     fn read(text: &str) -> Result<Machine, (String, String)> {
@@ -143,7 +141,6 @@ mod tests {
             vcpus = 1
             test-exit = true
             test-device = true
-            on-reset = "restart"
             [[guest]]
             name = "b"
             kernel = "@suite/hello"
@@ -155,10 +152,10 @@ mod tests {
         let [a, b] = machine.guests.as_slice() else { panic!() };
         assert_eq!(a.kernel, ImageRef::File("dir/k".into()));
         assert_eq!(a.modules.iter().map(|m| m.cmdline.as_str()).collect::<Vec<_>>(), ["", "x y"]);
-        assert_eq!((a.memory, a.load, a.on_reset), (256 << 20, LoadAs::Flat { at: 0x7C00 }, OnReset::Restart));
+        assert_eq!((a.memory, a.load), (256 << 20, LoadAs::Flat { at: 0x7C00 }));
         assert!(a.lazy && a.test_exit && a.test_device && !machine.audit);
         assert_eq!((b.zone, &b.kernel), (1, &ImageRef::Suite("hello".into())));
-        assert!(!b.lazy && !b.test_exit && b.on_reset == OnReset::Stop);
+        assert!(!b.lazy && !b.test_exit);
     }
 
     #[test]
@@ -170,7 +167,6 @@ mod tests {
             (format!("{guest}memory = 64\n"), "dir/m.toml:4:10: ", "256M"),
             (format!("{guest}kernal = \"k\"\n"), "dir/m.toml:4:1: ", "kernel"),
             (format!("{guest}zone = \"rd\"\n[[zone]]\nname = \"red\"\n"), "dir/m.toml:4:8: ", "red"),
-            (format!("{guest}on-reset = \"restrt\"\n"), "dir/m.toml:4:12: ", "restart"),
             (format!("{guest}vcpus = 2\n"), "dir/m.toml:4:9: ", "1"),
             (format!("{guest}{guest}"), "dir/m.toml:5:8: ", "another"),
             ("[[guest]]\nname = \"a b\"\nkernel = \"k\"\n".to_owned(), "dir/m.toml:2:8: ", "letters"),

@@ -61,9 +61,6 @@ pub struct Guest {
     /// The MMIO test device.
     #[serde(default)]
     pub test_device: bool,
-    /// What a reset does.
-    #[serde(default)]
-    pub on_reset: OnReset,
 }
 
 /// A boot module as it is written.
@@ -86,17 +83,6 @@ pub enum Load {
     Detect,
     /// As bytes at this guest-physical address.
     Flat(u64),
-}
-
-/// What a reset does: `"stop"` or `"restart"`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnReset {
-    /// The guest ends.
-    #[default]
-    Stop,
-    /// It starts again.
-    Restart,
 }
 
 fn yes() -> bool {

@@ -10,7 +10,7 @@ use crate::manifest::{self, Guest, ImageRef, Machine, Module};
 use crate::session::{Finish, Report, Session, View};
 use crate::workspace::Workspace;
 use crate::{style, symbols, terminal};
-use bulkhead_types::manifest::{ConsoleMode, LoadAs, OnReset};
+use bulkhead_types::manifest::{ConsoleMode, LoadAs};
 use clap::Args;
 use std::io::{IsTerminal as _, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -167,7 +167,6 @@ pub fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
         lazy: args.lazy,
         test_exit: true,
         test_device: args.test_device,
-        on_reset: OnReset::Stop,
     };
     Ok(Machine { console: ConsoleMode::Framed, audit: true, zones: vec!["guest".to_owned()], guests: vec![guest] })
 }

@@ -11,31 +11,35 @@ pub struct Plain {
     names: Vec<String>,
     only: Option<u8>,
     lines: Vec<Lines>,
+    /// Nobody reads our output any more.
+    unread: bool,
 }
 
 impl Plain {
     /// For guests of these names; of all of them if not `only` one.
     pub fn new(names: Vec<String>, only: Option<u8>) -> Self {
         let lines = names.iter().map(|_| Lines::default()).collect();
-        Self { names, only, lines }
+        Self { names, only, lines, unread: false }
     }
 }
 
 impl View for Plain {
     fn console(&mut self, guest: u8, bytes: &[u8], _wire: &mut Wire) {
-        // Who reads our output may have gone; the machine goes on.
         let mut out = stdout().lock();
+        let mut written = Ok(());
         if self.only == Some(guest) {
-            let _ = out.write_all(bytes);
+            written = out.write_all(bytes);
         } else if self.only.is_none()
             && let Some(index) = usize::from(guest).checked_sub(1)
             && let Some((name, lines)) = self.names.get(index).zip(self.lines.get_mut(index))
         {
             lines.push(bytes, |line| {
-                let _ = writeln!(out, "[{name}] {line}");
+                if written.is_ok() {
+                    written = writeln!(out, "[{name}] {line}");
+                }
             });
         }
-        let _ = out.flush();
+        self.unread |= written.and_then(|()| out.flush()).is_err();
     }
 
     fn log(&mut self, line: &str) {
@@ -45,5 +49,9 @@ impl View for Plain {
     fn keys(&mut self, bytes: &[u8], wire: &mut Wire) -> ControlFlow<()> {
         wire.send(self.only.unwrap_or(1), bytes);
         ControlFlow::Continue(())
+    }
+
+    fn has_enough(&self) -> bool {
+        self.unread
     }
 }

@@ -27,7 +27,7 @@ const fn rpl(segment: &Segment) -> u16 {
 }
 
 pub(super) fn check(checks: &mut Checks<'_>) {
-    let read = |name| state::segment(checks.vmcs, name).unwrap_or_default();
+    let read = |name| state::segment(checks.vmcs, name);
     let context = Context {
         virtual_8086: checks.value(field::GUEST_RFLAGS) & Rflags::VM.bits() != 0,
         unrestricted: controls::secondary(checks).contains(Secondary::UNRESTRICTED_GUEST),
@@ -39,7 +39,7 @@ pub(super) fn check(checks: &mut Checks<'_>) {
     let ldtr = read(SegmentName::Ldtr);
     let tr = read(SegmentName::Tr);
     for name in [SegmentName::Cs, SegmentName::Ss, SegmentName::Ds, SegmentName::Es, SegmentName::Fs, SegmentName::Gs] {
-        let segment = state::segment(checks.vmcs, name).unwrap_or_default();
+        let segment = state::segment(checks.vmcs, name);
         let fields = field::segment(name);
         base(checks, &context, name, &segment);
         if context.virtual_8086 {
