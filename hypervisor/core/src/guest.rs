@@ -21,7 +21,7 @@ use bulkhead_types::{Frequency, GuestMemory, Ticks};
 /// Why a guest's turn is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Yield {
-    /// Its time was up.
+    /// Its time was up, or the host was interrupted.
     TurnOver,
     /// It halted: nothing to do before this count of the host's time-stamp counter, if ever.
     Waiting {
@@ -151,10 +151,11 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             let now = host.tsc();
             if now >= next || self.touched {
                 self.touched = false;
-                next = self.catch_up(now)?.min(until);
+                let deadline = self.catch_up(now)?;
                 if self.halted && !self.wake()? {
-                    return Ok(Yield::Waiting { until: Some(next).filter(|next| *next != u64::MAX) });
+                    return Ok(Yield::Waiting { until: Some(deadline).filter(|at| *at != u64::MAX) });
                 }
+                next = deadline.min(until);
                 if now >= until {
                     return Ok(Yield::TurnOver);
                 }
@@ -169,6 +170,10 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             // What touches no device changes neither deadlines nor what is pending.
             self.touched = !matches!(exit, Exit::Cpuid | Exit::Hypercall | Exit::ReadMsr | Exit::CacheFlush);
             self.act(exit, host)?;
+            if matches!(exit, Exit::Host) {
+                // Whoever gives out turns takes the host's interrupts; until then the guest could not be entered again.
+                return Ok(Yield::TurnOver);
+            }
         }
     }
 
