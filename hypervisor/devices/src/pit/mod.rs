@@ -111,7 +111,7 @@ impl Pit {
     /// Whether counter 0's output has risen since the last call, however often.
     pub fn take_edge(&mut self, now: Ticks) -> bool {
         self.catch_up(now);
-        let risen = core::mem::replace(&mut self.risen, false);
+        let risen = core::mem::take(&mut self.risen);
         self.arm();
         risen
     }
