@@ -33,7 +33,12 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     /// Acts on an exit: the guest goes on, or ends.
     pub(crate) fn act(&mut self, exit: Exit, host: &mut impl Host) -> Result<(), End> {
         match exit {
-            Exit::Host | Exit::Timer => Ok(()),
+            Exit::Timer => Ok(()),
+            Exit::Host => {
+                self.preempted = true;
+                self.machine.unsettle();
+                Ok(())
+            }
             Exit::InterruptWindow | Exit::NmiWindow => {
                 self.machine.unsettle();
                 Ok(())

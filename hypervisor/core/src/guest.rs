@@ -10,7 +10,6 @@ use crate::counters::Counters;
 use crate::cpuid;
 use crate::end::End;
 use crate::event::Event;
-use crate::exit::Exit;
 use crate::host::Host;
 use crate::mtrr::Mtrrs;
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName, Xcr0};
@@ -53,6 +52,8 @@ pub struct Guest<V, M> {
     /// What the last exit made due: an exception, or an event to be delivered again.
     pub(crate) due: Option<Event>,
     windows: Windows,
+    /// The host has work. Whoever gives out turns does it; until then the guest could not be entered again.
+    pub(crate) preempted: bool,
     pub(crate) limits: Limits,
     /// Instructions that were emulated last.
     pub(crate) decoded: DecodeCache,
@@ -114,6 +115,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             halted: false,
             due: None,
             windows: Windows::default(),
+            preempted: false,
             limits,
             decoded: DecodeCache::new(),
         };
@@ -151,7 +153,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 if self.halted && !self.wake()? {
                     return Ok(Yield::Waiting { until: deadline });
                 }
-                if now >= until {
+                if now >= until || core::mem::take(&mut self.preempted) {
                     return Ok(Yield::TurnOver);
                 }
                 next = deadline.map_or(until, |deadline| deadline.min(until));
@@ -165,10 +167,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             self.due = self.vcpu.take_interrupted();
             self.counters.count(&exit);
             self.act(exit, host)?;
-            if matches!(exit, Exit::Host) {
-                // Whoever gives out turns takes the host's interrupts; until then the guest could not be entered again.
-                return Ok(Yield::TurnOver);
-            }
         }
     }
 
