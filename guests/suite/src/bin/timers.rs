@@ -216,7 +216,8 @@ fn clock_interrupts() {
     let _ = wait_for(0x28, 1);
     let (taken, count) = wait_for(0x28, 32);
     after(taken, time::ticks(31_250), "32 RTC periods of 1/1024 s");
-    check_eq!(count, 32, "32 RTC interrupts");
+    // A guest that shares its processor may find more than one waiting.
+    check!(count == 32 || has_word("shared") && count > 32, "32 RTC interrupts");
     pic::set_mask(0xFFFF);
     write8(0x70, 0x0B);
     write8(0x71, control);
