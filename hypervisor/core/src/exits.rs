@@ -33,7 +33,11 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     /// Acts on an exit: the guest goes on, or ends.
     pub(crate) fn act(&mut self, exit: Exit, host: &mut impl Host) -> Result<(), End> {
         match exit {
-            Exit::Host | Exit::Timer | Exit::InterruptWindow | Exit::NmiWindow => Ok(()),
+            Exit::Host | Exit::Timer => Ok(()),
+            Exit::InterruptWindow | Exit::NmiWindow => {
+                self.machine.unsettle();
+                Ok(())
+            }
             Exit::Cpuid => Ok(self.cpuid(host)?),
             Exit::Io(access) => self.port(access, host),
             Exit::ReadMsr | Exit::WriteMsr => Ok(self.msr(exit == Exit::WriteMsr, host)?),

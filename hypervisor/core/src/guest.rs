@@ -10,7 +10,6 @@ use crate::counters::Counters;
 use crate::cpuid;
 use crate::end::End;
 use crate::event::Event;
-use crate::exit::Exit;
 use crate::host::Host;
 use crate::mtrr::Mtrrs;
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName, Xcr0};
@@ -53,8 +52,6 @@ pub struct Guest<V, M> {
     /// What the last exit made due: an exception, or an event to be delivered again.
     pub(crate) due: Option<Event>,
     windows: Windows,
-    /// The last exit may have changed what is pending, or when.
-    touched: bool,
     pub(crate) limits: Limits,
     /// Instructions that were emulated last.
     pub(crate) decoded: DecodeCache,
@@ -116,7 +113,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             halted: false,
             due: None,
             windows: Windows::default(),
-            touched: true,
             limits,
             decoded: DecodeCache::new(),
         };
@@ -149,16 +145,17 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         let mut next = 0;
         loop {
             let now = host.tsc();
-            if now >= next || self.touched {
-                self.touched = false;
-                next = self.catch_up(now)?.min(until);
+            if now >= next || self.halted || self.machine.has_changed() {
+                let deadline = self.catch_up(now)?;
                 if self.halted && !self.wake()? {
-                    return Ok(Yield::Waiting { until: Some(next).filter(|next| *next != u64::MAX) });
+                    return Ok(Yield::Waiting { until: deadline });
                 }
                 if now >= until {
                     return Ok(Yield::TurnOver);
                 }
+                next = deadline.map_or(until, |deadline| deadline.min(until));
                 self.deliver()?;
+                self.machine.settle();
             } else if let Some(event) = self.due.take() {
                 self.vcpu.inject(event)?;
             }
@@ -166,25 +163,23 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             let exit = self.vcpu.run()?;
             self.due = self.vcpu.take_interrupted();
             self.counters.count(&exit);
-            // What touches no device changes neither deadlines nor what is pending.
-            self.touched = !matches!(exit, Exit::Cpuid | Exit::Hypercall | Exit::ReadMsr | Exit::CacheFlush);
             self.act(exit, host)?;
         }
     }
 
     /// Lets the devices do what is due; when they next want to act, by the host's counter.
-    fn catch_up(&mut self, now: u64) -> Result<u64, End> {
+    fn catch_up(&mut self, now: u64) -> Result<Option<u64>, End> {
         let time = self.time(now);
         let mut deadline = self.machine.deadline();
         if deadline.is_some_and(|deadline| deadline <= time) {
             self.machine.advance(time);
             deadline = self.machine.deadline();
         }
-        if self.machine.interrupts_mut().take_init() {
+        if self.machine.take_init() {
             // INIT of the one processor: what firmware would make of it is a reset.
             return Err(End::Reset);
         }
-        Ok(deadline.map_or(u64::MAX, |deadline| deadline.as_u64().saturating_add(self.power_on)))
+        Ok(deadline.map(|deadline| deadline.as_u64().saturating_add(self.power_on)))
     }
 
     /// Hands the console what has come in, as far as it has room.

@@ -72,9 +72,9 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     pub(crate) fn read_msr(&mut self, index: u32, host: &impl Host) -> Result<u64, Refusal> {
         let now = self.time(host.tsc());
         match index {
-            index if is_interrupt_msr(index) => Ok(self.machine.interrupts_mut().msr_read(index, now)?),
+            index if is_interrupt_msr(index) => Ok(self.machine.read_interrupt_msr(index, now)?),
             msr::TSC_DEADLINE => {
-                let deadline = self.machine.interrupts_mut().msr_read(index, now)?;
+                let deadline = self.machine.read_interrupt_msr(index, now)?;
                 Ok(if deadline == 0 { 0 } else { deadline.wrapping_add(self.tsc_adjust) })
             }
             msr::TSC => Ok(now.as_u64().wrapping_add(self.tsc_adjust)),

@@ -17,7 +17,7 @@
 use crate::bits::{byte, low_u16, low_u32};
 use crate::fw_cfg::FwCfg;
 use crate::i8042::KeyboardController;
-use crate::interrupt::InterruptSystem;
+use crate::interrupt::{InterruptSystem, InvalidMsr};
 use crate::layout;
 use crate::pci::Pci;
 use crate::pit::Pit;
@@ -80,6 +80,8 @@ pub struct Machine {
     request: Option<Request>,
     /// Levels as the interrupt system knows them, a bit per line.
     lines: u32,
+    /// See [`Machine::has_changed`].
+    changed: bool,
 }
 
 impl Machine {
@@ -100,6 +102,7 @@ impl Machine {
             test_exit: config.test_exit,
             request: None,
             lines: 0,
+            changed: true,
         }
     }
 
@@ -122,6 +125,7 @@ impl Machine {
 
     /// Writes a port. No port is 64 bits wide: such an access writes 32.
     pub fn port_write(&mut self, port: u16, width: Width, value: u32, now: Ticks) {
+        self.changed = true;
         let value = u64::from(value) & width.mask();
         match (port, width) {
             (layout::TEST_EXIT, _) if self.test_exit => self.ask(Request::TestExit(low_u32(value))),
@@ -151,6 +155,7 @@ impl Machine {
 
     /// Writes memory that is not RAM.
     pub fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64, now: Ticks) {
+        self.changed = true;
         let (page, offset) = (gpa.align_down(PAGE_SIZE), gpa.page_offset());
         if self.interrupts.lapic_base() == Some(page) {
             return self.interrupts.lapic_mmio_write(offset, width, value, now);
@@ -195,7 +200,38 @@ impl Machine {
 
     /// The interrupt controllers, to serve the processor's side of them.
     pub const fn interrupts_mut(&mut self) -> &mut InterruptSystem {
+        self.changed = true;
         &mut self.interrupts
+    }
+
+    /// Reads an interrupt controller's model-specific register, see [`InterruptSystem::msr_read`]; changes nothing.
+    ///
+    /// # Errors
+    /// [`InvalidMsr`] if there is none, or it can not be read.
+    pub fn read_interrupt_msr(&mut self, index: u32, now: Ticks) -> Result<u64, InvalidMsr> {
+        self.interrupts.msr_read(index, now)
+    }
+
+    /// Takes an INIT that was sent to the processor.
+    pub const fn take_init(&mut self) -> bool {
+        self.interrupts.take_init()
+    }
+
+    /// Whether the deadline, or what is pending for the processor, may have changed since [`Machine::settle`]: an access
+    /// that leaves it unset spares looking at them again.
+    #[must_use]
+    pub const fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Deadline and pending interrupts have been looked at.
+    pub const fn settle(&mut self) {
+        self.changed = false;
+    }
+
+    /// Has them looked at once more.
+    pub const fn unsettle(&mut self) {
+        self.changed = true;
     }
 
     /// Takes the oldest byte that the guest has sent to its console. To be asked until there is none after every exit in
@@ -237,12 +273,18 @@ impl Machine {
                 self.drive_uart();
                 value
             }
-            0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 => self.interrupts.pic_read(port),
+            0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 => {
+                // In poll mode reading acknowledges.
+                self.changed = true;
+                self.interrupts.pic_read(port)
+            }
             0x40..=0x43 => self.pit.read(low_byte(port - 0x40), now),
             0x60 => self.keyboard.read_data(),
             0x61 => self.pit.read_port_61(now),
             0x64 => self.keyboard.read_status(),
             RTC_DATA => {
+                // Reading status C lets the next interrupt come.
+                self.changed = true;
                 let value = self.rtc.read(now);
                 self.drive_rtc();
                 value
@@ -336,6 +378,7 @@ impl Machine {
         let bit = 1 << (line & 31);
         if (self.lines & bit != 0) != level {
             self.lines ^= bit;
+            self.changed = true;
             self.interrupts.set_line(line, level);
         }
     }
