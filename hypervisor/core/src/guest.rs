@@ -10,6 +10,7 @@ use crate::counters::Counters;
 use crate::cpuid;
 use crate::end::End;
 use crate::event::Event;
+use crate::exit::Exit;
 use crate::host::Host;
 use crate::mtrr::Mtrrs;
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName, Xcr0};
@@ -20,7 +21,7 @@ use bulkhead_types::{Frequency, GuestMemory, Ticks};
 /// Why a guest's turn is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Yield {
-    /// Its time was up.
+    /// Its time was up, or the host was interrupted.
     TurnOver,
     /// It halted: nothing to do before this count of the host's time-stamp counter, if ever.
     Waiting {
@@ -164,6 +165,10 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             self.due = self.vcpu.take_interrupted();
             self.counters.count(&exit);
             self.act(exit, host)?;
+            if matches!(exit, Exit::Host) {
+                // Whoever gives out turns takes the host's interrupts; until then the guest could not be entered again.
+                return Ok(Yield::TurnOver);
+            }
         }
     }
 

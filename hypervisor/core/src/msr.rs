@@ -102,14 +102,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 };
                 Ok(self.machine.interrupts_mut().msr_write(index, deadline, now)?)
             }
-            msr::TSC => {
-                self.tsc_adjust = value.wrapping_sub(now.as_u64());
-                Ok(self.apply_tsc_offset()?)
-            }
-            msr::TSC_ADJUST => {
-                self.tsc_adjust = value;
-                Ok(self.apply_tsc_offset()?)
-            }
+            msr::TSC => self.set_tsc_adjust(value.wrapping_sub(now.as_u64()), host),
+            msr::TSC_ADJUST => self.set_tsc_adjust(value, host),
             msr::EFER => {
                 let mode = self.mode()?.with_efer(value).map_err(|_| Refusal::Illegal)?;
                 Ok(self.vcpu.write(Register::Efer, mode.efer.bits())?)
@@ -130,10 +124,18 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         }
     }
 
-    /// The machine's time at which the guest's time-stamp counter will be `tsc`.
-    fn machine_time(&self, tsc: u64, now: Ticks) -> Ticks {
-        let ahead = tsc.wrapping_sub(now.as_u64().wrapping_add(self.tsc_adjust));
-        // Less than half the range ahead is the future, the rest is the past.
-        if ahead >> 63 == 0 { now.after(ahead) } else { now }
+    /// Sets what the guest's time-stamp counter is ahead. A deadline that is armed stays as it was written, and so comes
+    /// at another time.
+    fn set_tsc_adjust(&mut self, value: u64, host: &impl Host) -> Result<(), Refusal> {
+        let armed = self.read_msr(msr::TSC_DEADLINE, host)?;
+        self.tsc_adjust = value;
+        self.apply_tsc_offset()?;
+        if armed == 0 { Ok(()) } else { self.write_msr(msr::TSC_DEADLINE, armed, host) }
+    }
+
+    /// The machine's time at which the guest's time-stamp counter reaches `tsc`, `now` at the earliest: an unsigned
+    /// comparison, as the processor makes it.
+    const fn machine_time(&self, tsc: u64, now: Ticks) -> Ticks {
+        now.after(tsc.saturating_sub(now.as_u64().wrapping_add(self.tsc_adjust)))
     }
 }

@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod acpi;
 mod bits;
+pub mod firmware;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod interrupt;

@@ -242,12 +242,6 @@ impl Machine {
         Some(byte)
     }
 
-    /// Whether [`Machine::console_output`] has a byte.
-    #[must_use]
-    pub fn has_console_output(&self) -> bool {
-        self.uart.has_output()
-    }
-
     /// A byte for the guest's console. `false`: there is no room, try again later.
     pub fn console_input(&mut self, byte: u8) -> bool {
         let taken = self.uart.receive(byte);
@@ -307,9 +301,10 @@ impl Machine {
             0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 => self.interrupts.pic_write(port, value),
             0x40..=0x43 => {
                 self.advance_pit(now);
-                self.pit.write(low_byte(port - 0x40), value, now);
-                let level = self.pit.line(now);
-                self.drive(layout::PIT_LINE, level);
+                if self.pit.write(low_byte(port - 0x40), value, now) {
+                    let level = self.pit.line(now);
+                    self.drive(layout::PIT_LINE, level);
+                }
             }
             0x61 => self.pit.write_port_61(value, now),
             0x60 => {
@@ -353,16 +348,14 @@ impl Machine {
     }
 
     /// Passes on what counter 0 did up to `now`.
+    ///
+    /// The line stays high after an edge, until the next one or a new program: when its output falls by itself the guest
+    /// has had the time to take the interrupt, but may not have had the processor, and must not lose it by that.
     fn advance_pit(&mut self, now: Ticks) {
-        if !is_due(self.pit.deadline(), now) {
-            return;
-        }
-        if self.pit.take_edge(now) {
+        if is_due(self.pit.deadline(), now) && self.pit.take_edge(now) {
             self.drive(layout::PIT_LINE, false);
             self.drive(layout::PIT_LINE, true);
         }
-        let level = self.pit.line(now);
-        self.drive(layout::PIT_LINE, level);
     }
 
     fn drive_uart(&mut self) {

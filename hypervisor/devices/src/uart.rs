@@ -161,12 +161,6 @@ impl Uart {
         Some(byte)
     }
 
-    /// Whether a byte was sent and not yet taken.
-    #[must_use]
-    pub fn has_output(&self) -> bool {
-        !self.output.is_empty()
-    }
-
     const fn latch_selected(&self) -> bool {
         self.lcr & LCR_DIVISOR != 0
     }

@@ -12,9 +12,9 @@ use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_core::load::{self, InitialState, LoadModule};
 use bulkhead_core::{BackendError, End, Guest, Limits, Register, Vcpu, Yield};
-use bulkhead_devices::acpi;
 use bulkhead_devices::layout::RSDP;
 use bulkhead_devices::machine::MachineConfig;
+use bulkhead_devices::{acpi, firmware};
 use bulkhead_hw::compartment::{BuildError, Compartment, GuestRam};
 use bulkhead_hw::cpu;
 use bulkhead_hw::ram::WindowRam;
@@ -260,6 +260,8 @@ fn start(
         test_device: config.test_device,
     };
     memory.write(RSDP, &acpi::tables(&machine))?;
+    memory.write(firmware::STUB_AT, &firmware::STUB)?;
+    memory.write(Gpa::new(0), &firmware::vectors())?;
     let request = load::Request {
         kernel,
         load: config.load,

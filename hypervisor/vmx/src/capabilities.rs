@@ -17,66 +17,35 @@ pub trait Source {
     fn msr(&self, index: u32) -> u64;
 }
 
-/// What VT-x lacks here.
+/// What VT-x lacks here, and what to do about it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[expect(missing_docs, reason = "each has its sentence in Display")]
-pub enum Missing {
-    Vmx,
-    LockedOff,
-    WriteBackVmcs,
-    NmiControls,
-    PreemptionTimer,
-    BasicControls,
-    Bitmaps,
-    Cr3WithoutExits,
-    SecondaryControls,
-    Ept,
-    Vpid,
-    UnrestrictedGuest,
-    EptFourLevels,
-    EptWriteBack,
-    Ept2M,
-    Invept,
-    Invvpid,
-    Host64,
-    EferSwitch,
-    PatSwitch,
-    DebugSwitch,
+pub struct Missing {
+    what: &'static str,
+    advice: &'static str,
+}
+
+impl Missing {
+    /// No VT-x at all.
+    pub const VMX: Self = Self {
+        what: "this processor shows no VT-x (CPUID.1:ECX bit 5)",
+        advice: "use an Intel processor with VT-x; in a virtual machine, switch on nested virtualization",
+    };
+    /// VT-x is there, but off for good.
+    pub const LOCKED_OFF: Self = Self {
+        what: "the firmware has switched VT-x off and locked it (IA32_FEATURE_CONTROL)",
+        advice: "switch on \"Intel Virtualization Technology\" in the firmware's set-up, then power-cycle the machine",
+    };
+
+    /// A feature of VT-x that came later than VT-x.
+    const fn feature(what: &'static str) -> Self {
+        let advice = "use a newer processor (Intel Core of 2010 or later has it), or expose it to this virtual machine";
+        Self { what, advice }
+    }
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let old = "use a newer processor (Intel Core of 2010 or later has it), or expose it to this virtual machine";
-        let (what, advice) = match self {
-            Self::Vmx => (
-                "this processor shows no VT-x (CPUID.1:ECX bit 5)",
-                "use an Intel processor with VT-x; in a virtual machine, switch on nested virtualization",
-            ),
-            Self::LockedOff => (
-                "the firmware has switched VT-x off and locked it (IA32_FEATURE_CONTROL)",
-                "switch on \"Intel Virtualization Technology\" in the firmware's set-up, then power-cycle the machine",
-            ),
-            Self::WriteBackVmcs => ("VT-x keeps its VMCS in uncached memory (IA32_VMX_BASIC)", old),
-            Self::NmiControls => ("VT-x lacks NMI exiting or virtual NMIs", old),
-            Self::PreemptionTimer => ("VT-x lacks the preemption timer", old),
-            Self::BasicControls => ("VT-x lacks HLT, MWAIT, RDPMC or CR8 exiting or TSC offsetting", old),
-            Self::Bitmaps => ("VT-x lacks MSR bitmaps or I/O bitmaps", old),
-            Self::Cr3WithoutExits => ("VT-x can not let a guest load CR3 without an exit (TRUE controls)", old),
-            Self::SecondaryControls => ("VT-x lacks the secondary processor-based controls", old),
-            Self::Ept => ("VT-x lacks extended page tables (EPT)", old),
-            Self::Vpid => ("VT-x lacks virtual-processor identifiers (VPID)", old),
-            Self::UnrestrictedGuest => ("VT-x lacks unrestricted guest (real mode without emulation)", old),
-            Self::EptFourLevels => ("EPT lacks tables of four levels", old),
-            Self::EptWriteBack => ("EPT lacks write-back tables", old),
-            Self::Ept2M => ("EPT lacks 2-MiB pages", old),
-            Self::Invept => ("INVEPT lacks the single-context or the all-context type", old),
-            Self::Invvpid => ("INVVPID lacks the single-context and the all-context type", old),
-            Self::Host64 => ("VT-x lacks 64-bit hosts or IA-32e mode guests", old),
-            Self::EferSwitch => ("VT-x does not switch IA32_EFER", old),
-            Self::PatSwitch => ("VT-x does not switch IA32_PAT", old),
-            Self::DebugSwitch => ("VT-x does not switch DR7 and IA32_DEBUGCTL", old),
-        };
-        write!(f, "{what}: {advice}.")
+        write!(f, "{}: {}.", self.what, self.advice)
     }
 }
 
@@ -154,10 +123,10 @@ impl Capabilities {
         const CPUID_VMX: u32 = 1 << 5;
         let [_, _, ecx, _] = source.cpuid(1, 0);
         if ecx & CPUID_VMX == 0 {
-            return Err(Missing::Vmx);
+            return Err(Missing::VMX);
         }
         if source.msr(msr::FEATURE_CONTROL) & (FEATURE_LOCK | FEATURE_VMX) == FEATURE_LOCK {
-            return Err(Missing::LockedOff);
+            return Err(Missing::LOCKED_OFF);
         }
         let basic = source.msr(msr::VMX_BASIC);
         // The TRUE registers, where they exist, say which default-1 bits can be 0.
@@ -186,7 +155,7 @@ impl Capabilities {
             physical_bits: physical_bits(source),
         };
         if basic >> 50 & 0xF != 6 {
-            return Err(Missing::WriteBackVmcs);
+            return Err(Missing::feature("VT-x keeps its VMCS in uncached memory (IA32_VMX_BASIC)"));
         }
         this.check().map(|()| this)
     }
@@ -203,26 +172,35 @@ impl Capabilities {
             self.exit.can_set(exit.bits()) && self.entry.can_set(entry.bits())
         };
         let needed = [
-            (self.pin.can_set(nmi.bits()), Missing::NmiControls),
-            (self.pin.can_set(Pin::PREEMPTION_TIMER.bits()), Missing::PreemptionTimer),
-            (self.primary.can_set(bitmaps.bits()), Missing::Bitmaps),
-            (self.primary.can_set(basic.bits()), Missing::BasicControls),
-            (self.primary.can_clear(Primary::UNWANTED.bits()), Missing::Cr3WithoutExits),
-            (self.primary.can_set(Primary::SECONDARY.bits()), Missing::SecondaryControls),
-            (self.secondary.can_set(Secondary::EPT.bits()), Missing::Ept),
-            (self.secondary.can_set(Secondary::VPID.bits()), Missing::Vpid),
-            (self.secondary.can_set(Secondary::UNRESTRICTED_GUEST.bits()), Missing::UnrestrictedGuest),
-            (ept(EPT_FOUR_LEVELS), Missing::EptFourLevels),
-            (ept(EPT_WRITE_BACK), Missing::EptWriteBack),
-            (ept(EPT_2M), Missing::Ept2M),
-            (ept(INVEPT), Missing::Invept),
-            (ept(INVVPID) && (ept(INVVPID_SINGLE) || ept(INVVPID_ALL)), Missing::Invvpid),
-            (both(ExitControls::HOST_64, EntryControls::IA32E_GUEST), Missing::Host64),
-            (both(efer, EntryControls::LOAD_EFER), Missing::EferSwitch),
-            (both(pat, EntryControls::LOAD_PAT), Missing::PatSwitch),
-            (both(ExitControls::SAVE_DEBUG, EntryControls::LOAD_DEBUG), Missing::DebugSwitch),
+            (self.pin.can_set(nmi.bits()), "VT-x lacks NMI exiting or virtual NMIs"),
+            (self.pin.can_set(Pin::PREEMPTION_TIMER.bits()), "VT-x lacks the preemption timer"),
+            (self.primary.can_set(bitmaps.bits()), "VT-x lacks MSR bitmaps or I/O bitmaps"),
+            (self.primary.can_set(basic.bits()), "VT-x lacks HLT, MWAIT, RDPMC or CR8 exiting or TSC offsetting"),
+            (
+                self.primary.can_clear(Primary::UNWANTED.bits()),
+                "VT-x can not let a guest load CR3 without an exit (TRUE controls)",
+            ),
+            (self.primary.can_set(Primary::SECONDARY.bits()), "VT-x lacks the secondary processor-based controls"),
+            (self.secondary.can_set(Secondary::EPT.bits()), "VT-x lacks extended page tables (EPT)"),
+            (self.secondary.can_set(Secondary::VPID.bits()), "VT-x lacks virtual-processor identifiers (VPID)"),
+            (
+                self.secondary.can_set(Secondary::UNRESTRICTED_GUEST.bits()),
+                "VT-x lacks unrestricted guest (real mode without emulation)",
+            ),
+            (ept(EPT_FOUR_LEVELS), "EPT lacks tables of four levels"),
+            (ept(EPT_WRITE_BACK), "EPT lacks write-back tables"),
+            (ept(EPT_2M), "EPT lacks 2-MiB pages"),
+            (ept(INVEPT), "INVEPT lacks the single-context or the all-context type"),
+            (
+                ept(INVVPID) && (ept(INVVPID_SINGLE) || ept(INVVPID_ALL)),
+                "INVVPID lacks the single-context and the all-context type",
+            ),
+            (both(ExitControls::HOST_64, EntryControls::IA32E_GUEST), "VT-x lacks 64-bit hosts or IA-32e mode guests"),
+            (both(efer, EntryControls::LOAD_EFER), "VT-x does not switch IA32_EFER"),
+            (both(pat, EntryControls::LOAD_PAT), "VT-x does not switch IA32_PAT"),
+            (both(ExitControls::SAVE_DEBUG, EntryControls::LOAD_DEBUG), "VT-x does not switch DR7 and IA32_DEBUGCTL"),
         ];
-        needed.iter().find(|(there, _)| !there).map_or(Ok(()), |&(_, missing)| Err(missing))
+        needed.iter().find(|(there, _)| !there).map_or(Ok(()), |&(_, what)| Err(Missing::feature(what)))
     }
 
     /// Whether nested tables may hold 1-GiB pages.

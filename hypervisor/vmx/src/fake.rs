@@ -122,21 +122,7 @@ impl Processor for FakeProcessor {
     }
 
     fn host_state(&self) -> HostState {
-        let base = 0xFFFF_8000_0000_0000;
-        HostState {
-            cr0: 0x8001_0033,
-            cr3: 0x10_0000,
-            cr4: 0x20A0,
-            efer: 0xD01,
-            pat: 0x0007_0406_0007_0406,
-            cs: 8,
-            tr: 0x18,
-            tr_base: base,
-            gdt_base: base,
-            idt_base: base,
-            rip: base,
-            ..HostState::default()
-        }
+        HOST
     }
 
     fn switched_msr(&self, index: usize) -> u64 {
@@ -169,6 +155,31 @@ impl Processor for FakeProcessor {
         self.log.push("nmi");
     }
 }
+
+/// A host in 64-bit mode.
+pub const HOST: HostState = [
+    (fields::HOST_CR0.encoding(), 0x8001_0033),
+    (fields::HOST_CR3.encoding(), 0x10_0000),
+    (fields::HOST_CR4.encoding(), 0x20A0),
+    (fields::HOST_EFER.encoding(), 0xD01),
+    (fields::HOST_PAT.encoding(), 0x0007_0406_0007_0406),
+    (fields::HOST_ES_SELECTOR.encoding(), 0),
+    (fields::HOST_CS_SELECTOR.encoding(), 8),
+    (fields::HOST_SS_SELECTOR.encoding(), 0),
+    (fields::HOST_DS_SELECTOR.encoding(), 0),
+    (fields::HOST_FS_SELECTOR.encoding(), 0),
+    (fields::HOST_GS_SELECTOR.encoding(), 0),
+    (fields::HOST_TR_SELECTOR.encoding(), 0x18),
+    (fields::HOST_FS_BASE.encoding(), 0),
+    (fields::HOST_GS_BASE.encoding(), 0),
+    (fields::HOST_TR_BASE.encoding(), 0xFFFF_8000_0000_0000),
+    (fields::HOST_GDTR_BASE.encoding(), 0xFFFF_8000_0000_0000),
+    (fields::HOST_IDTR_BASE.encoding(), 0xFFFF_8000_0000_0000),
+    (fields::HOST_SYSENTER_CS.encoding(), 0),
+    (fields::HOST_SYSENTER_ESP.encoding(), 0),
+    (fields::HOST_SYSENTER_EIP.encoding(), 0),
+    (fields::HOST_RIP.encoding(), 0xFFFF_8000_0000_0000),
+];
 
 /// The capabilities of a processor that has what is needed.
 #[must_use]

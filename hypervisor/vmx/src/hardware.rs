@@ -2,6 +2,7 @@
 
 use crate::capabilities::{Capabilities, FEATURE_LOCK, FEATURE_VMX, Missing, Source};
 use crate::entry::{bulkhead_vmx_enter, exit_address};
+use crate::fields as field;
 use crate::frame::Frame;
 use crate::host::{HostState, descriptor_base};
 use crate::instructions;
@@ -155,29 +156,29 @@ impl Processor for Hardware {
         let tr = task_register();
         // SAFETY: these registers exist on every processor with 64-bit mode.
         let read = |index| unsafe { Msr::new(index).read() };
-        HostState {
-            cr0: control::Cr0::read_raw(),
-            cr3: cr3.start_address().as_u64() | u64::from(cr3_flags),
-            cr4: control::Cr4::read_raw(),
-            efer: read(msr::EFER),
-            pat: read(msr::PAT),
-            es: ES::get_reg().0,
-            cs: CS::get_reg().0,
-            ss: SS::get_reg().0,
-            ds: DS::get_reg().0,
-            fs: FS::get_reg().0,
-            gs: GS::get_reg().0,
-            tr,
-            fs_base: read(msr::FS_BASE),
-            gs_base: read(msr::GS_BASE),
-            tr_base: tss_base(gdt.base.as_u64(), gdt.limit, tr),
-            gdt_base: gdt.base.as_u64(),
-            idt_base: sidt().base.as_u64(),
-            sysenter_cs: u32::try_from(read(msr::SYSENTER_CS) & 0xFFFF_FFFF).unwrap_or(0),
-            sysenter_esp: read(msr::SYSENTER_ESP),
-            sysenter_eip: read(msr::SYSENTER_EIP),
-            rip: exit_address(),
-        }
+        [
+            (field::HOST_CR0.encoding(), control::Cr0::read_raw()),
+            (field::HOST_CR3.encoding(), cr3.start_address().as_u64() | u64::from(cr3_flags)),
+            (field::HOST_CR4.encoding(), control::Cr4::read_raw()),
+            (field::HOST_EFER.encoding(), read(msr::EFER)),
+            (field::HOST_PAT.encoding(), read(msr::PAT)),
+            (field::HOST_ES_SELECTOR.encoding(), ES::get_reg().0.into()),
+            (field::HOST_CS_SELECTOR.encoding(), CS::get_reg().0.into()),
+            (field::HOST_SS_SELECTOR.encoding(), SS::get_reg().0.into()),
+            (field::HOST_DS_SELECTOR.encoding(), DS::get_reg().0.into()),
+            (field::HOST_FS_SELECTOR.encoding(), FS::get_reg().0.into()),
+            (field::HOST_GS_SELECTOR.encoding(), GS::get_reg().0.into()),
+            (field::HOST_TR_SELECTOR.encoding(), tr.into()),
+            (field::HOST_FS_BASE.encoding(), read(msr::FS_BASE)),
+            (field::HOST_GS_BASE.encoding(), read(msr::GS_BASE)),
+            (field::HOST_TR_BASE.encoding(), tss_base(gdt.base.as_u64(), gdt.limit, tr)),
+            (field::HOST_GDTR_BASE.encoding(), gdt.base.as_u64()),
+            (field::HOST_IDTR_BASE.encoding(), sidt().base.as_u64()),
+            (field::HOST_SYSENTER_CS.encoding(), read(msr::SYSENTER_CS)),
+            (field::HOST_SYSENTER_ESP.encoding(), read(msr::SYSENTER_ESP)),
+            (field::HOST_SYSENTER_EIP.encoding(), read(msr::SYSENTER_EIP)),
+            (field::HOST_RIP.encoding(), exit_address()),
+        ]
     }
 
     fn switched_msr(&self, index: usize) -> u64 {

@@ -68,14 +68,18 @@ pub(crate) fn write_controls(
     vmcs.set(field::EXIT_CONTROLS, capabilities.exit.adjust(ExitControls::WANTED.bits()))?;
     vmcs.set(field::ENTRY_CONTROLS, entry_controls(capabilities))?;
     vmcs.set(field::EXCEPTION_BITMAP, EXCEPTIONS)?;
-    // No page fault matches: bit 14 of the exception bitmap is 0 and so are both of these.
-    vmcs.set(field::PAGE_FAULT_MASK, 0)?;
-    vmcs.set(field::PAGE_FAULT_MATCH, 0)?;
-    vmcs.set(field::CR3_TARGET_COUNT, 0)?;
-    vmcs.set(field::EXIT_MSR_STORE_COUNT, 0)?;
-    vmcs.set(field::EXIT_MSR_LOAD_COUNT, 0)?;
-    vmcs.set(field::ENTRY_MSR_LOAD_COUNT, 0)?;
-    vmcs.set(field::ENTRY_INTERRUPTION, 0)?;
+    // No page fault matches: bit 14 of the exception bitmap is 0 and so are mask and match.
+    for zero in [
+        field::PAGE_FAULT_MASK,
+        field::PAGE_FAULT_MATCH,
+        field::CR3_TARGET_COUNT,
+        field::EXIT_MSR_STORE_COUNT,
+        field::EXIT_MSR_LOAD_COUNT,
+        field::ENTRY_MSR_LOAD_COUNT,
+        field::ENTRY_INTERRUPTION,
+    ] {
+        vmcs.set(zero, 0)?;
+    }
     vmcs.set(field::IO_BITMAP_A, addresses.io_bitmaps[0].as_u64())?;
     vmcs.set(field::IO_BITMAP_B, addresses.io_bitmaps[1].as_u64())?;
     vmcs.set(field::MSR_BITMAP, addresses.msr_bitmap.as_u64())?;
@@ -133,9 +137,9 @@ const fn reset_segment(name: SegmentName) -> Segment {
 #[cfg(test)]
 mod tests {
     use super::{Addresses, ept_pointer, write_controls, write_guest};
-    use crate::fake::{FakeProcessor, capabilities};
+    use crate::fake::{FakeProcessor, HOST, capabilities};
     use crate::fields::{self as field, Fields};
-    use crate::host::HostState;
+    use crate::host;
     use bulkhead_types::Hpa;
 
     const ADDRESSES: Addresses = Addresses {
@@ -156,7 +160,7 @@ mod tests {
         let mut fake = FakeProcessor::default();
         write_controls(&mut fake, &capabilities(), &ADDRESSES).unwrap();
         write_guest(&mut fake, &capabilities()).unwrap();
-        HostState::default().write(&mut fake).unwrap();
+        host::write(&mut fake, &HOST).unwrap();
         // Set when used; or not used, because their counts or controls are 0.
         let later = [
             field::HOST_RSP.encoding(),

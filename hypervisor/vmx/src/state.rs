@@ -23,75 +23,73 @@ pub(crate) const BY_NMI: u32 = 1 << 3;
 /// Pending debug exceptions: a single step. SDM vol. 3C table 25-4.
 pub(crate) const PENDING_STEP: u64 = 1 << 14;
 
+/// The field that holds a register just as the guest sees it; `None` if there is none.
+#[inline(always)]
+const fn place(register: Register) -> Option<u32> {
+    Some(match register {
+        Register::Rip => field::GUEST_RIP.encoding(),
+        Register::Rflags => field::GUEST_RFLAGS.encoding(),
+        Register::Cr3 => field::GUEST_CR3.encoding(),
+        Register::Efer => field::GUEST_EFER.encoding(),
+        Register::Dr7 => field::GUEST_DR7.encoding(),
+        Register::Pat => field::GUEST_PAT.encoding(),
+        Register::GdtBase => field::GUEST_GDTR_BASE.encoding(),
+        Register::GdtLimit => field::GUEST_GDTR_LIMIT.encoding(),
+        Register::IdtBase => field::GUEST_IDTR_BASE.encoding(),
+        Register::IdtLimit => field::GUEST_IDTR_LIMIT.encoding(),
+        Register::SysenterCs => field::GUEST_SYSENTER_CS.encoding(),
+        Register::SysenterEsp => field::GUEST_SYSENTER_ESP.encoding(),
+        Register::SysenterEip => field::GUEST_SYSENTER_EIP.encoding(),
+        Register::Pdpte0 => field::GUEST_PDPTE0.encoding(),
+        Register::Pdpte1 => field::GUEST_PDPTE1.encoding(),
+        Register::Pdpte2 => field::GUEST_PDPTE2.encoding(),
+        Register::Pdpte3 => field::GUEST_PDPTE3.encoding(),
+        Register::Cr0 | Register::Cr4 | Register::Cr2 | Register::Dr6 => return None,
+    })
+}
+
 /// Reads a register that is in the VMCS; CR2 and DR6 are not, and read as 0.
 #[inline(always)]
 pub(crate) fn read(vmcs: &impl VmcsAccess, capabilities: &Capabilities, register: Register) -> u64 {
     let merged = |real: u64, shadow: u64, owned: u64| real & !owned | shadow & owned;
-    match register {
-        Register::Rip => vmcs.known(field::GUEST_RIP),
-        Register::Rflags => vmcs.known(field::GUEST_RFLAGS),
-        Register::Cr0 => merged(vmcs.known(field::GUEST_CR0), vmcs.known(field::CR0_SHADOW), capabilities.cr0_owned()),
-        Register::Cr4 => merged(vmcs.known(field::GUEST_CR4), vmcs.known(field::CR4_SHADOW), capabilities.cr4_owned()),
-        Register::Cr3 => vmcs.known(field::GUEST_CR3),
-        Register::Efer => vmcs.known(field::GUEST_EFER),
-        Register::Dr7 => vmcs.known(field::GUEST_DR7),
-        Register::Pat => vmcs.known(field::GUEST_PAT),
-        Register::GdtBase => vmcs.known(field::GUEST_GDTR_BASE),
-        Register::GdtLimit => vmcs.known(field::GUEST_GDTR_LIMIT).into(),
-        Register::IdtBase => vmcs.known(field::GUEST_IDTR_BASE),
-        Register::IdtLimit => vmcs.known(field::GUEST_IDTR_LIMIT).into(),
-        Register::SysenterCs => vmcs.known(field::GUEST_SYSENTER_CS).into(),
-        Register::SysenterEsp => vmcs.known(field::GUEST_SYSENTER_ESP),
-        Register::SysenterEip => vmcs.known(field::GUEST_SYSENTER_EIP),
-        Register::Pdpte0 => vmcs.known(field::GUEST_PDPTE0),
-        Register::Pdpte1 => vmcs.known(field::GUEST_PDPTE1),
-        Register::Pdpte2 => vmcs.known(field::GUEST_PDPTE2),
-        Register::Pdpte3 => vmcs.known(field::GUEST_PDPTE3),
-        Register::Cr2 | Register::Dr6 => 0,
+    match (register, place(register)) {
+        (_, Some(encoding)) => vmcs.read_known(encoding),
+        (Register::Cr0, _) => {
+            merged(vmcs.known(field::GUEST_CR0), vmcs.known(field::CR0_SHADOW), capabilities.cr0_owned())
+        }
+        (Register::Cr4, _) => {
+            merged(vmcs.known(field::GUEST_CR4), vmcs.known(field::CR4_SHADOW), capabilities.cr4_owned())
+        }
+        _ => 0,
     }
 }
 
-/// Writes a register that is in the VMCS; CR2 and DR6 are not, and stay as they are.
+/// Writes a register that is in the VMCS; CR2 and DR6 are not, and stay as they are. Of a value that is wider than its
+/// field VMWRITE takes the low bits.
 pub(crate) fn write(
     vmcs: &mut impl VmcsAccess,
     capabilities: &Capabilities,
     register: Register,
     value: u64,
 ) -> Result<(), BackendError> {
-    // Limits and SYSENTER_CS have 32 bits; what is above them does not exist in the register.
-    let low = u32::try_from(value & 0xFFFF_FFFF).unwrap_or(0);
-    match register {
-        Register::Rip => vmcs.set(field::GUEST_RIP, value),
-        Register::Rflags => vmcs.set(field::GUEST_RFLAGS, value | Rflags::FIXED.bits()),
-        Register::Cr0 => {
-            vmcs.set(field::CR0_SHADOW, value)?;
-            vmcs.set(field::GUEST_CR0, capabilities.cr0_real(value))
-        }
-        Register::Cr4 => {
-            vmcs.set(field::CR4_SHADOW, value)?;
-            vmcs.set(field::GUEST_CR4, capabilities.cr4_real(value))
-        }
-        Register::Cr3 => vmcs.set(field::GUEST_CR3, value),
-        Register::Efer => {
+    match (register, place(register)) {
+        (Register::Rflags, _) => vmcs.set(field::GUEST_RFLAGS, value | Rflags::FIXED.bits()),
+        (Register::Efer, _) => {
             let long = value & Efer::LMA.bits() != 0;
             let mode = if long { EntryControls::IA32E_GUEST.bits() } else { 0 };
             vmcs.set(field::GUEST_EFER, value)?;
             vmcs.set(field::ENTRY_CONTROLS, entry_controls(capabilities) | mode)
         }
-        Register::Dr7 => vmcs.set(field::GUEST_DR7, value),
-        Register::Pat => vmcs.set(field::GUEST_PAT, value),
-        Register::GdtBase => vmcs.set(field::GUEST_GDTR_BASE, value),
-        Register::GdtLimit => vmcs.set(field::GUEST_GDTR_LIMIT, low),
-        Register::IdtBase => vmcs.set(field::GUEST_IDTR_BASE, value),
-        Register::IdtLimit => vmcs.set(field::GUEST_IDTR_LIMIT, low),
-        Register::SysenterCs => vmcs.set(field::GUEST_SYSENTER_CS, low),
-        Register::SysenterEsp => vmcs.set(field::GUEST_SYSENTER_ESP, value),
-        Register::SysenterEip => vmcs.set(field::GUEST_SYSENTER_EIP, value),
-        Register::Pdpte0 => vmcs.set(field::GUEST_PDPTE0, value),
-        Register::Pdpte1 => vmcs.set(field::GUEST_PDPTE1, value),
-        Register::Pdpte2 => vmcs.set(field::GUEST_PDPTE2, value),
-        Register::Pdpte3 => vmcs.set(field::GUEST_PDPTE3, value),
-        Register::Cr2 | Register::Dr6 => Ok(()),
+        (_, Some(encoding)) => vmcs.write(encoding, value),
+        (Register::Cr0, _) => {
+            vmcs.set(field::CR0_SHADOW, value)?;
+            vmcs.set(field::GUEST_CR0, capabilities.cr0_real(value))
+        }
+        (Register::Cr4, _) => {
+            vmcs.set(field::CR4_SHADOW, value)?;
+            vmcs.set(field::GUEST_CR4, capabilities.cr4_real(value))
+        }
+        _ => Ok(()),
     }
 }
 

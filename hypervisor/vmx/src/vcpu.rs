@@ -11,6 +11,7 @@ use crate::explain;
 use crate::fields::{self as field, Fields};
 use crate::frame::Frame;
 use crate::hardware::Hardware;
+use crate::host;
 use crate::inject;
 use crate::setup::{self, Addresses};
 use crate::state;
@@ -122,7 +123,8 @@ impl<P: Processor> VmxVcpu<P> {
         processor.load(&vmcs)?;
         setup::write_controls(&mut processor, &capabilities, &addresses)?;
         setup::write_guest(&mut processor, &capabilities)?;
-        processor.host_state().write(&mut processor)?;
+        let host = processor.host_state();
+        host::write(&mut processor, &host)?;
         exit::KNOWN.iter().try_for_each(|&encoding| processor.read(encoding).map(drop))?;
         // Whoever had this tag or these tables before has left nothing behind.
         processor.invalidate_nested(ept_pointer)?;

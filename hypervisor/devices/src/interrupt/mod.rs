@@ -69,13 +69,6 @@ impl InterruptSystem {
         }
     }
 
-    /// One edge on a line: low, high, low.
-    pub fn pulse_line(&mut self, line: u8) {
-        self.set_line(line, false);
-        self.set_line(line, true);
-        self.set_line(line, false);
-    }
-
     /// Reads a byte from one of [`PicPair::PORTS`].
     pub fn pic_read(&mut self, port: u16) -> u8 {
         let value = self.pics.read(port);

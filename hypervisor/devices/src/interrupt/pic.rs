@@ -6,8 +6,8 @@
 //! Emulated: ICW1 to ICW4, OCW1 to OCW3, all end-of-interrupt and rotation commands, automatic EOI, special mask mode,
 //! special fully nested mode, poll mode, spurious interrupts, ELCR.
 //! Not emulated: MCS-80/85 mode (always 8086 mode), buffered mode, single mode (the cascade is wired), ICW1's LTIM bit (a
-//! PC has the ELCR instead). An edge stays latched when its line falls before it is acknowledged, so that a pulse is
-//! never lost.
+//! PC has the ELCR instead). A line that falls before its interrupt is acknowledged takes the request back, and INTR with
+//! it: no spurious interrupt comes of that, as the acknowledge cycle takes no time here.
 //!
 //! | A guest tries | What happens |
 //! |---|---|
@@ -83,7 +83,9 @@ impl Chip {
 
     fn set_input(&mut self, bit: u8, high: bool) {
         if !high {
+            // "Edge and Level Triggered Modes": inputs must stay high until they are acknowledged.
             self.lines &= !bit;
+            self.latched &= !bit;
         } else if self.lines & bit == 0 {
             self.lines |= bit;
             self.latched |= bit & !self.level_triggered();

@@ -139,6 +139,12 @@ impl Guest {
         }
     }
 
+    /// A rising edge on `line`.
+    fn edge(&mut self, line: u8) {
+        self.irq.set_line(line, false);
+        self.irq.set_line(line, true);
+    }
+
     /// Takes an interrupt, if there is one; and has the summary told the truth?
     fn take(&mut self) -> Option<u8> {
         let announced = self.irq.has_interrupt();

@@ -42,8 +42,10 @@ const SPEAKER_OUT2: u8 = 1 << 5;
 pub struct Pit {
     tsc: Frequency,
     counters: [Counter; 3],
-    /// Clock up to which edges of counter 0 were reported.
+    /// Clock up to which edges of counter 0 were looked for.
     seen: u64,
+    /// There was one that nobody has taken.
+    risen: bool,
     deadline: Option<Ticks>,
     port_61: u8,
 }
@@ -56,6 +58,7 @@ impl Pit {
             tsc,
             counters: [Counter::new(true), Counter::new(true), Counter::new(false)],
             seen: CLOCK_START,
+            risen: false,
             deadline: None,
             port_61: 0,
         }
@@ -63,7 +66,7 @@ impl Pit {
 
     /// Reads port 0x40 + `offset` (0 to 3).
     pub fn read(&mut self, offset: u8, now: Ticks) -> u8 {
-        let clock = self.clock(now);
+        let clock = self.catch_up(now);
         match self.counters.get_mut(usize::from(offset & 3)) {
             Some(counter) => counter.read(clock),
             // The control word can not be read: nothing drives the bus.
@@ -71,14 +74,16 @@ impl Pit {
         }
     }
 
-    /// Writes port 0x40 + `offset` (0 to 3). Take [`Pit::take_edge`] before, and look at [`Pit::line`] after.
-    pub fn write(&mut self, offset: u8, value: u8, now: Ticks) {
-        let clock = self.clock(now);
+    /// Writes port 0x40 + `offset` (0 to 3). Whether it has programmed counter 0, so that [`Pit::line`] may have changed.
+    pub fn write(&mut self, offset: u8, value: u8, now: Ticks) -> bool {
+        let clock = self.catch_up(now);
         match self.counters.get_mut(usize::from(offset & 3)) {
             Some(counter) => counter.write(value, clock),
             None => self.control(value, clock),
         }
         self.arm();
+        // Not so counter latch commands, of which the low four bits do not count.
+        offset & 3 == 0 || offset & 3 == 3 && (0x10..0x40).contains(&value)
     }
 
     /// Reads port 0x61.
@@ -105,10 +110,8 @@ impl Pit {
 
     /// Whether counter 0's output has risen since the last call, however often.
     pub fn take_edge(&mut self, now: Ticks) -> bool {
-        let clock = self.clock(now);
-        let [timer, _, _] = &mut self.counters;
-        let risen = timer.rises(self.seen, clock);
-        self.seen = clock.max(self.seen);
+        self.catch_up(now);
+        let risen = core::mem::take(&mut self.risen);
         self.arm();
         risen
     }
@@ -116,12 +119,12 @@ impl Pit {
     /// Level of counter 0's output.
     #[must_use]
     pub fn line(&mut self, now: Ticks) -> bool {
-        let clock = self.clock(now);
+        let clock = self.catch_up(now);
         let [timer, _, _] = &mut self.counters;
         timer.output(clock)
     }
 
-    /// When counter 0's output rises next.
+    /// When [`Pit::take_edge`] has something to take next.
     #[must_use]
     pub const fn deadline(&self) -> Option<Ticks> {
         self.deadline
@@ -131,7 +134,22 @@ impl Pit {
         self.tsc.convert(now.as_u64(), PIT_CLOCK).saturating_add(CLOCK_START)
     }
 
+    /// Looks for edges up to `now`; the clock then. Every access starts with this: what it does to the counter could not
+    /// be told from what happened before.
+    fn catch_up(&mut self, now: Ticks) -> u64 {
+        let clock = self.clock(now);
+        if !self.risen && self.deadline.is_some_and(|deadline| deadline <= now) {
+            let [timer, _, _] = &mut self.counters;
+            self.risen = timer.rises(self.seen, clock);
+        }
+        self.seen = clock.max(self.seen);
+        clock
+    }
+
     fn arm(&mut self) {
+        if self.risen {
+            return;
+        }
         let [timer, _, _] = &self.counters;
         self.deadline = timer.next_rise(self.seen).map(|clock| {
             let since_start = clock.saturating_sub(CLOCK_START);

@@ -34,6 +34,8 @@ fn mode_0_interrupt_on_terminal_count() {
     program(&mut pit, 0, 0, 4, 10);
     assert_eq!(wave(&mut pit, 11, 8), "00001111");
     assert_eq!([11, 12, 15, 16].map(|clock| count(&mut pit, 0, clock)), [4, 3, 0, 0xFFFF]);
+    let mut pit = Pit::new(TSC);
+    program(&mut pit, 0, 0, 4, 10);
     assert!(!pit.take_edge(at(14)));
     assert_eq!(pit.deadline(), Some(at(15)));
     assert!(pit.take_edge(at(15)));
@@ -45,7 +47,7 @@ fn mode_0_interrupt_on_terminal_count() {
 fn mode_0_first_byte_stops_the_count() {
     let mut pit = Pit::new(TSC);
     program(&mut pit, 0, 0, 4, 10);
-    assert!(pit.line(at(20)));
+    assert!(pit.line(at(20)) && pit.take_edge(at(20)));
     pit.write(0, 9, at(20));
     assert!(!pit.line(at(20)));
     assert_eq!(pit.deadline(), None);
@@ -92,6 +94,33 @@ fn mode_2_new_count_at_the_end_of_the_cycle() {
     assert_eq!(pit.deadline(), Some(at(501)));
     assert!(!pit.take_edge(at(500)));
     assert!(pit.take_edge(at(501)));
+}
+
+#[test]
+fn an_access_before_the_edge_is_taken_does_not_lose_it() {
+    let mut pit = Pit::new(TSC);
+    program(&mut pit, 0, 2, 200, 0);
+    pit.write(0, 0x2C, at(50));
+    pit.write(0, 1, at(50));
+    // The new count is taken up at 201, which is also an edge.
+    assert_eq!([0; 2].map(|_| pit.read(0, at(210))), 291_u16.to_le_bytes());
+    assert!(pit.deadline().is_some_and(|deadline| deadline <= at(210)));
+    assert!(pit.take_edge(at(210)));
+    assert!(!pit.take_edge(at(500)));
+    program(&mut pit, 0, 0, 200, 1000);
+    program(&mut pit, 0, 0, 200, 1300);
+    assert!(pit.take_edge(at(1300)), "it had run out at 1201");
+    assert!(!pit.take_edge(at(1500)));
+    assert_eq!(pit.deadline(), Some(at(1501)));
+}
+
+#[test]
+fn what_programs_counter_0() {
+    let mut pit = Pit::new(TSC);
+    let programs = [(0, 0), (3, 0x34), (3, 0x10), (0, 5)];
+    let others = [(1, 0), (2, 0), (3, 0x0F), (3, 0x70), (3, 0xB0), (3, 0xE2)];
+    assert!(programs.into_iter().all(|(port, value)| pit.write(port, value, at(0))));
+    assert!(!others.into_iter().any(|(port, value)| pit.write(port, value, at(0))));
 }
 
 #[test]
@@ -173,6 +202,7 @@ fn bcd_counting() {
     assert_eq!(count(&mut pit, 0, 1), 0x1000);
     assert_eq!(count(&mut pit, 0, 2), 0x0999);
     assert_eq!(count(&mut pit, 0, 1002), 0x9999);
+    assert!(pit.take_edge(at(1002)));
     pit.write(3, 0x35, at(2000));
     pit.write(0, 0, at(2000));
     pit.write(0, 0, at(2000));
@@ -291,11 +321,39 @@ proptest! {
             pit.take_edge(at(now));
             match port {
                 4 => pit.write_port_61(value, at(now)),
-                _ => pit.write(port, value, at(now)),
+                _ => drop(pit.write(port, value, at(now))),
             }
             let line = pit.line(at(now));
             prop_assert_eq!(pit.line(at(now)), line);
             let _ = (pit.read(port & 3, at(now)), pit.read_port_61(at(now)));
+        }
+    }
+
+    #[test]
+    fn a_late_host_sees_what_a_prompt_one_does(
+        ops in prop::collection::vec((0_u8..9, any::<u8>(), 0_u64..20_000), 1..200),
+    ) {
+        let (mut prompt, mut late) = (Pit::new(TSC), Pit::new(TSC));
+        let mut now = 0;
+        for (port, value, delay) in ops {
+            now += delay;
+            let mut risen = false;
+            while let Some(deadline) = prompt.deadline().filter(|deadline| *deadline <= at(now)) {
+                risen |= prompt.take_edge(deadline);
+            }
+            let [first, second] = [&mut prompt, &mut late].map(|pit| match port {
+                0..4 => u16::from(pit.write(port, value, at(now))),
+                4 => {
+                    pit.write_port_61(value, at(now));
+                    u16::from(pit.read_port_61(at(now)))
+                }
+                5 => u16::from(pit.line(at(now))),
+                _ => u16::from(pit.read(port - 6, at(now))),
+            });
+            prop_assert_eq!(first, second);
+            prop_assert!(!prompt.take_edge(at(now)));
+            prop_assert_eq!(late.take_edge(at(now)), risen);
+            prop_assert_eq!(prompt.deadline(), late.deadline());
         }
     }
 }

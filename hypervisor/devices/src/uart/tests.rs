@@ -24,7 +24,7 @@ fn divisor_latch_is_apart_from_data_and_enable() {
     uart.write(DATA, 0x0C);
     uart.write(IER, 0x01);
     assert_eq!((uart.read(DATA), uart.read(IER)), (0x0C, 0x01));
-    assert!(!uart.has_output());
+    assert_eq!(uart.pop_output(), None);
     uart.write(LCR, 0x03);
     assert_eq!((uart.read(DATA), uart.read(IER), uart.read(LCR)), (0, 0x05, 0x03));
 }
@@ -132,7 +132,7 @@ fn loopback_carries_data_and_overruns() {
     assert!(!uart.receive(b'!'), "the line is cut");
     uart.write(DATA, 0x11);
     uart.write(DATA, 0x22);
-    assert!(!uart.has_output());
+    assert_eq!(uart.pop_output(), None);
     assert_eq!(uart.read(IIR), 0x06);
     assert_eq!(uart.read(LSR), 0x63);
     assert_eq!(uart.read(IIR), 0x01, "reading the line status clears it");

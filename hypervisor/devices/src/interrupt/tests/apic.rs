@@ -47,14 +47,14 @@ fn virtual_wire_mode_as_firmware_leaves_it() {
     assert_eq!(guest.read(LVT_LINT0), 0x700);
     assert_eq!(guest.read(LVT_LINT1), 0x400);
     guest.init_pics(0x01);
-    guest.irq.pulse_line(0);
+    guest.edge(0);
     assert_eq!(guest.take(), Some(0x20));
     guest.irq.pic_write(0x20, 0x20);
     guest.irq.lapic.pulse_lint1();
     assert!(guest.irq.take_nmi());
     // ExtINT is not held back by priorities, but by LINT0's mask.
     guest.write(TPR, 0xFF);
-    guest.irq.pulse_line(0);
+    guest.edge(0);
     assert!(guest.irq.has_interrupt());
     guest.write(LVT_LINT0, MASKED | 0x700);
     assert!(!guest.irq.has_interrupt());
@@ -74,7 +74,7 @@ fn lint0_as_a_fixed_interrupt() {
     let mut guest = Guest::new();
     guest.init_pics(0x01);
     guest.write(LVT_LINT0, 0x33);
-    guest.irq.pulse_line(3);
+    guest.edge(3);
     assert_eq!(guest.take(), Some(0x33));
     guest.write(LVT_LINT0, 0x400);
     guest.irq.pic_write(0x21, 0xFF);
@@ -299,7 +299,7 @@ fn x2apic_interprocessor_interrupts() {
     {
         guest.x2write(EOI, 0).unwrap();
         guest.route(5, low | 0x55, destination);
-        guest.irq.pulse_line(5);
+        guest.edge(5);
         assert_eq!(guest.take(), reached.then_some(0x55), "{low:x} {destination:x}");
     }
 }

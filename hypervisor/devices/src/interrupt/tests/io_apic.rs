@@ -32,12 +32,12 @@ fn isa_line_0_is_input_2_and_others_are_their_own() {
         guest.route(input, 0x40 + u32::from(input), 0);
     }
     for (line, vector) in [(0, 0x42), (1, 0x41), (15, 0x4F), (16, 0x50), (23, 0x57)] {
-        guest.irq.pulse_line(line);
+        guest.edge(line);
         assert_eq!(guest.take(), Some(vector));
         guest.write(EOI, 0);
     }
     for line in [2, 24, 255] {
-        guest.irq.pulse_line(line);
+        guest.edge(line);
         assert_eq!(guest.take(), None);
     }
 }
@@ -52,12 +52,12 @@ fn edge_triggered_inputs_send_once_an_edge() {
     guest.write(EOI, 0);
     assert_eq!(guest.take(), None);
     assert_eq!(guest.io_apic_read(0x18) & REMOTE_IRR, 0);
-    guest.irq.pulse_line(4);
+    guest.edge(4);
     assert_eq!(guest.take(), Some(0x44));
     // Edges while masked are not held.
     guest.write(EOI, 0);
     guest.route(4, MASKED | 0x44, 0);
-    guest.irq.pulse_line(4);
+    guest.edge(4);
     guest.route(4, 0x44, 0);
     assert_eq!(guest.take(), None);
 }
@@ -158,7 +158,7 @@ fn destinations() {
     ] {
         for delivery in [0, 1 << 8] {
             guest.route(5, mode | delivery | 0x55, destination);
-            guest.irq.pulse_line(5);
+            guest.edge(5);
             assert_eq!(guest.take(), reached.then_some(0x55), "{mode:x} {destination:x}");
             guest.write(EOI, 0);
         }
@@ -174,11 +174,11 @@ fn delivery_modes() {
     assert!(guest.irq.take_nmi());
     assert!(!guest.irq.take_nmi(), "level-triggered NMI counts as edge");
     guest.route(5, 5 << 8, 0);
-    guest.irq.pulse_line(5);
+    guest.edge(5);
     assert!(guest.irq.take_init() && !guest.irq.take_init());
     for ignored in [2, 3, 6, 7] {
         guest.route(5, ignored << 8 | 0x55, 0);
-        guest.irq.pulse_line(5);
+        guest.edge(5);
         assert_eq!(guest.take(), None);
         assert!(!guest.irq.nmi_pending() && !guest.irq.take_init());
     }
@@ -188,7 +188,7 @@ fn delivery_modes() {
 fn an_illegal_vector_is_an_error_of_the_receiver() {
     let mut guest = Guest::new();
     guest.route(5, 0x0F, 0);
-    guest.irq.pulse_line(5);
+    guest.edge(5);
     assert_eq!(guest.take(), None);
     guest.write(ESR, 0);
     assert_eq!(guest.read(ESR), 1 << 6);
@@ -205,7 +205,7 @@ fn the_timer_works_through_input_2_and_through_the_pic() {
     guest.write(0x35, MASKED | 0x700);
     guest.route(2, 0x30, 0);
     for _ in 0..3 {
-        guest.irq.pulse_line(0);
+        guest.edge(0);
         assert_eq!(guest.take(), Some(0x30));
         guest.write(EOI, 0);
     }
@@ -216,12 +216,12 @@ fn the_timer_works_through_input_2_and_through_the_pic() {
     guest.irq.pic_write(0x21, 0xFA);
     assert_eq!(guest.take(), Some(0x20), "the PIC saw the edges as well");
     guest.irq.pic_write(0x20, 0x20);
-    guest.irq.pulse_line(0);
+    guest.edge(0);
     assert_eq!(guest.take(), Some(0x20));
     assert_eq!(guest.read(ISR + 1), 0, "not the local APIC's interrupt");
     guest.irq.pic_write(0x20, 0x20);
     guest.route(0, 0x700, 1);
-    guest.irq.pulse_line(0);
+    guest.edge(0);
     assert_eq!(guest.take(), None, "to another processor");
     // And INTR as an ordinary edge of input 0.
     guest.irq.pic_write(0x21, 0xFF);

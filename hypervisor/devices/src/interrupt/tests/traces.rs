@@ -13,7 +13,7 @@ use std::vec::Vec;
 #[derive(Clone, Debug)]
 enum Step {
     Line(u8, bool),
-    Pulse(u8),
+    Edge(u8),
     PicRead(u16),
     PicWrite(u16, u8),
     IoApic(u8, u32),
@@ -59,7 +59,7 @@ fn step() -> impl Strategy<Value = Step> {
     let base = prop::sample::select(vec![0xFEE0_0100_u64, 0xFEE0_0900, 0xFEE0_0D00]);
     prop_oneof![
         6 => (0_u8..26, any::<bool>()).prop_map(|(line, level)| Step::Line(line, level)),
-        3 => (0_u8..26).prop_map(Step::Pulse),
+        3 => (0_u8..26).prop_map(Step::Edge),
         2 => port.clone().prop_map(Step::PicRead),
         4 => (port, any::<u8>()).prop_map(|(port, value)| Step::PicWrite(port, value)),
         8 => (0_u8..0x44, value()).prop_map(|(register, value)| Step::IoApic(register, value)),
@@ -86,7 +86,7 @@ impl Guest {
         let now = self.now();
         match *step {
             Step::Line(line, level) => self.irq.set_line(line, level),
-            Step::Pulse(line) => self.irq.pulse_line(line),
+            Step::Edge(line) => self.edge(line),
             Step::PicRead(port) => drop(self.irq.pic_read(port)),
             Step::PicWrite(port, value) => self.irq.pic_write(port, value),
             Step::IoApic(register, value) => self.io_apic_write(register, value),
@@ -195,11 +195,11 @@ impl Guest {
         self.init_pics(0x01);
         self.irq.pic_write(0x4D0, 0);
         self.irq.pic_write(0x4D1, 0);
-        self.irq.pulse_line(13);
+        self.edge(13);
         assert_eq!(self.take(), Some(0x2D));
         self.irq.pic_write(0x20, 0x20);
         self.irq.pic_write(0xA0, 0x20);
-        self.irq.pulse_line(7);
+        self.edge(7);
         assert_eq!(self.take(), Some(0x27));
     }
 }
