@@ -15,6 +15,7 @@ pub fn resolve(workspace: &Workspace, image: &ImageRef) -> Outcome<PathBuf> {
     match image {
         ImageRef::File(path) => Ok(path.clone()),
         ImageRef::Debian => linux::kernel(workspace),
+        ImageRef::DebianElf => linux::elf(workspace),
         ImageRef::Busybox => linux::initrd(workspace),
         ImageRef::Suite(name) => cargo::suite_guest(workspace, name),
     }
