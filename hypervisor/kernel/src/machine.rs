@@ -1,5 +1,6 @@
 //! What the whole machine has in common: no guest's content is here.
 
+use crate::backend::Virtualization;
 use alloc::vec::Vec;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
@@ -7,7 +8,6 @@ use bulkhead_hw::compartment::Context;
 use bulkhead_hw::startup::Shared;
 use bulkhead_types::manifest::{MAX_GUESTS, Manifest};
 use bulkhead_types::{Frequency, GuestId, Hpa};
-use bulkhead_vmx::Capabilities;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use spin::{Mutex, Once};
 
@@ -20,7 +20,7 @@ pub struct Facts {
     /// The shared part.
     pub shared: Shared,
     /// What the processor can do.
-    pub capabilities: Capabilities,
+    pub capabilities: Virtualization,
     /// Rate of the time-stamp counter.
     pub tsc: Frequency,
     /// Seconds since 1970 at count 0 of the time-stamp counter.
