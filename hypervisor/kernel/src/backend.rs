@@ -28,11 +28,11 @@ pub struct Neither(bulkhead_vmx::Missing, bulkhead_svm::Missing);
 impl fmt::Display for Neither {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self(bulkhead_vmx::Missing::Vmx, bulkhead_svm::Missing::Svm) => f.write_str(
+            Self(bulkhead_vmx::Missing::VMX, bulkhead_svm::Missing::Svm) => f.write_str(
                 "this processor shows neither VT-x (CPUID.1:ECX bit 5) nor SVM (CPUID.8000_0001:ECX bit 2): use an Intel \
                  processor with VT-x or an AMD processor with AMD-V; in a virtual machine, switch on nested virtualization.",
             ),
-            Self(bulkhead_vmx::Missing::Vmx, svm) => svm.fmt(f),
+            Self(bulkhead_vmx::Missing::VMX, svm) => svm.fmt(f),
             Self(vmx, _) => vmx.fmt(f),
         }
     }
