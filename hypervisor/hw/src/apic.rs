@@ -1,12 +1,14 @@
-//! The host's local APIC: the timer that ends an idle wait.
+//! The host's local APIC: the timer that ends an idle wait, and a guest's turn where its processor has no timer for that.
+//!
+//! Where the timer takes no deadline it counts down; how fast, is measured once against the time-stamp counter.
 //!
 //! SDM vol. 3A 11.5.4 "APIC Timer", 11.12 "Extended XAPIC (x2APIC)".
 
-use crate::cpu::{cpuid, read_msr, write_msr};
+use crate::cpu::{cpuid, read_msr, tsc, write_msr};
 use crate::descriptors::{SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::layout::LOCAL_APIC;
 use bulkhead_arch::msr;
-use bulkhead_types::Hpa;
+use bulkhead_types::{Frequency, Hpa};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use volatile::VolatilePtr;
@@ -17,6 +19,11 @@ const SPURIOUS: u32 = 0x0F;
 const LVT_TIMER: u32 = 0x32;
 const LVT_LINT0: u32 = 0x35;
 const LVT_LINT1: u32 = 0x36;
+const INITIAL_COUNT: u32 = 0x38;
+const CURRENT_COUNT: u32 = 0x39;
+const DIVIDE: u32 = 0x3E;
+/// Divide configuration: count at the full rate.
+const DIVIDE_BY_1: u32 = 0xB;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_TSC_DEADLINE: u32 = 2 << 17;
 const BASE_ENABLE: u64 = 1 << 11;
@@ -24,10 +31,21 @@ const BASE_X2APIC: u64 = 1 << 10;
 
 /// Where the xAPIC's page is mapped; 0 in x2APIC mode.
 static PAGE: AtomicU64 = AtomicU64::new(0);
+/// Counts of the timer in [`TICKS`] ticks of the time-stamp counter; [`BY_DEADLINE`] if it takes deadlines, 0 if there is
+/// no timer.
+static COUNTS: AtomicU64 = AtomicU64::new(0);
+static TICKS: AtomicU64 = AtomicU64::new(1);
+const BY_DEADLINE: u64 = u64::MAX;
+/// The deadline that is set and has not rung, 0 for none.
+static DEADLINE: AtomicU64 = AtomicU64::new(0);
 
-/// Whether this CPU's timer can be given a deadline by the time-stamp counter.
+/// Whether there is a timer for [`set_deadline`]; known once [`enable`] was called.
 #[must_use]
-pub fn has_deadline_timer() -> bool {
+pub fn has_timer() -> bool {
+    COUNTS.load(Ordering::Relaxed) != 0
+}
+
+fn takes_deadlines() -> bool {
     cpuid(1, 0).ecx & (1 << 24) != 0
 }
 
@@ -38,9 +56,9 @@ pub fn register_page() -> Option<Hpa> {
     (cpuid(1, 0).ecx & (1 << 21) == 0).then(|| Hpa::new(unsafe { read_msr(msr::APIC_BASE) } & 0xF_FFFF_F000))
 }
 
-/// Turns the local APIC on, all its sources masked but the deadline timer. `mapped`: its page is at
-/// [`crate::layout::LOCAL_APIC`]; else only a CPU with x2APIC is served.
-pub fn enable(mapped: bool) {
+/// Turns the local APIC on, all its sources masked but the timer. `mapped`: its page is at
+/// [`crate::layout::LOCAL_APIC`]; else only a CPU with x2APIC is served. `tsc`: rate of the time-stamp counter.
+pub fn enable(mapped: bool, tsc: Frequency) {
     let x2apic = !mapped;
     // SAFETY: the register exists; enabling the APIC in the mode that the CPU has touches no memory.
     unsafe {
@@ -50,9 +68,48 @@ pub fn enable(mapped: bool) {
     PAGE.store(if x2apic { 0 } else { LOCAL_APIC.as_u64() }, Ordering::Relaxed);
     write(LVT_LINT0, LVT_MASKED);
     write(LVT_LINT1, LVT_MASKED);
-    let timer = if has_deadline_timer() { LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR) } else { LVT_MASKED };
-    write(LVT_TIMER, timer);
     write(SPURIOUS, 0x100 | u32::from(SPURIOUS_VECTOR));
+    if takes_deadlines() {
+        write(LVT_TIMER, LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR));
+        COUNTS.store(BY_DEADLINE, Ordering::Relaxed);
+    } else {
+        measure(tsc);
+        write(LVT_TIMER, u32::from(TIMER_VECTOR));
+    }
+}
+
+/// Counts down for about 10 ms.
+fn measure(frequency: Frequency) {
+    write(LVT_TIMER, LVT_MASKED);
+    write(DIVIDE, DIVIDE_BY_1);
+    write(INITIAL_COUNT, u32::MAX);
+    let start = tsc();
+    while tsc().wrapping_sub(start) < frequency.as_hertz() / 100 {
+        core::hint::spin_loop();
+    }
+    let counted = u32::MAX - read(CURRENT_COUNT);
+    TICKS.store(tsc().wrapping_sub(start).max(1), Ordering::Relaxed);
+    COUNTS.store(counted.into(), Ordering::Relaxed);
+    write(INITIAL_COUNT, 0);
+}
+
+/// The initial count that runs out `ticks` from now, in counts of `counts` for every `per` ticks: at least 1, and what is
+/// too far off runs out early.
+fn count_for(ticks: u64, counts: u64, per: u64) -> u32 {
+    let count = u128::from(ticks) * u128::from(counts) / u128::from(per.max(1));
+    u32::try_from(count).unwrap_or(u32::MAX).max(1)
+}
+
+fn read(register: u32) -> u32 {
+    match PAGE.load(Ordering::Relaxed) {
+        // SAFETY: an x2APIC register that this module names; `enable` saw to the mode.
+        0 => u32::try_from(unsafe { read_msr(msr::X2APIC_BASE + register) } & 0xFFFF_FFFF).unwrap_or(0),
+        page => {
+            let address = (page + u64::from(register) * 16) as *mut u32;
+            // SAFETY: as for `write`.
+            NonNull::new(address).map_or(0, |pointer| unsafe { VolatilePtr::new(pointer) }.read())
+        }
+    }
 }
 
 fn write(register: u32, value: u32) {
@@ -69,13 +126,50 @@ fn write(register: u32, value: u32) {
     }
 }
 
+/// The timer has rung: its interrupt is being handled.
+pub(crate) fn timer_rang() {
+    DEADLINE.store(0, Ordering::Relaxed);
+    end_of_interrupt();
+}
+
+/// As [`set_deadline`], unless an earlier one is set: setting the timer is slow, ringing too early does no harm.
+pub fn interrupt_by(deadline: u64) {
+    let set = DEADLINE.load(Ordering::Relaxed);
+    if set == 0 || set > deadline {
+        set_deadline(deadline);
+    }
+}
+
 /// Ends the interrupt being handled.
 pub fn end_of_interrupt() {
     write(EOI, 0);
 }
 
-/// Interrupts this CPU when its time-stamp counter reaches `deadline`; only with [`has_deadline_timer`].
+/// Interrupts this CPU when its time-stamp counter reaches `deadline`, or earlier if that is farther off than the timer
+/// can count; 0 for never. Replaces the deadline before. Does nothing without [`has_timer`].
 pub fn set_deadline(deadline: u64) {
-    // SAFETY: the caller saw that the CPU has the register; the interrupt's handler only ends it.
-    unsafe { write_msr(msr::TSC_DEADLINE, deadline) }
+    DEADLINE.store(deadline, Ordering::Relaxed);
+    match COUNTS.load(Ordering::Relaxed) {
+        0 => {}
+        // SAFETY: `enable` saw that the CPU has the register; the interrupt's handler only ends it.
+        BY_DEADLINE => unsafe { write_msr(msr::TSC_DEADLINE, deadline) },
+        _ if deadline == 0 => write(INITIAL_COUNT, 0),
+        counts => {
+            let ticks = deadline.saturating_sub(tsc());
+            write(INITIAL_COUNT, count_for(ticks, counts, TICKS.load(Ordering::Relaxed)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::count_for;
+
+    #[test]
+    fn a_deadline_becomes_a_count() {
+        assert_eq!(count_for(3000, 1000, 3000), 1000);
+        assert_eq!(count_for(0, 1000, 3000), 1, "at once");
+        assert_eq!(count_for(u64::MAX, u64::from(u32::MAX), 1), u32::MAX, "too far off");
+        assert_eq!(count_for(1, 1, 0), 1);
+    }
 }

@@ -54,6 +54,47 @@ impl Region {
         }
     }
 
+    /// The little-endian number of `bytes` bytes (1, 2, 4 or 8) at `offset`; 0 where that is none, or not aligned, or not
+    /// wholly in the frame. The processor may have written it.
+    #[inline(always)]
+    #[must_use]
+    pub fn load(&self, offset: usize, bytes: usize) -> u64 {
+        if offset >= 4096 || !offset.is_multiple_of(bytes.max(1)) {
+            return 0;
+        }
+        // SAFETY: as in `fill`; an aligned number that begins in the frame ends in it.
+        unsafe {
+            let place = self.pointer.as_ptr().cast::<u8>().add(offset);
+            match bytes {
+                1 => place.read_volatile().into(),
+                2 => place.cast::<u16>().read_volatile().into(),
+                4 => place.cast::<u32>().read_volatile().into(),
+                8 => place.cast::<u64>().read_volatile(),
+                _ => 0,
+            }
+        }
+    }
+
+    /// Writes the low `bytes` bytes of `value`, where [`Region::load`] would read them; else does nothing.
+    #[inline(always)]
+    pub fn store(&mut self, offset: usize, bytes: usize, value: u64) {
+        if offset >= 4096 || !offset.is_multiple_of(bytes.max(1)) {
+            return;
+        }
+        let [a, b, c, d, ..] = value.to_le_bytes();
+        // SAFETY: as in `load`.
+        unsafe {
+            let place = self.pointer.as_ptr().cast::<u8>().add(offset);
+            match bytes {
+                1 => place.write_volatile(a),
+                2 => place.cast::<u16>().write_volatile(u16::from_le_bytes([a, b])),
+                4 => place.cast::<u32>().write_volatile(u32::from_le_bytes([a, b, c, d])),
+                8 => place.cast::<u64>().write_volatile(value),
+                _ => {}
+            }
+        }
+    }
+
     /// The byte at this offset; `None` outside the frame.
     #[must_use]
     pub fn byte(&self, offset: usize) -> Option<u8> {

@@ -73,7 +73,7 @@ extern "C" fn trap_entry(frame: &Frame) {
             NMI_COUNT.fetch_add(1, Ordering::Relaxed);
         }
         0..32 => report(frame),
-        v if v == u64::from(crate::descriptors::TIMER_VECTOR) => apic::end_of_interrupt(),
+        v if v == u64::from(crate::descriptors::TIMER_VECTOR) => apic::timer_rang(),
         v => {
             STRAY_COUNT.fetch_add(1, Ordering::Relaxed);
             // One that is never ended would keep the timer's away. A spurious one was never begun.

@@ -1,14 +1,15 @@
 //! The isolation audit on the running machine: each compartment is walked from inside.
 
+use crate::backend::Virtualization;
 use crate::dispatch::park_unless;
 use crate::log;
 use crate::machine::{Command, FRAMES, Facts, SLOTS, State};
-use bulkhead_core::audit::{Compartment as View, Holds, Region, Walked, audit};
+use bulkhead_core::audit::{Compartment as View, Holds, Region, Violation, Walked, audit};
 use bulkhead_core::frames::{Part, Use};
 use bulkhead_hw::compartment::Compartment;
 use bulkhead_hw::layout;
 use bulkhead_hw::startup::shared_tables;
-use bulkhead_paging::{Entry, Ept, Format, Host, LEVELS};
+use bulkhead_paging::{Entry, Ept, Format, Host, LEVELS, Npt};
 use bulkhead_types::{GuestId, Hpa, Hva, PAGE_SIZE};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -53,7 +54,11 @@ pub fn audit_here(facts: &Facts, id: GuestId, compartment: &Compartment, nested:
         layout: &regions,
     };
     let tables = (compartment.tables(), shared_tables(&facts.shared));
-    let walked = audit::<Ept>(&view, &mut frames.lock(), &tables, &mut |violation| log!("audit violation {violation}"));
+    let mut say = |violation: &Violation| log!("audit violation {violation}");
+    let walked = match facts.capabilities {
+        Virtualization::Vmx(_) => audit::<Ept>(&view, &mut frames.lock(), &tables, &mut say),
+        Virtualization::Svm(_) => audit::<Npt>(&view, &mut frames.lock(), &tables, &mut say),
+    };
     add(walked);
 }
 

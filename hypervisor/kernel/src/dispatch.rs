@@ -4,6 +4,7 @@
 //! leave it only when another guest's turn has come ([`Command::Park`]): a guest alone never pays for a switch.
 
 use crate::audit;
+use crate::backend::{Svm, Virtualization, Vmx};
 use crate::console;
 use crate::guest;
 use crate::log;
@@ -35,7 +36,7 @@ pub extern "C" fn main() -> ! {
 /// Sets this CPU up, and frees what start-up left behind.
 fn take_over(facts: &Facts, idle: &mut Compartment) {
     descriptors::load_window_task();
-    apic::enable(facts.local_apic.is_some());
+    apic::enable(facts.local_apic.is_some(), facts.tsc);
     if let Some(frames) = FRAMES.get() {
         let mut frames = frames.lock();
         for (first, count) in &facts.leftovers {
@@ -48,11 +49,7 @@ fn take_over(facts: &Facts, idle: &mut Compartment) {
             Ok([region]) => region,
             Err(error) => refuse(error),
         };
-        #[expect(unsafe_code, reason = "here the backend's promise meets start-up's")]
-        // SAFETY: this is the one CPU, its first call, in ring 0; the capabilities were read from it; the page is the idle
-        // compartment's for good.
-        let enabled = unsafe { bulkhead_vmx::enable(&facts.capabilities, region) };
-        if let Err(error) = enabled {
+        if let Err(error) = facts.capabilities.enable(region) {
             refuse(bulkhead_core::End::from(error));
         }
     }
@@ -64,7 +61,11 @@ fn create(facts: &Facts, idle: &mut Compartment, id: GuestId, guest: &Guest) {
     let images = guest.modules.iter().map(|module| module.image).chain([guest.kernel]);
     let images = images.map(|image| image.bytes.next_multiple_of(PAGE_SIZE)).sum();
     let needs = Needs { memory: guest.memory, lazy: guest.lazy, images };
-    match idle.build_for(id, &mut frames.lock(), &facts.shared, &needs, guest::main) {
+    let main = match facts.capabilities {
+        Virtualization::Vmx(_) => guest::main::<Vmx>,
+        Virtualization::Svm(_) => guest::main::<Svm>,
+    };
+    match idle.build_for(id, &mut frames.lock(), &facts.shared, &needs, main) {
         Ok(made) => {
             slot.context.set(&made);
             guest::hand_over(id, made);
@@ -150,7 +151,7 @@ fn wait(now: u64, slice: u64) {
     let waiting = SLOTS.iter().filter(|slot| slot.state() == State::Waiting);
     let first = waiting.map(|slot| slot.wake.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
     let until = first.min(now.saturating_add(slice));
-    if apic::has_deadline_timer() {
+    if apic::has_timer() {
         apic::set_deadline(until);
         cpu::halt_until_interrupt();
     } else {

@@ -3,6 +3,7 @@
 //! Everything about the guest is a local variable of [`main`], on the stack in the window: it is in no other address
 //! space, and so it is nowhere while another guest is served.
 
+use crate::backend::Backend;
 use crate::console::GuestConsole;
 use crate::log;
 use crate::machine::{Asking, CURRENT, Command, FACTS, FRAMES, Facts, IDLE, LOADED, Slot, State, cpuid, slot};
@@ -19,11 +20,11 @@ use bulkhead_hw::compartment::{BuildError, Compartment, GuestRam};
 use bulkhead_hw::cpu;
 use bulkhead_hw::ram::WindowRam;
 use bulkhead_hw::xstate::ExtendedState;
-use bulkhead_paging::{Ept, Size};
+use bulkhead_paging::Format;
 use bulkhead_types::manifest::{self, MAX_GUESTS};
 use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
-use bulkhead_vmx::{Resources, VmxVcpu};
 use core::fmt;
+use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 use spin::Mutex;
 
@@ -38,7 +39,7 @@ pub fn hand_over(id: GuestId, made: Compartment) {
 }
 
 /// Why a guest could not be started.
-enum StartError {
+pub enum StartError {
     Build(BuildError),
     Load(load::LoadError),
     Memory(MemoryError),
@@ -88,12 +89,13 @@ struct Local {
 }
 
 /// The host, as this guest's run loop sees it.
-struct Serving<'a> {
+struct Serving<'a, F> {
     compartment: &'a mut Compartment,
     local: &'a mut Local,
+    nested: PhantomData<F>,
 }
 
-impl Host for Serving<'_> {
+impl<F: Format> Host for Serving<'_, F> {
     fn tsc(&self) -> u64 {
         cpu::tsc()
     }
@@ -116,21 +118,21 @@ impl Host for Serving<'_> {
 
     fn populate(&mut self, gpa: Gpa) -> bool {
         self.local.lazy
-            && self.compartment.map_nested::<Ept>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
+            && self.compartment.map_nested::<F>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
     }
 }
 
-type VmxGuest = Guest<VmxVcpu, WindowRam>;
+type GuestOn<B> = Guest<<B as Backend>::Vcpu, WindowRam>;
 
 /// What a guest's compartment executes.
-pub extern "C" fn main() -> ! {
+pub extern "C" fn main<B: Backend>() -> ! {
     let id = GuestId::new(CURRENT.load(Ordering::Relaxed));
     let index = usize::from(id.number()).wrapping_sub(1);
     let taken = MADE.get(index).and_then(|place| place.lock().take());
     let (Some(facts), Some(slot), Some(compartment)) = (FACTS.get(), slot(id), taken) else { cpu::stop() };
     let Some(config) = facts.manifest.guests.get(index) else { cpu::stop() };
     let mut compartment = compartment;
-    let mut made = start(facts, id, config, &mut compartment);
+    let mut made = start::<B>(facts, id, config, &mut compartment);
     match &made {
         Ok(_) => log!("event guest {id} {} started", config.name),
         Err(error) => {
@@ -141,10 +143,10 @@ pub extern "C" fn main() -> ! {
     loop {
         match (slot.command(), &mut made) {
             (Command::Audit, _) => audit::audit_here(facts, id, &compartment, true),
-            (Command::Park, Ok((guest, local))) => parked(guest, local, slot),
+            (Command::Park, Ok((guest, local))) => parked::<B>(guest, local, slot),
             (Command::Run, Ok((guest, local))) => {
-                let mut serving = Serving { compartment: &mut compartment, local };
-                run(id, config, slot, guest, &mut serving);
+                let mut serving = Serving { compartment: &mut compartment, local, nested: PhantomData::<B::Nested> };
+                run::<B>(id, config, slot, guest, &mut serving);
             }
             (_, Err(_)) => {}
         }
@@ -153,9 +155,15 @@ pub extern "C" fn main() -> ! {
 }
 
 /// Gives the guest its turn.
-fn run(id: GuestId, config: &manifest::Guest, slot: &Slot, guest: &mut VmxGuest, serving: &mut Serving<'_>) {
+fn run<B: Backend>(
+    id: GuestId,
+    config: &manifest::Guest,
+    slot: &Slot,
+    guest: &mut GuestOn<B>,
+    serving: &mut Serving<'_, B::Nested>,
+) {
     let until = slot.wake.load(Ordering::Relaxed);
-    let over = match load_state(id, guest, serving.local) {
+    let over = match load_state::<B>(id, guest, serving.local) {
         Ok(()) => guest.run(serving, until),
         Err(error) => Yield::Ended(error.into()),
     };
@@ -167,9 +175,9 @@ fn run(id: GuestId, config: &manifest::Guest, slot: &Slot, guest: &mut VmxGuest,
         }
         Yield::Ended(end) => {
             serving.local.console.end_line();
-            report_end(id, config, end, guest);
+            report_end::<B>(id, config, end, guest);
             // Its registers go out of the CPU with it; a refusal changes nothing any more.
-            let _ = park(guest, serving.local);
+            let _ = park::<B>(guest, serving.local);
             let well = matches!(end, End::PowerOff | End::Reset | End::TestExit(0));
             slot.set_state(if well { State::Ended } else { State::Failed });
         }
@@ -177,7 +185,7 @@ fn run(id: GuestId, config: &manifest::Guest, slot: &Slot, guest: &mut VmxGuest,
 }
 
 /// Makes the guest's registers the CPU's, if they are not.
-fn load_state(id: GuestId, guest: &mut VmxGuest, local: &Local) -> Result<(), BackendError> {
+fn load_state<B: Backend>(id: GuestId, guest: &mut GuestOn<B>, local: &Local) -> Result<(), BackendError> {
     if LOADED.swap(id.number(), Ordering::Relaxed) != id.number() {
         local.extended.load();
         guest.vcpu.activate()?;
@@ -186,19 +194,19 @@ fn load_state(id: GuestId, guest: &mut VmxGuest, local: &Local) -> Result<(), Ba
 }
 
 /// Takes the guest's registers out of the CPU.
-fn park(guest: &mut VmxGuest, local: &mut Local) -> Result<(), BackendError> {
+fn park<B: Backend>(guest: &mut GuestOn<B>, local: &mut Local) -> Result<(), BackendError> {
     LOADED.store(0, Ordering::Relaxed);
     local.extended.save();
     guest.vcpu.deactivate()
 }
 
-fn parked(guest: &mut VmxGuest, local: &mut Local, slot: &Slot) {
-    if park(guest, local).is_err() {
+fn parked<B: Backend>(guest: &mut GuestOn<B>, local: &mut Local, slot: &Slot) {
+    if park::<B>(guest, local).is_err() {
         slot.set_state(State::Failed);
     }
 }
 
-fn report_end(id: GuestId, config: &manifest::Guest, end: End, guest: &VmxGuest) {
+fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest: &GuestOn<B>) {
     let mut log = console::Log;
     if !matches!(end, End::PowerOff | End::Reset | End::TestExit(_)) {
         let mut dump = DumpLines { fresh: true };
@@ -234,16 +242,15 @@ impl fmt::Write for DumpLines {
 }
 
 /// Makes the guest: RAM, images, machine, vCPU, and its first registers.
-fn start(
+fn start<B: Backend>(
     facts: &Facts,
     id: GuestId,
     config: &'static manifest::Guest,
     compartment: &mut Compartment,
-) -> Result<(VmxGuest, Local), StartError> {
+) -> Result<(GuestOn<B>, Local), StartError> {
     let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
-    let largest = if facts.capabilities.ept_1g() { Size::Page1G } else { Size::Page2M };
-    let (mut memory, ram) = compartment.add_ram::<Ept>(&mut frames, config.memory, config.lazy, largest)?;
-    let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(&mut frames)?;
+    let largest = facts.capabilities.largest_page();
+    let (mut memory, ram) = compartment.add_ram::<B::Nested>(&mut frames, config.memory, config.lazy, largest)?;
     let mut images = Images { facts, id, used: 0, compartment, frames: &mut frames };
     let kernel = images.add(config.kernel)?;
     let mut modules = heapless::Vec::<LoadModule<'static>, { load::MOST_MODULES }>::new();
@@ -275,18 +282,9 @@ fn start(
     let limits = Limits::of(&Asking, facts.tsc, config.memory);
     // Before the vCPU, whose exits restore CR4 as it is when the vCPU is made.
     let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
-    let resources = Resources {
-        vmcs,
-        msr_bitmap,
-        io_bitmaps: [first, second],
-        nested_root: compartment.nested_root(),
-        vpid: id.number(),
-    };
-    #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
-    // SAFETY: VMX is on (the dispatcher did it before the first guest), with these capabilities; there is one CPU, and
-    // interrupts are off outside `cpu::halt_until_interrupt`. The current address space is this compartment's, which
-    // stays and has the stacks of its skeleton; its nested tables hold its own RAM only (`Compartment::map_nested`).
-    let mut vcpu = unsafe { VmxVcpu::new(facts.capabilities, resources) }?;
+    let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
+    let mut vcpu = B::vcpu(facts, id, compartment, &mut frames, memory)?;
+    drop(frames);
     set_registers(&mut vcpu, &first_state)?;
     let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
     let console = GuestConsole::new(id, &config.name);
@@ -318,7 +316,7 @@ impl Images<'_, '_> {
 }
 
 /// Puts the loader's registers into the vCPU.
-fn set_registers(vcpu: &mut VmxVcpu, state: &InitialState) -> Result<(), BackendError> {
+fn set_registers(vcpu: &mut impl Vcpu, state: &InitialState) -> Result<(), BackendError> {
     for (name, segment) in SegmentName::ALL.into_iter().zip(state.segments) {
         vcpu.set_segment(name, segment)?;
     }

@@ -1,5 +1,6 @@
 //! What the whole machine has in common: no guest's content is here.
 
+use crate::backend::Virtualization;
 use alloc::vec::Vec;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
@@ -7,7 +8,6 @@ use bulkhead_hw::compartment::Context;
 use bulkhead_hw::startup::Shared;
 use bulkhead_types::manifest::{MAX_GUESTS, Manifest};
 use bulkhead_types::{Frequency, GuestId, Hpa};
-use bulkhead_vmx::Capabilities;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use spin::{Mutex, Once};
 
@@ -20,7 +20,7 @@ pub struct Facts {
     /// The shared part.
     pub shared: Shared,
     /// What the processor can do.
-    pub capabilities: Capabilities,
+    pub capabilities: Virtualization,
     /// Rate of the time-stamp counter.
     pub tsc: Frequency,
     /// Seconds since 1970 at count 0 of the time-stamp counter.
@@ -140,10 +140,10 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     const RDTSCP: u32 = 1 << 27;
     let result = bulkhead_hw::cpu::cpuid(leaf, subleaf);
     let mut result = CpuidResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx };
-    let allows = |allowed: fn(&Capabilities) -> bool| FACTS.get().is_some_and(|facts| allowed(&facts.capabilities));
+    let allows = |allowed: fn(&Virtualization) -> bool| FACTS.get().is_some_and(|facts| allowed(&facts.capabilities));
     match leaf {
-        7 if !allows(Capabilities::invpcid) => result.ebx &= !INVPCID,
-        0x8000_0001 if !allows(Capabilities::rdtscp) => result.edx &= !RDTSCP,
+        7 if !allows(Virtualization::invpcid) => result.ebx &= !INVPCID,
+        0x8000_0001 if !allows(Virtualization::rdtscp) => result.edx &= !RDTSCP,
         _ => {}
     }
     result

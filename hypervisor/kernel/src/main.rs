@@ -10,6 +10,7 @@
 extern crate alloc;
 
 mod audit;
+mod backend;
 mod backtrace;
 mod console;
 mod dispatch;

@@ -1,5 +1,6 @@
 //! Start-up: from the loader's hand-over to the idle compartment.
 
+use crate::backend::Virtualization;
 use crate::machine::{FACTS, FRAMES, Facts, IDLE};
 use crate::{backtrace, console, dispatch, log};
 use alloc::vec::Vec;
@@ -49,7 +50,7 @@ pub fn start(magic: u32, info: Hpa) -> ! {
         Ok(boot) => BOOT.call_once(|| boot),
         Err(error) => refuse(error),
     };
-    let capabilities = match bulkhead_vmx::probe() {
+    let capabilities = match Virtualization::probe() {
         Ok(capabilities) => capabilities,
         Err(missing) => refuse(missing),
     };

@@ -1,4 +1,4 @@
-//! What an entry's bits mean: the formats of the host's tables and of EPT.
+//! What an entry's bits mean: the formats of the host's tables and of the two kinds of nested tables.
 
 use crate::{LEVELS, PagingError};
 use bulkhead_types::Hpa;
@@ -185,6 +185,19 @@ impl Host {
             user: entry & Self::USER != 0,
         }
     }
+
+    /// The entry for a page, whatever its access.
+    fn page_entry(leaf: Leaf) -> u64 {
+        let bits = &[
+            (true, Self::PRESENT | Self::ACCESSED | Self::DIRTY),
+            (leaf.access.write, Self::WRITE),
+            (leaf.access.user, Self::USER),
+            (!leaf.access.execute, Self::NO_EXECUTE),
+            (leaf.memory == Memory::Uncached, Self::UNCACHED),
+            (leaf.size != Size::Page4K, LARGE),
+        ];
+        with(leaf.page, bits)
+    }
 }
 
 impl Format for Host {
@@ -197,14 +210,7 @@ impl Format for Host {
         if !read || user || (write && execute) {
             return Err(PagingError::Access);
         }
-        let bits = &[
-            (true, Self::PRESENT | Self::ACCESSED | Self::DIRTY),
-            (write, Self::WRITE),
-            (!execute, Self::NO_EXECUTE),
-            (leaf.memory == Memory::Uncached, Self::UNCACHED),
-            (leaf.size != Size::Page4K, LARGE),
-        ];
-        Ok(with(leaf.page, bits))
+        Ok(Self::page_entry(leaf))
     }
 
     fn decode(entry: u64, level: u32) -> Entry {
@@ -302,5 +308,42 @@ impl Format for Ept {
     /// Below 2^48, the reach of four levels.
     fn spans(first: u64, last: u64) -> bool {
         first <= last && last >> crate::shift(LEVELS + 1) == 0
+    }
+}
+
+/// The nested tables of SVM: the host's own format (4-level, since the host runs in long mode), in which every access of
+/// the guest counts as one of a user. APM vol. 2 15.25.5 "Nested Table Walk", 5.3 "Long-Mode Page Translation".
+///
+/// A guest's page may be writable and executable: which of its pages are is the guest's affair. Counts on EFER.NXE of the
+/// host, and on the first four entries of the host's PAT, as [`Host`] does.
+#[derive(Clone, Copy, Debug)]
+pub struct Npt;
+
+impl Format for Npt {
+    fn table(table: Hpa) -> u64 {
+        Host::table(table) | Host::USER
+    }
+
+    fn leaf(leaf: Leaf) -> Result<u64, PagingError> {
+        if !leaf.access.read || leaf.access.user {
+            return Err(PagingError::Access);
+        }
+        Ok(Host::page_entry(Leaf { access: Access { user: true, ..leaf.access }, ..leaf }))
+    }
+
+    fn decode(entry: u64, level: u32) -> Entry {
+        let guests = |access: Access| Access { user: false, ..access };
+        match Host::decode(entry, level) {
+            Entry::Table { table, allows } if allows.user => Entry::Table { table, allows: guests(allows) },
+            Entry::Leaf(leaf) if leaf.access.user => Entry::Leaf(Leaf { access: guests(leaf.access), ..leaf }),
+            // No access of a guest ever passes it.
+            Entry::Table { .. } | Entry::Leaf(_) => Entry::Malformed,
+            other => other,
+        }
+    }
+
+    /// Below 2^48, the reach of four levels.
+    fn spans(first: u64, last: u64) -> bool {
+        Ept::spans(first, last)
     }
 }

@@ -1,13 +1,14 @@
 //! Page tables of every kind: edit, walk, audit.
 //!
 //! One algorithm over four levels of 512 entries; what an entry's bits mean is a [`Format`]: [`Host`] for the
-//! hypervisor's own address spaces, [`Ept`] for the nested tables of VT-x.
+//! hypervisor's own address spaces, [`Ept`] for the nested tables of VT-x, [`Npt`] for
+//! those of SVM.
 //!
 //! There is no mapping of all memory (that is the point of the hypervisor), so no table is ever reached through a
 //! pointer: [`ReadTables`] and [`Tables`] are whatever window the owner of the tables has.
 //!
 //! Sources: SDM (order 325462-083US, March 2024) vol. 3A 4.5 "4-Level Paging and 5-Level Paging", vol. 3C 29.3 "The
-//! Extended Page Table Mechanism (EPT)".
+//! Extended Page Table Mechanism (EPT)"; APM (24593 revision 3.42) vol. 2 15.25 "Nested Paging".
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -19,7 +20,7 @@ mod tests;
 mod walk;
 
 pub use edit::{Mapping, map, tables_needed, unmap};
-pub use format::{Access, Entry, Ept, Format, Host, Leaf, Memory, Size};
+pub use format::{Access, Entry, Ept, Format, Host, Leaf, Memory, Npt, Size};
 pub use walk::{Item, Translation, translate, visit};
 
 use bulkhead_types::Hpa;

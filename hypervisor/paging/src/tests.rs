@@ -3,8 +3,8 @@
 extern crate std;
 
 use crate::{
-    Access, ENTRIES, Entry, Ept, Format, Host, Item, Leaf, Mapping, Memory, PagingError, ReadTables, Size, Tables, map,
-    tables_needed, translate, unmap, visit,
+    Access, ENTRIES, Entry, Ept, Format, Host, Item, Leaf, Mapping, Memory, Npt, PagingError, ReadTables, Size, Tables,
+    map, tables_needed, translate, unmap, visit,
 };
 use bulkhead_types::Hpa;
 use proptest::prelude::*;
@@ -335,4 +335,29 @@ proptest! {
     fn ept_agrees_with_a_map(steps in steps()) {
         history::<Ept>(GIB - 2 * MIB2, &steps);
     }
+}
+
+#[test]
+fn npt_is_the_hosts_format_for_user_code() {
+    let leaf = |page, size, access, memory| Npt::leaf(Leaf { page: Hpa::new(page), size, access, memory });
+    assert_eq!(leaf(0x5000, Size::Page4K, Access::ALL, Memory::WriteBack), Ok(0x5067));
+    assert_eq!(leaf(MIB2, Size::Page2M, Access::READ_WRITE, Memory::WriteBack), Ok(1 << 63 | MIB2 | 0xE7));
+    assert_eq!(
+        leaf(0, Size::Page4K, Access { user: true, ..Access::READ }, Memory::WriteBack),
+        Err(PagingError::Access)
+    );
+    assert_eq!(Npt::table(Hpa::new(0x7000)), 0x7027);
+    assert_eq!(Npt::decode(0x5063, 1), Entry::Malformed, "not for user code: out of every guest's reach");
+    assert_eq!(Npt::decode(0x5066, 1), Entry::Absent);
+    let decoded = Npt::decode(0x5067, 1);
+    assert!(matches!(decoded, Entry::Leaf(Leaf { access: Access::ALL, .. })), "{decoded:?}");
+}
+
+#[test]
+fn npt_maps_and_unmaps_as_ept() {
+    let mut tables = Memories::new(8);
+    map::<Npt>(&mut tables, ROOT, mapping(MIB2, MIB2, MIB2 + PAGE, Size::Page2M)).unwrap();
+    assert_eq!(leaves::<Npt>(&tables), [(MIB2, MIB2, Size::Page2M), (2 * MIB2, 2 * MIB2, Size::Page4K)]);
+    unmap::<Npt>(&mut tables, ROOT, 2 * MIB2, PAGE).unwrap();
+    assert_eq!(leaves::<Npt>(&tables), [(MIB2, MIB2, Size::Page2M)]);
 }

@@ -1,0 +1,79 @@
+//! Events to and from EVENTINJ and EXITINTINFO.
+//!
+//! The event of an instruction (INT n, INT3, INTO) is neither recorded nor injected: when its delivery was interrupted RIP
+//! is still at the instruction, which is executed again. That needs no next RIP, which not every processor has.
+//! APM vol. 2 15.20 "Event Injection", 15.7.2 "Intercepts During IDT Interrupt Delivery".
+
+use bulkhead_arch::Vector;
+use bulkhead_core::Event;
+
+/// The information is valid.
+pub(crate) const VALID: u64 = 1 << 31;
+const WITH_ERROR: u64 = 1 << 11;
+const TYPE: u64 = 7 << 8;
+const INTERRUPT: u64 = 0 << 8;
+const NMI: u64 = 2 << 8;
+const EXCEPTION: u64 = 3 << 8;
+
+/// Encodes `event`; 0 for an instruction's. An exception gets an error code exactly where the processor would push one.
+#[must_use]
+pub fn encode(event: Event, protected_mode: bool) -> u64 {
+    match event {
+        Event::Interrupt(vector) => VALID | INTERRUPT | u64::from(vector),
+        Event::Nmi => VALID | NMI | u64::from(Vector::NMI.0),
+        Event::Exception { vector, error } => {
+            let info = VALID | EXCEPTION | u64::from(vector.0);
+            let with_error = protected_mode && vector.has_error_code();
+            if with_error { info | WITH_ERROR | u64::from(error.unwrap_or(0)) << 32 } else { info }
+        }
+        Event::SoftwareInterrupt { .. } | Event::SoftwareException { .. } | Event::PrivilegedException { .. } => 0,
+    }
+}
+
+/// Decodes EXITINTINFO; `None` if nothing was interrupted that has to be delivered again.
+#[must_use]
+pub fn decode(info: u64) -> Option<Event> {
+    if info & VALID == 0 {
+        return None;
+    }
+    let [number, _, _, _, a, b, c, d] = info.to_le_bytes();
+    let vector = Vector(number);
+    match info & TYPE {
+        INTERRUPT => Some(Event::Interrupt(number)),
+        NMI => Some(Event::Nmi),
+        EXCEPTION if vector == Vector::BP || vector == Vector::OF => None,
+        EXCEPTION => {
+            let error = (info & WITH_ERROR != 0).then_some(u32::from_le_bytes([a, b, c, d]));
+            Some(Event::Exception { vector, error })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{decode, encode};
+    use bulkhead_arch::Vector;
+    use bulkhead_core::Event;
+
+    #[test]
+    fn an_interrupted_event_is_injected_again_as_it_was() {
+        for event in [Event::Interrupt(0x30), Event::Nmi, Event::GP, Event::UD, Event::fault(Vector::PF, 7)] {
+            assert_eq!(decode(encode(event, true)), Some(event));
+        }
+        assert_eq!(decode(0x30), None, "not valid");
+    }
+
+    #[test]
+    fn real_mode_pushes_no_error_code() {
+        assert_eq!(encode(Event::fault(Vector::GP, 5), true), 5 << 32 | 0x8000_0B0D);
+        assert_eq!(encode(Event::fault(Vector::GP, 5), false), 0x8000_030D);
+    }
+
+    #[test]
+    fn instructions_are_executed_again() {
+        assert_eq!(decode(0x8000_0480), None, "INT 80H");
+        assert_eq!(decode(0x8000_0303), None, "INT3");
+        assert_eq!(encode(Event::SoftwareInterrupt { vector: 0x80, length: 2 }, true), 0);
+    }
+}

@@ -1,0 +1,71 @@
+//! The first contents of a VMCB: controls, which stay, and the guest's state after reset.
+//!
+//! APM vol. 2 14.1.3 "Processor Initialization State", table 14-1; 15.9 "Instruction Intercepts", 15.13 "Miscellaneous
+//! Intercepts"; 15.25.3 "Enabling Nested Paging".
+
+use crate::fields as field;
+use crate::state;
+use crate::vmcb::Vmcb;
+use bulkhead_arch::{Efer, Segment, SegmentName, Vector};
+use bulkhead_types::Hpa;
+
+/// Writes of CR0, CR4 and CR8; reads of CR8.
+const CONTROL_REGISTERS: u64 = 1 << 8 | (1 << 0 | 1 << 4 | 1 << 8) << 16;
+/// #DB and #AC can recur without end inside one instruction; a machine check is the host's.
+const EXCEPTIONS: u64 = 1 << Vector::DB.0 | 1 << Vector::AC.0 | 1 << Vector::MC.0;
+/// Interrupts, NMIs, INIT, RDPMC, CPUID, INVD, HLT, INVLPGA, ports, MSRs, task switches, shutdown.
+const MISC: u64 =
+    1 << 0 | 1 << 1 | 1 << 3 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 31;
+/// The window for an interrupt, in the same word.
+pub(crate) const WINDOW: u64 = 1 << 4;
+/// IRET, in the same word.
+pub(crate) const IRET: u64 = 1 << 20;
+/// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT; WBINVD, MONITOR, MWAIT (armed or not), XSETBV, RDPRU.
+const MORE: u64 = 0x7F | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14;
+/// Physical interrupts obey the host's flags, CR8 is the guest's own.
+pub(crate) const INTERRUPTS_MASKED: u64 = 1 << 24;
+
+/// Physical addresses and the tag that a VMCB names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Addresses {
+    pub msr_map: Hpa,
+    pub io_map: Hpa,
+    pub nested_root: Hpa,
+    pub asid: u16,
+}
+
+/// Writes the controls.
+pub(crate) fn write_controls(vmcb: &mut Vmcb, addresses: &Addresses) {
+    vmcb.set(field::INTERCEPT_CR, CONTROL_REGISTERS);
+    vmcb.set(field::INTERCEPT_EXCEPTIONS, EXCEPTIONS);
+    vmcb.set(field::INTERCEPT_MISC, MISC);
+    vmcb.set(field::INTERCEPT_MORE, MORE);
+    vmcb.set(field::IOPM_BASE, addresses.io_map.as_u64());
+    vmcb.set(field::MSRPM_BASE, addresses.msr_map.as_u64());
+    vmcb.set(field::ASID, addresses.asid.into());
+    vmcb.set(field::INTERRUPT_CONTROL, INTERRUPTS_MASKED);
+    vmcb.set(field::NESTED_CONTROL, 1);
+    vmcb.set(field::NESTED_CR3, addresses.nested_root.as_u64());
+}
+
+/// Writes the guest's state after reset.
+pub(crate) fn write_guest(vmcb: &mut Vmcb) {
+    vmcb.set(field::CR0, 0x6000_0010);
+    vmcb.set(field::EFER, Efer::SVME.bits());
+    vmcb.set(field::RIP, 0xFFF0);
+    vmcb.set(field::RFLAGS, 2);
+    vmcb.set(field::DR6, 0xFFFF_0FF0);
+    vmcb.set(field::DR7, 0x400);
+    vmcb.set(field::PAT, 0x0007_0406_0007_0406);
+    vmcb.set(field::GDT_LIMIT, 0xFFFF);
+    vmcb.set(field::IDT_LIMIT, 0xFFFF);
+    for name in SegmentName::ALL {
+        let (selector, attributes, base) = match name {
+            SegmentName::Cs => (0xF000, 0x9B, 0xFFFF_0000),
+            SegmentName::Ldtr => (0, 0x82, 0),
+            SegmentName::Tr => (0, 0x8B, 0),
+            _ => (0, 0x93, 0),
+        };
+        state::set_segment(vmcb, name, Segment { selector, attributes, limit: 0xFFFF, base });
+    }
+}

@@ -1,0 +1,515 @@
+//! One virtual processor under SVM.
+//!
+//! It lives in its guest's compartment. Between exits its registers rest in the VMCB and in the frame of the entry stub;
+//! two MSRs stay in the processor while the vCPU is active. The end of a turn is an interrupt of the host's own timer.
+//!
+//! APM vol. 2 15.21 "Interrupt and Local APIC Support", 15.16 "TLB Control", 15.7.1 "State Saved on Exit".
+
+use crate::capabilities::Capabilities;
+use crate::decode::{self, Operand};
+use crate::exit;
+use crate::fields as field;
+use crate::frame::Frame;
+use crate::hardware::Hardware;
+use crate::setup::{self, Addresses};
+use crate::vmcb::{Processor, Vmcb};
+use crate::{dump, inject, state, switched};
+use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName, Vector};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_hw::region::Region;
+use bulkhead_paging::guest::{Access, PagingState, walk};
+use bulkhead_types::{Gpa, GuestMemory, Gva, Hpa, PAGE_SIZE};
+use core::fmt;
+
+/// DR6: a single step was done.
+const SINGLE_STEP: u64 = 1 << 14;
+/// General detect: an access to a debug register faults.
+const DR7_GD: u64 = 1 << 13;
+/// INTERRUPT_CONTROL: a virtual interrupt is pending, of the highest priority, whatever CR8 holds.
+const WINDOW_REQUEST: u64 = 1 << 8 | 0xF << 16 | 1 << 20;
+
+/// What a vCPU is made of; all of it its guest's.
+#[derive(Debug)]
+pub struct Resources<M> {
+    /// The VMCB.
+    pub vmcb: Region,
+    /// Where the host's own state is while the guest runs.
+    pub host: Region,
+    /// The MSR permission map: two frames in a row.
+    pub msr_map: [Region; 2],
+    /// The I/O permission map: three frames in a row.
+    pub io_map: [Region; 3],
+    /// The top table of the guest's nested tables, four levels.
+    pub nested_root: Hpa,
+    /// Tag of its translations, not 0, of no other vCPU on this CPU.
+    pub asid: u16,
+    /// The guest's memory, for the instructions that the processor does not measure.
+    pub memory: M,
+}
+
+/// One virtual processor.
+#[derive(Debug)]
+pub struct SvmVcpu<M, P: Processor = Hardware> {
+    frame: Frame,
+    processor: P,
+    capabilities: Capabilities,
+    vmcb: Vmcb,
+    host: Region,
+    msr_map: [Region; 2],
+    /// Not used here again, but the processor's as long as the VMCB is.
+    _io_map: [Region; 3],
+    memory: M,
+    switched: [u64; switched::COUNT],
+    active: bool,
+    /// Where the instruction of the last exit ends, if that is known.
+    next_rip: Option<u64>,
+    interrupted: Option<Event>,
+    windows: Windows,
+    /// An NMI is being handled.
+    in_nmi: bool,
+    /// The IRET that ends an NMI's handling is being stepped over.
+    stepping: bool,
+    /// The single step of an instruction that was gone past is due.
+    step_due: bool,
+    /// When the turn ends.
+    deadline: u64,
+    /// Why it can not run any more.
+    failed: Option<BackendError>,
+}
+
+impl<M: GuestMemory> SvmVcpu<M> {
+    /// A vCPU in its state after reset.
+    ///
+    /// # Errors
+    /// If the permission maps are not in a row.
+    ///
+    /// # Safety
+    /// [`crate::enable`] was called on this CPU, these are its capabilities, and the vCPU stays on it. Interrupts are off
+    /// at each [`Vcpu::run`]; taking them is harmless then. `nested_root` maps only what the guest may touch.
+    pub unsafe fn new(capabilities: Capabilities, resources: Resources<M>) -> Result<Self, BackendError> {
+        // SAFETY: as the caller vouches.
+        Self::with_processor(unsafe { Hardware::new() }, capabilities, resources)
+    }
+}
+
+impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
+    /// As [`SvmVcpu::new`], on any processor.
+    ///
+    /// # Errors
+    /// [`BackendError::Field`] if a permission map is not in a row, or the tag is not one.
+    pub fn with_processor(
+        processor: P,
+        capabilities: Capabilities,
+        resources: Resources<M>,
+    ) -> Result<Self, BackendError> {
+        let Resources { vmcb, host, mut msr_map, mut io_map, nested_root, asid, memory } = resources;
+        let row = |map: &[Region]| {
+            map.is_sorted_by(|first, second| first.hpa().wrapping_add(PAGE_SIZE).as_u64() == second.hpa().as_u64())
+        };
+        for (good, code) in [
+            (row(&msr_map), field::MSRPM_BASE),
+            (row(&io_map), field::IOPM_BASE),
+            (asid != 0 && u32::from(asid) < capabilities.asids, field::ASID),
+        ] {
+            if !good {
+                return Err(BackendError::Field { field: u32::try_from(code.offset).unwrap_or(0), code: 0 });
+            }
+        }
+        msr_map.iter_mut().chain(&mut io_map).for_each(|page| page.fill(0xFF));
+        let mut vmcb = Vmcb::new(vmcb);
+        let [msr_first, _] = &msr_map;
+        let [io_first, ..] = &io_map;
+        let addresses = Addresses { msr_map: msr_first.hpa(), io_map: io_first.hpa(), nested_root, asid };
+        setup::write_controls(&mut vmcb, &addresses);
+        setup::write_guest(&mut vmcb);
+        let mut this = Self {
+            frame: Frame::default(),
+            processor,
+            capabilities,
+            vmcb,
+            host,
+            msr_map,
+            _io_map: io_map,
+            memory,
+            switched: [0; switched::COUNT],
+            active: false,
+            next_rip: None,
+            interrupted: None,
+            windows: Windows::default(),
+            in_nmi: false,
+            stepping: false,
+            step_due: false,
+            deadline: u64::MAX,
+            failed: None,
+        };
+        // Whoever had this tag or these tables before has left nothing behind.
+        this.flush();
+        Ok(this)
+    }
+
+    /// The processor, for tests.
+    #[cfg(any(test, feature = "fake"))]
+    pub const fn processor(&mut self) -> &mut P {
+        &mut self.processor
+    }
+
+    /// Makes the next entry forget the guest's translations.
+    fn flush(&mut self) {
+        const ALL: u64 = 1;
+        const THIS_ASID: u64 = 3;
+        self.vmcb.set(field::TLB_CONTROL, if self.capabilities.flush_by_asid { THIS_ASID } else { ALL });
+    }
+
+    /// Sets what the next entry needs beside the guest's registers.
+    fn prepare(&mut self) {
+        self.processor.interrupt_by(self.deadline);
+        if core::mem::take(&mut self.step_due) && self.vmcb.get(field::EVENT_INJECTION) & inject::VALID == 0 {
+            let status = self.vmcb.get(field::DR6);
+            self.vmcb.set(field::DR6, status | SINGLE_STEP);
+            self.vmcb.set(field::EVENT_INJECTION, inject::encode(Event::exception(Vector::DB), true));
+        }
+        if self.windows.interrupt {
+            self.vmcb.set(field::INTERRUPT_CONTROL, setup::INTERRUPTS_MASKED | WINDOW_REQUEST);
+        }
+    }
+
+    /// Sets or clears one bit of the intercepts.
+    fn intercept(&mut self, bit: u64, on: bool) {
+        let bits = self.vmcb.get(field::INTERCEPT_MISC);
+        self.vmcb.set(field::INTERCEPT_MISC, if on { bits | bit } else { bits & !bit });
+    }
+
+    fn set_in_nmi(&mut self, on: bool) {
+        self.in_nmi = on;
+        self.intercept(setup::IRET, on);
+    }
+
+    /// The IRET of an NMI's handler is about to be executed: NMIs are let in after it, so it is stepped over.
+    #[cold]
+    fn step_over_iret(&mut self) -> Exit {
+        self.intercept(setup::IRET, false);
+        self.stepping = true;
+        let flags = self.vmcb.get(field::RFLAGS);
+        self.vmcb.set(field::RFLAGS, flags | Rflags::TF.bits());
+        Exit::Host
+    }
+
+    /// #DB: the step over IRET is done, or the guest's own exception. The processor has written DR6.
+    #[cold]
+    fn debug(&mut self) -> Exit {
+        if !core::mem::take(&mut self.stepping) {
+            return exit::decode(exit::DEBUG, [0; 2]);
+        }
+        let status = self.vmcb.get(field::DR6);
+        self.vmcb.set(field::DR6, status & !SINGLE_STEP);
+        self.set_in_nmi(false);
+        if self.windows.nmi { Exit::NmiWindow } else { Exit::Host }
+    }
+
+    /// An interrupt of the host's: it takes it now, or it would end every entry at once.
+    fn interrupted_by_host(&mut self) -> Exit {
+        self.processor.take_interrupts();
+        if self.processor.tsc() < self.deadline { Exit::Host } else { Exit::Timer }
+    }
+
+    /// A control register, or the machine status word.
+    #[inline(never)]
+    fn control_register(&mut self, code: u64, info: u64) -> Result<Exit, BackendError> {
+        const IS_MOV: u64 = 1 << 63;
+        let number = u8::try_from(code & 0xF).unwrap_or(0);
+        let operand = if self.capabilities.decode_assists && info & IS_MOV != 0 {
+            Some(Operand::General(Gpr::from_number(u8::try_from(info & 0xF).unwrap_or(0))))
+        } else {
+            self.decode()
+        };
+        Ok(match operand {
+            Some(Operand::General(to)) if code == exit::READ_CR8 => Exit::ReadCr { number, to },
+            Some(Operand::General(from)) => Exit::WriteCr { number, from },
+            Some(Operand::ClearTaskSwitched) => {
+                let cr0 = self.vmcb.get(field::CR0);
+                self.vmcb.set(field::CR0, cr0 & !Cr0::TS.bits());
+                self.skip_instruction()?;
+                Exit::Host
+            }
+            Some(Operand::MachineStatus(gpr)) => {
+                let [low, high, ..] = self.gpr(gpr)?.to_le_bytes();
+                Exit::Lmsw { value: u16::from_le_bytes([low, high]) }
+            }
+            _ => Exit::Unexpected { reason: code, info },
+        })
+    }
+
+    /// Decodes the instruction at RIP, and notes where it ends.
+    fn decode(&mut self) -> Option<Operand> {
+        let long = state::in_64_bit_code(&self.vmcb);
+        let rip = self.vmcb.get(field::RIP);
+        let base = if long { 0 } else { state::segment(&self.vmcb, SegmentName::Cs).base };
+        let linear = base.wrapping_add(rip);
+        let linear = if long { linear } else { linear & 0xFFFF_FFFF };
+        let paging = self.paging();
+        let mut bytes = [0; decode::LONGEST];
+        let room = PAGE_SIZE.wrapping_sub(Gva::new(linear).page_offset());
+        let (head, tail) = bytes.split_at_mut_checked(usize::try_from(room).ok()?).unwrap_or((&mut [], &mut []));
+        let mut available = head.len();
+        if head.is_empty() {
+            self.fetch(&paging, linear, &mut bytes)?;
+            available = decode::LONGEST;
+        } else {
+            self.fetch(&paging, linear, head)?;
+            // What is not there was not executed.
+            if self.fetch(&paging, linear.wrapping_add(room), tail).is_some() {
+                available = decode::LONGEST;
+            }
+        }
+        let decoded = decode::decode(bytes.get(..available)?, long)?;
+        self.next_rip = Some(rip.wrapping_add(decoded.length.into()));
+        Some(decoded.operand)
+    }
+
+    fn fetch(&mut self, paging: &PagingState, linear: u64, into: &mut [u8]) -> Option<()> {
+        let gpa = walk(&mut self.memory, paging, Gva::new(linear), Access::Execute).ok()?;
+        self.memory.read(gpa, into).ok()
+    }
+
+    fn paging(&self) -> PagingState {
+        let read = |register| state::read(&self.vmcb, register).unwrap_or(0);
+        PagingState {
+            cr0: Cr0::from_bits_truncate(read(Register::Cr0)),
+            cr3: read(Register::Cr3),
+            cr4: Cr4::from_bits_truncate(read(Register::Cr4)),
+            efer: Efer::from_bits_truncate(read(Register::Efer)),
+            rflags: Rflags::from_bits_retain(read(Register::Rflags)),
+            pdptes: [0, 1, 2, 3].map(|index| self.pdpte(index)),
+            cpl: u8::try_from(self.vmcb.get(field::CPL) & 3).unwrap_or(0),
+            physical_bits: 52,
+        }
+    }
+
+    /// A page-directory-pointer entry: under nested paging they are read when used, not cached. APM vol. 2 15.25.10
+    /// "Legacy PAE Mode".
+    fn pdpte(&self, index: u64) -> u64 {
+        let table = Gpa::new(self.vmcb.get(field::CR3) & 0xFFFF_FFE0);
+        self.memory.read_u64(table.wrapping_add(8 * index)).unwrap_or(0)
+    }
+
+    /// Goes on at `rip`.
+    fn go_on(&mut self, rip: u64) {
+        let rip = if state::in_64_bit_code(&self.vmcb) { rip } else { rip & 0xFFFF_FFFF };
+        self.vmcb.set(field::RIP, rip);
+        let bits = self.vmcb.get(field::INTERRUPT_STATE);
+        self.vmcb.set(field::INTERRUPT_STATE, bits & !state::SHADOW);
+        self.step_due = self.vmcb.get(field::RFLAGS) & Rflags::TF.bits() != 0;
+    }
+}
+
+impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
+    fn activate(&mut self) -> Result<(), BackendError> {
+        if self.active {
+            return Ok(());
+        }
+        self.processor.save_host(&self.host);
+        for (index, (&value, present)) in self.switched.iter().zip(self.capabilities.switched).enumerate() {
+            if present {
+                self.processor.set_switched_msr(index, value);
+            }
+        }
+        self.active = true;
+        Ok(())
+    }
+
+    fn deactivate(&mut self) -> Result<(), BackendError> {
+        if !self.active {
+            return Ok(());
+        }
+        for (index, (value, present)) in self.switched.iter_mut().zip(self.capabilities.switched).enumerate() {
+            if present {
+                *value = self.processor.switched_msr(index);
+            }
+        }
+        self.active = false;
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<Exit, BackendError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.prepare();
+        self.processor.enter(&mut self.frame, &mut self.vmcb, &self.host);
+        let code = self.vmcb.get(field::EXIT_CODE);
+        if code == exit::INVALID {
+            let error = BackendError::Entry { code };
+            self.failed = Some(error);
+            return Err(error);
+        }
+        self.vmcb.set(field::TLB_CONTROL, 0);
+        self.vmcb.set(field::EVENT_INJECTION, 0);
+        self.interrupted = inject::decode(self.vmcb.get(field::EXIT_EVENT));
+        if self.interrupted == Some(Event::Nmi) {
+            // It has not been handled yet; as long as it seems so it could not be injected.
+            self.set_in_nmi(false);
+        }
+        let info = [self.vmcb.get(field::EXIT_INFO_1), self.vmcb.get(field::EXIT_INFO_2)];
+        self.next_rip = match code {
+            exit::IO => Some(info[1]),
+            _ if self.capabilities.next_rip => Some(self.vmcb.get(field::NEXT_RIP)).filter(|&rip| rip != 0),
+            _ => None,
+        };
+        match code {
+            exit::INTERRUPT => Ok(self.interrupted_by_host()),
+            exit::READ_CR8 | exit::WRITE_CR0..=exit::WRITE_CR8 => self.control_register(code, info[0]),
+            exit::IRET => Ok(self.step_over_iret()),
+            exit::DEBUG => Ok(self.debug()),
+            _ => Ok(exit::decode(code, info)),
+        }
+    }
+
+    #[inline]
+    fn gpr(&self, gpr: Gpr) -> Result<u64, BackendError> {
+        let in_vmcb = if gpr == Gpr::Rax { field::RAX } else { field::RSP };
+        Ok(self.frame.get(gpr).unwrap_or_else(|| self.vmcb.get(in_vmcb)))
+    }
+
+    #[inline]
+    fn set_gpr(&mut self, gpr: Gpr, value: u64) -> Result<(), BackendError> {
+        match self.frame.get_mut(gpr) {
+            Some(place) => *place = value,
+            None => self.vmcb.set(if gpr == Gpr::Rax { field::RAX } else { field::RSP }, value),
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn read(&self, register: Register) -> Result<u64, BackendError> {
+        Ok(match register {
+            Register::Pdpte0 => self.pdpte(0),
+            Register::Pdpte1 => self.pdpte(1),
+            Register::Pdpte2 => self.pdpte(2),
+            Register::Pdpte3 => self.pdpte(3),
+            _ => state::read(&self.vmcb, register).unwrap_or(0),
+        })
+    }
+
+    fn write(&mut self, register: Register, value: u64) -> Result<(), BackendError> {
+        state::write(&mut self.vmcb, register, value);
+        if matches!(register, Register::Cr0 | Register::Cr3 | Register::Cr4) {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn segment(&self, name: SegmentName) -> Result<Segment, BackendError> {
+        Ok(state::segment(&self.vmcb, name))
+    }
+
+    fn set_segment(&mut self, name: SegmentName, value: Segment) -> Result<(), BackendError> {
+        state::set_segment(&mut self.vmcb, name, value);
+        Ok(())
+    }
+
+    fn privilege(&self) -> Result<u8, BackendError> {
+        Ok(u8::try_from(self.vmcb.get(field::CPL) & 3).unwrap_or(0))
+    }
+
+    fn skip_instruction(&mut self) -> Result<(), BackendError> {
+        if self.next_rip.is_none() {
+            let _ = self.decode();
+        }
+        // Code that is out of reach or was changed: what the plain instruction measures.
+        let rip = self.vmcb.get(field::RIP);
+        let plain = match self.vmcb.get(field::EXIT_CODE) {
+            0x78 => 1,
+            0x08..=0x18 | 0x81 | 0x8D => 3,
+            _ => 2,
+        };
+        let next = self.next_rip.unwrap_or(rip.wrapping_add(plain));
+        self.go_on(next);
+        Ok(())
+    }
+
+    fn skip_bytes(&mut self, length: u8) -> Result<(), BackendError> {
+        let rip = self.vmcb.get(field::RIP);
+        self.go_on(rip.wrapping_add(length.into()));
+        Ok(())
+    }
+
+    fn inject(&mut self, event: Event) -> Result<(), BackendError> {
+        let protected = self.vmcb.get(field::CR0) & Cr0::PE.bits() != 0;
+        if let Event::Exception { vector: Vector::DB, .. } = event {
+            // The delivery of #DB ends general detect; an injected one leaves DR7 as it is.
+            let dr7 = self.vmcb.get(field::DR7);
+            self.vmcb.set(field::DR7, dr7 & !DR7_GD);
+        }
+        if event == Event::Nmi {
+            self.set_in_nmi(true);
+        }
+        self.vmcb.set(field::EVENT_INJECTION, inject::encode(event, protected));
+        Ok(())
+    }
+
+    #[inline]
+    fn take_interrupted(&mut self) -> Option<Event> {
+        self.interrupted.take()
+    }
+
+    /// The processor knows one shadow: it counts as that of STI.
+    fn interruptibility(&self) -> Result<Interruptibility, BackendError> {
+        let shadow = self.vmcb.get(field::INTERRUPT_STATE) & state::SHADOW != 0;
+        Ok(Interruptibility { sti: shadow, mov_ss: false, nmi: self.in_nmi })
+    }
+
+    fn set_interruptibility(&mut self, value: Interruptibility) -> Result<(), BackendError> {
+        let shadow = if value.sti || value.mov_ss { state::SHADOW } else { 0 };
+        self.vmcb.set(field::INTERRUPT_STATE, shadow);
+        self.set_in_nmi(value.nmi);
+        Ok(())
+    }
+
+    /// An NMI waits for the IRET that is intercepted as long as one is being handled, or for the end of a shadow, which an
+    /// interrupt window finds if the guest takes interrupts.
+    fn request_windows(&mut self, windows: Windows) -> Result<(), BackendError> {
+        self.windows = windows;
+        self.intercept(setup::WINDOW, windows.interrupt);
+        self.vmcb.set(field::INTERRUPT_CONTROL, setup::INTERRUPTS_MASKED);
+        Ok(())
+    }
+
+    fn flush_nested(&mut self) {
+        self.flush();
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) -> Result<(), BackendError> {
+        self.vmcb.set(field::TSC_OFFSET, offset);
+        Ok(())
+    }
+
+    fn set_timer(&mut self, ticks: u64) -> Result<(), BackendError> {
+        self.deadline = self.processor.tsc().saturating_add(ticks);
+        Ok(())
+    }
+
+    fn allow_msr(&mut self, index: u32, write: bool) {
+        if !switched::allowable(index, self.capabilities.switched) {
+            return;
+        }
+        let Some((page, byte, bit)) = switched::map_place(index) else { return };
+        if let Some(map) = self.msr_map.get_mut(page) {
+            map.clear_bit(byte, bit);
+            if write {
+                map.clear_bit(byte, bit + 1);
+            }
+        }
+    }
+
+    fn explain_entry_failure(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        out.write_str("VMRUN refused the VMCB: APM vol. 2 15.5.1 \"Basic Operation\", \"Canonicalization and Consistency Checks\"")
+    }
+
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        dump::write(&self.vmcb, self, out)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! The vCPU on the scripted processor.
+
+use super::{Resources, SvmVcpu};
+use crate::capabilities::Capabilities;
+use crate::exit;
+use crate::fake::{FakeProcessor, region};
+use crate::fields::{self as field, Field};
+use bulkhead_arch::{Gpr, Rflags, Vector};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_types::{Gpa, GuestMemory, Hpa, MemoryError};
+use std::vec::Vec;
+
+struct Ram(Vec<u8>);
+
+impl GuestMemory for Ram {
+    fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
+        let start = usize::try_from(gpa.as_u64()).unwrap();
+        let from = self.0.get(start..start + into.len()).ok_or(MemoryError { gpa, bytes: into.len() })?;
+        into.copy_from_slice(from);
+        Ok(())
+    }
+    fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), MemoryError> {
+        let start = usize::try_from(gpa.as_u64()).unwrap();
+        self.0[start..start + from.len()].copy_from_slice(from);
+        Ok(())
+    }
+    fn zero(&mut self, _: Gpa, _: u64) -> Result<(), MemoryError> {
+        Ok(())
+    }
+}
+
+fn vcpu(watch: &[Field], exits: &[&[(Field, u64)]]) -> SvmVcpu<Ram, FakeProcessor> {
+    let mut fake = FakeProcessor { watch: watch.to_vec(), ..FakeProcessor::default() };
+    fake.script.extend(exits.iter().map(|fields| fields.to_vec()));
+    let resources = Resources {
+        vmcb: region(1),
+        host: region(2),
+        msr_map: [region(3), region(4)],
+        io_map: [region(5), region(6), region(7)],
+        nested_root: Hpa::new(0x8000),
+        asid: 1,
+        memory: Ram(std::vec![0; 0x4000]),
+    };
+    let capabilities = Capabilities { asids: 16, ..Capabilities::default() };
+    let mut vcpu = SvmVcpu::with_processor(fake, capabilities, resources).unwrap();
+    let flat = bulkhead_arch::Segment { selector: 8, attributes: 0xC09B, limit: u32::MAX, base: 0 };
+    vcpu.set_segment(bulkhead_arch::SegmentName::Cs, flat).unwrap();
+    vcpu.write(Register::Cr0, 0x11).unwrap();
+    vcpu.write(Register::Rip, 0x1000).unwrap();
+    vcpu
+}
+
+#[test]
+fn an_instruction_is_measured_where_the_processor_does_not() {
+    let mut vcpu = vcpu(&[], &[&[(field::EXIT_CODE, 0x72)]]);
+    vcpu.memory.write(Gpa::new(0x1000), &[0x66, 0x0F, 0xA2]).unwrap();
+    assert_eq!(vcpu.run(), Ok(Exit::Cpuid));
+    vcpu.skip_instruction().unwrap();
+    assert_eq!(vcpu.read(Register::Rip), Ok(0x1003));
+}
+
+#[test]
+fn an_instruction_at_the_end_of_memory_is_measured() {
+    let mut vcpu = vcpu(&[], &[&[(field::EXIT_CODE, 0x78)]]);
+    vcpu.memory.write(Gpa::new(0x3FFF), &[0xF4]).unwrap();
+    vcpu.write(Register::Rip, 0x3FFF).unwrap();
+    assert_eq!(vcpu.run(), Ok(Exit::Halt));
+    vcpu.skip_instruction().unwrap();
+    assert_eq!(vcpu.read(Register::Rip), Ok(0x4000));
+}
+
+#[test]
+fn mov_to_a_control_register_names_its_source() {
+    let mut vcpu = vcpu(&[], &[&[(field::EXIT_CODE, 0x14)]]);
+    vcpu.memory.write(Gpa::new(0x1000), &[0x0F, 0x22, 0xE1]).unwrap();
+    assert_eq!(vcpu.run(), Ok(Exit::WriteCr { number: 4, from: Gpr::Rcx }));
+}
+
+#[test]
+fn an_event_is_injected_once_and_recorded_when_interrupted() {
+    let interrupted = [(field::EXIT_CODE, 0x400), (field::EXIT_EVENT, 0x8000_0030)];
+    let mut vcpu = vcpu(&[field::EVENT_INJECTION], &[&interrupted, &[(field::EXIT_EVENT, 0)]]);
+    vcpu.inject(Event::Interrupt(0x30)).unwrap();
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.take_interrupted(), Some(Event::Interrupt(0x30)));
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.processor().seen, [[0x8000_0030], [0]]);
+}
+
+#[test]
+fn translations_are_forgotten_once() {
+    let mut vcpu = vcpu(&[field::TLB_CONTROL], &[]);
+    for _ in 0..2 {
+        vcpu.run().unwrap();
+    }
+    vcpu.flush_nested();
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.processor().seen, [[1], [0], [1]]);
+}
+
+#[test]
+fn nmis_are_let_in_after_iret() {
+    let mut vcpu = vcpu(&[], &[&[(field::EXIT_CODE, exit::IRET)], &[(field::EXIT_CODE, exit::DEBUG)]]);
+    vcpu.inject(Event::Nmi).unwrap();
+    vcpu.request_windows(Windows { interrupt: false, nmi: true }).unwrap();
+    assert_eq!(vcpu.run(), Ok(Exit::Host));
+    assert!(vcpu.interruptibility().unwrap().nmi);
+    assert_ne!(vcpu.read(Register::Rflags).unwrap() & Rflags::TF.bits(), 0);
+    assert_eq!(vcpu.run(), Ok(Exit::NmiWindow));
+    assert_eq!(vcpu.interruptibility(), Ok(Interruptibility::default()));
+}
+
+#[test]
+fn the_hosts_timer_ends_a_turn() {
+    let mut vcpu = vcpu(&[], &[&[(field::EXIT_CODE, exit::INTERRUPT)], &[]]);
+    vcpu.set_timer(1000).unwrap();
+    assert_eq!(vcpu.run(), Ok(Exit::Host), "another interrupt");
+    vcpu.processor().tsc = 1000;
+    vcpu.set_timer(0).unwrap();
+    assert_eq!(vcpu.run(), Ok(Exit::Timer));
+    assert_eq!(vcpu.processor().deadlines, [1000, 1000]);
+    assert_eq!(vcpu.processor().taken, 2);
+}
+
+#[test]
+fn a_single_step_is_due_after_an_instruction_that_was_gone_past() {
+    let mut vcpu = vcpu(&[field::EVENT_INJECTION], &[]);
+    vcpu.write(Register::Rflags, Rflags::TF.bits()).unwrap();
+    vcpu.skip_bytes(2).unwrap();
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.processor().seen, [[0x8000_0300 | u64::from(Vector::DB.0)]]);
+    assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_4FF0));
+}
+
+#[test]
+fn a_refused_entry_is_final() {
+    let mut vcpu = vcpu(&[], &[&[(field::EXIT_CODE, u64::MAX)]]);
+    let refused = Err(BackendError::Entry { code: u64::MAX });
+    assert_eq!(vcpu.run(), refused);
+    assert_eq!(vcpu.run(), refused);
+}
