@@ -12,7 +12,7 @@ pub struct Field {
 }
 
 const fn field(offset: usize, bytes: usize) -> Field {
-    assert!(offset % bytes == 0 && offset + bytes <= 4096);
+    assert!(offset.is_multiple_of(bytes) && offset + bytes <= 4096);
     Field { offset, bytes }
 }
 
