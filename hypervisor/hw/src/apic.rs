@@ -1,6 +1,6 @@
-//! The host's local APIC: the timer that ends an idle wait, and a guest's turn where its processor has no timer for that.
+//! The host's local APIC: the timer.
 //!
-//! Where the timer takes no deadline it counts down; how fast, is measured once against the time-stamp counter.
+//! It ends an idle wait, and a guest's turn where its processor has no timer for that. Where the timer takes no deadline it counts down; how fast, is measured once against the time-stamp counter.
 //!
 //! SDM vol. 3A 11.5.4 "APIC Timer", 11.12 "Extended XAPIC (x2APIC)".
 
