@@ -31,8 +31,12 @@ const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdp
 
 impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     /// Acts on an exit: the guest goes on, or ends.
-    pub(crate) fn act(&mut self, exit: Exit, host: &mut impl Host) -> Result<(), End> {
-        match exit {
+    ///
+    /// What takes more than a few instructions has a function of its own, which is not inlined: no kind of exit pays for
+    /// the stack and the registers that another one needs.
+    #[inline]
+    pub(crate) fn act(&mut self, exit: &Exit, host: &mut impl Host) -> Result<(), End> {
+        match *exit {
             Exit::Timer => Ok(()),
             Exit::Host => {
                 self.preempted = true;
@@ -43,30 +47,19 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 self.machine.unsettle();
                 Ok(())
             }
-            Exit::Cpuid => Ok(self.cpuid(host)?),
-            Exit::Io(access) => self.port(access, host),
-            Exit::ReadMsr | Exit::WriteMsr => Ok(self.msr(exit == Exit::WriteMsr, host)?),
-            Exit::Nested(fault) => self.nested(fault, host),
-            Exit::Halt => {
-                self.halted = true;
-                Ok(self.vcpu.skip_instruction()?)
-            }
-            Exit::Hypercall => Ok(self.hypercall()?),
-            Exit::WriteCr { number, from } => {
-                let value = self.vcpu.gpr(from)?;
-                self.write_control(number, value)
-            }
-            Exit::ReadCr { to, .. } => {
-                let value = u64::from(self.machine.interrupts().cr8());
-                self.vcpu.set_gpr(to, value)?;
-                Ok(self.vcpu.skip_instruction()?)
-            }
-            Exit::Lmsw { value } => {
-                // LMSW sets PE but does not clear it (SDM vol. 2A "LMSW").
-                let old = self.vcpu.read(Register::Cr0)?;
-                self.write_control(0, (old & !0xE) | u64::from(value & 0xF))
-            }
-            Exit::Xsetbv => Ok(self.xsetbv(host)?),
+            Exit::Cpuid => self.cpuid(host),
+            Exit::Io(ref access) if access.string => self.string_port(access, host),
+            Exit::Io(ref access) if access.write => self.write_port(access, host),
+            Exit::Io(ref access) => self.read_port(access, host),
+            Exit::ReadMsr => self.rdmsr(host),
+            Exit::WriteMsr => self.wrmsr(host),
+            Exit::Nested(ref fault) => self.nested(fault, host),
+            Exit::Halt => self.halt(),
+            Exit::Hypercall => self.hypercall(),
+            Exit::WriteCr { number, from } => self.write_cr(number, from),
+            Exit::ReadCr { to, .. } => self.read_cr8(to),
+            Exit::Lmsw { value } => self.lmsw(value),
+            Exit::Xsetbv => self.xsetbv(host),
             // Guest memory is write-back and coherent with all that the guest can reach: nothing to flush.
             Exit::CacheFlush => Ok(self.vcpu.skip_instruction()?),
             Exit::Undefined => self.raise(Vector::UD, None),
@@ -78,6 +71,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     /// Makes an exception due, together with what was being delivered when it came.
+    #[inline(never)]
     fn raise(&mut self, vector: Vector, error: Option<u32>) -> Result<(), End> {
         let event = Event::Exception { vector, error };
         let combined = match self.due.take() {
@@ -93,7 +87,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         }
     }
 
-    fn cpuid(&mut self, host: &impl Host) -> Result<(), BackendError> {
+    #[inline(never)]
+    fn cpuid(&mut self, host: &impl Host) -> Result<(), End> {
         let [leaf, subleaf] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rcx)?].map(low);
         let mut answer = cpuid::answer(leaf, subleaf, self.limits.tsc, |leaf, subleaf| host.cpuid(leaf, subleaf));
         if leaf == cpuid::FEATURES {
@@ -104,81 +99,127 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into())?;
         self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into())?;
         self.vcpu.set_gpr(Gpr::Rdx, answer.edx.into())?;
-        self.vcpu.skip_instruction()
+        Ok(self.vcpu.skip_instruction()?)
     }
 
-    fn port(&mut self, access: IoAccess, host: &mut impl Host) -> Result<(), End> {
+    #[inline(never)]
+    fn halt(&mut self) -> Result<(), End> {
+        self.halted = true;
+        self.machine.unsettle();
+        Ok(self.vcpu.skip_instruction()?)
+    }
+
+    #[inline(never)]
+    fn read_port(&mut self, access: &IoAccess, host: &impl Host) -> Result<(), End> {
         let now = self.time(host.tsc());
         let mask = access.width.mask();
-        if access.string {
-            self.string_port(access, host)?;
-        } else if access.write {
-            let value = low(self.vcpu.gpr(Gpr::Rax)? & mask);
-            self.machine.port_write(access.port, access.width, value, now);
-            self.vcpu.skip_instruction()?;
-        } else {
-            let value = u64::from(self.machine.port_read(access.port, access.width, now)) & mask;
-            // A 32-bit result clears the upper half, a narrower one keeps the rest.
-            let kept = if mask == 0xFFFF_FFFF { 0 } else { self.vcpu.gpr(Gpr::Rax)? & !mask };
-            self.vcpu.set_gpr(Gpr::Rax, kept | value)?;
-            self.vcpu.skip_instruction()?;
-        }
+        let value = u64::from(self.machine.port_read(access.port, access.width, now)) & mask;
+        // A 32-bit result clears the upper half, a narrower one keeps the rest.
+        let kept = if mask == 0xFFFF_FFFF { 0 } else { self.vcpu.gpr(Gpr::Rax)? & !mask };
+        self.vcpu.set_gpr(Gpr::Rax, kept | value)?;
+        Ok(self.vcpu.skip_instruction()?)
+    }
+
+    #[inline(never)]
+    fn write_port(&mut self, access: &IoAccess, host: &mut impl Host) -> Result<(), End> {
+        let now = self.time(host.tsc());
+        let value = low(self.vcpu.gpr(Gpr::Rax)? & access.width.mask());
+        self.machine.port_write(access.port, access.width, value, now);
+        self.vcpu.skip_instruction()?;
         self.drain_console(host);
         self.take_request()
     }
 
-    fn string_port(&mut self, access: IoAccess, host: &mut impl Host) -> Result<(), End> {
-        let IoAccess { port, width, write, repeat, segment, address_bytes, .. } = access;
+    #[inline(never)]
+    fn string_port(&mut self, access: &IoAccess, host: &mut impl Host) -> Result<(), End> {
+        let IoAccess { port, width, write, repeat, segment, address_bytes, .. } = *access;
         let access = StringIo { port, width, write, repeat, segment, address_bytes };
         let now = self.time(host.tsc());
         let physical_bits = self.limits.address_bits;
         let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
         let mut wires = Wires { machine: &mut self.machine, now };
         let result = bulkhead_emulate::string_io(&mut registers, &mut self.memory, &mut wires, access);
-        self.finish(result)
+        self.finish(result)?;
+        self.drain_console(host);
+        self.take_request()
     }
 
-    fn msr(&mut self, write: bool, host: &impl Host) -> Result<(), BackendError> {
+    #[inline(never)]
+    fn rdmsr(&mut self, host: &impl Host) -> Result<(), End> {
         let index = low(self.vcpu.gpr(Gpr::Rcx)?);
-        let result = if write {
-            let [low, high] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rdx)?];
-            self.write_msr(index, high << 32 | low & 0xFFFF_FFFF, host)
-        } else {
-            self.read_msr(index, host).and_then(|value| {
+        match self.read_msr(index, host) {
+            Ok(value) => {
                 self.vcpu.set_gpr(Gpr::Rax, value & 0xFFFF_FFFF)?;
-                Ok(self.vcpu.set_gpr(Gpr::Rdx, value >> 32)?)
-            })
-        };
-        match result {
-            Ok(()) => return self.vcpu.skip_instruction(),
-            Err(Refusal::Backend(error)) => return Err(error),
-            Err(Refusal::Unknown) => self.counters.unknown_msr = self.counters.unknown_msr.wrapping_add(1),
-            Err(Refusal::Illegal) => {}
+                self.vcpu.set_gpr(Gpr::Rdx, value >> 32)?;
+                Ok(self.vcpu.skip_instruction()?)
+            }
+            Err(refusal) => self.refuse_msr(refusal),
+        }
+    }
+
+    #[inline(never)]
+    fn wrmsr(&mut self, host: &impl Host) -> Result<(), End> {
+        let [index, low, high] =
+            [self.vcpu.gpr(Gpr::Rcx)?, self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rdx)?].map(low);
+        match self.write_msr(index, u64::from(high) << 32 | u64::from(low), host) {
+            Ok(()) => Ok(self.vcpu.skip_instruction()?),
+            Err(refusal) => self.refuse_msr(refusal),
+        }
+    }
+
+    #[cold]
+    fn refuse_msr(&mut self, refusal: Refusal) -> Result<(), End> {
+        match refusal {
+            Refusal::Backend(error) => return Err(error.into()),
+            Refusal::Unknown => self.counters.unknown_msr = self.counters.unknown_msr.wrapping_add(1),
+            Refusal::Illegal => {}
         }
         // No event is being delivered at an instruction's exit.
         self.due = Some(Event::GP);
         Ok(())
     }
 
-    fn hypercall(&mut self) -> Result<(), BackendError> {
+    #[inline(never)]
+    fn hypercall(&mut self) -> Result<(), End> {
         let user = self.vcpu.privilege()? == 3;
         self.vcpu.set_gpr(Gpr::Rax, if user { NOT_PERMITTED } else { NO_SUCH_CALL })?;
-        self.vcpu.skip_instruction()
+        Ok(self.vcpu.skip_instruction()?)
     }
 
-    fn xsetbv(&mut self, host: &mut impl Host) -> Result<(), BackendError> {
+    #[inline(never)]
+    fn xsetbv(&mut self, host: &mut impl Host) -> Result<(), End> {
         let [index, low, high] = [Gpr::Rcx, Gpr::Rax, Gpr::Rdx].map(|gpr| self.vcpu.gpr(gpr));
         let value = high? << 32 | low? & 0xFFFF_FFFF;
         match check_xcr0(value, self.limits.xcr0) {
             Ok(xcr0) if index? & 0xFFFF_FFFF == 0 => {
                 host.set_xcr0(xcr0.bits());
-                self.vcpu.skip_instruction()
+                Ok(self.vcpu.skip_instruction()?)
             }
             _ => {
                 self.due = Some(Event::GP);
                 Ok(())
             }
         }
+    }
+
+    #[inline(never)]
+    fn write_cr(&mut self, number: u8, from: Gpr) -> Result<(), End> {
+        let value = self.vcpu.gpr(from)?;
+        self.write_control(number, value)
+    }
+
+    #[inline(never)]
+    fn read_cr8(&mut self, to: Gpr) -> Result<(), End> {
+        let value = u64::from(self.machine.interrupts().cr8());
+        self.vcpu.set_gpr(to, value)?;
+        Ok(self.vcpu.skip_instruction()?)
+    }
+
+    #[inline(never)]
+    fn lmsw(&mut self, value: u16) -> Result<(), End> {
+        // LMSW sets PE but does not clear it (SDM vol. 2A "LMSW").
+        let old = self.vcpu.read(Register::Cr0)?;
+        self.write_control(0, (old & !0xE) | u64::from(value & 0xF))
     }
 
     fn write_control(&mut self, number: u8, value: u64) -> Result<(), End> {
@@ -230,6 +271,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     /// Gives back an exception that was intercepted so that it can not recur without end inside one instruction.
+    #[inline(never)]
     fn reflect(&mut self, vector: Vector, error: Option<u32>, debug_status: u64) -> Result<(), End> {
         if vector == Vector::DB {
             // The processor leaves DR6 and DR7.GD to whoever intercepts. SDM vol. 3C 28.1 "Architectural State before a
@@ -243,7 +285,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         self.raise(vector, error)
     }
 
-    fn nested(&mut self, fault: NestedFault, host: &mut impl Host) -> Result<(), End> {
+    #[inline(never)]
+    fn nested(&mut self, fault: &NestedFault, host: &mut impl Host) -> Result<(), End> {
         if fault.malformed {
             return Err(End::Killed(Reason::NestedTables));
         }
@@ -252,7 +295,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             return if host.populate(fault.gpa) { Ok(()) } else { Err(End::Killed(Reason::NestedTables)) };
         }
         if fault.table_walk {
-            return self.walk_leaves_ram(&fault);
+            return self.walk_leaves_ram(fault);
         }
         if fault.execute {
             // Nothing answers a fetch: all ones, which no processor knows as an instruction.
@@ -261,6 +304,12 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         if self.due.is_some() {
             return Err(End::Killed(Reason::Delivery));
         }
+        self.emulate(fault, host)
+    }
+
+    /// Carries out the instruction that touched a device.
+    #[inline(never)]
+    fn emulate(&mut self, fault: &NestedFault, host: &impl Host) -> Result<(), End> {
         let hint = fault.gva.map(|gva| Hint { gva, gpa: fault.gpa, write: fault.write });
         let now = self.time(host.tsc());
         let physical_bits = self.limits.address_bits;
@@ -273,6 +322,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     /// The guest's page tables lead outside its RAM, where all entries read as ones: a reserved bit is set.
+    #[cold]
     fn walk_leaves_ram(&mut self, fault: &NestedFault) -> Result<(), End> {
         let user = self.vcpu.privilege()? == 3;
         let mut error = FAULT_PRESENT | FAULT_RESERVED;
