@@ -11,6 +11,9 @@ const TARGET: &str = "x86_64-hv";
 /// The compiler takes unstable flags with this, which `core` for a target of our own needs.
 const BOOTSTRAP: (&str, &str) = ("RUSTC_BOOTSTRAP", "1");
 
+/// Keeps cargo, and the tests it runs, quiet.
+pub const QUIET: &str = "CARGO_TERM_QUIET";
+
 /// Builds the hypervisor; its ELF.
 pub fn hypervisor(workspace: &Workspace) -> Outcome<PathBuf> {
     run(hypervisor_command(workspace, "build"), "the hypervisor")?;
@@ -63,7 +66,7 @@ pub fn cargo(workspace: &Workspace) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(workspace.root());
     if !std::io::stderr().is_terminal() {
-        command.env("CARGO_TERM_QUIET", "true");
+        command.env(QUIET, "true");
     }
     command
 }

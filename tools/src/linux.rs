@@ -8,7 +8,7 @@ use crate::failure::{Failure, Outcome};
 use crate::machine::tool;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
-use crate::{cargo, files};
+use crate::{cargo, files, vmlinux};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,6 +46,17 @@ pub fn kernel(workspace: &Workspace) -> Outcome<PathBuf> {
     place(&found, &kernel)?;
     let _ = std::fs::remove_dir_all(&unpacked);
     Ok(kernel)
+}
+
+/// The same kernel as an ELF; unpacked if it is not there.
+pub fn elf(workspace: &Workspace) -> Outcome<PathBuf> {
+    let elf = workspace.build("linux")?.join("vmlinux");
+    if !elf.is_file() {
+        let part = elf.with_extension(std::process::id().to_string());
+        files::write(&part, &vmlinux::extract(&files::read(&kernel(workspace)?)?)?)?;
+        place(&part, &elf)?;
+    }
+    Ok(elf)
 }
 
 /// The initial RAM disk; made if it is not there or its first program is newer.

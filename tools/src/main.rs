@@ -30,6 +30,7 @@ mod style;
 mod symbols;
 mod terminal;
 mod test;
+mod vmlinux;
 mod workspace;
 
 use clap::Parser;

@@ -5,7 +5,7 @@ use crate::files;
 use crate::linux;
 use crate::manifest::{self, ImageRef, Machine};
 use crate::{cargo, workspace::Workspace};
-use bulkhead_core::load::detect;
+use bulkhead_core::load::{Protocol, detect};
 use bulkhead_types::PAGE_SIZE;
 use bulkhead_types::manifest::{Guest, Image, LoadAs, Manifest, Module, PackHeader, Zone};
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ pub fn resolve(workspace: &Workspace, image: &ImageRef) -> Outcome<PathBuf> {
     match image {
         ImageRef::File(path) => Ok(path.clone()),
         ImageRef::Debian => linux::kernel(workspace),
+        ImageRef::DebianElf => linux::elf(workspace),
         ImageRef::Busybox => linux::initrd(workspace),
         ImageRef::Suite(name) => cargo::suite_guest(workspace, name),
     }
@@ -42,7 +43,8 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
     };
     for guest in &machine.guests {
         let mut modules = Vec::new();
-        let kernel = images.add(kernel(workspace, guest)?)?;
+        let (kernel, cmdline) = kernel(workspace, guest)?;
+        let kernel = images.add(kernel)?;
         for module in &guest.modules {
             let image = images.add(resolve(workspace, &module.image)?)?;
             modules.push(Module { image, cmdline: module.cmdline.clone() });
@@ -52,7 +54,7 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
             zone: guest.zone,
             kernel,
             load: guest.load,
-            cmdline: guest.cmdline.clone(),
+            cmdline,
             modules,
             memory: guest.memory,
             lazy: guest.lazy,
@@ -64,16 +66,22 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
     images.finish(manifest)
 }
 
-/// The guest's kernel file, if it is of a kind that boots.
-fn kernel(workspace: &Workspace, guest: &manifest::Guest) -> Outcome<PathBuf> {
+/// The guest's kernel file, if it is of a kind that boots, and its command line. A multiboot kernel takes the first word
+/// for its own name (as QEMU's loader has it), and finds the file's name there.
+fn kernel(workspace: &Workspace, guest: &manifest::Guest) -> Outcome<(PathBuf, String)> {
     let path = resolve(workspace, &guest.kernel)?;
+    let mut cmdline = guest.cmdline.clone();
     if guest.load == LoadAs::Detect {
-        detect(&files::read(&path)?).map_err(|e| {
+        let protocol = detect(&files::read(&path)?).map_err(|e| {
             Failure::usage(format!("{} (kernel of guest {}): {e}", path.display(), guest.name))
                 .hint("give a bzImage, a PVH or multiboot kernel, or say where to put a flat binary (load, --flat)")
         })?;
+        if matches!(protocol, Protocol::Multiboot | Protocol::Multiboot2) {
+            let name = path.file_name().map(|name| name.to_string_lossy().replace(char::is_whitespace, "_"));
+            cmdline = format!("{} {cmdline}", name.unwrap_or_default()).trim_end().to_owned();
+        }
     }
-    Ok(path)
+    Ok((path, cmdline))
 }
 
 /// Images behind each other; offsets count from the first until [`Images::finish`] moves them.

@@ -280,7 +280,8 @@ impl Compartment {
         Ok(self.with_tables(|tables| space.map(tables, at, frames, largest))?)
     }
 
-    /// Gives the guest `memory` bytes of RAM, scrubbed, in the window; with `lazy`, the nested tables stay empty.
+    /// Gives the guest `memory` bytes of RAM, scrubbed, in the window; with `lazy`, the nested tables stay empty. Pages of
+    /// the nested tables are at most `largest`.
     ///
     /// # Errors
     /// [`BuildError`] if memory runs out.
@@ -289,17 +290,17 @@ impl Compartment {
         frames: &mut FrameTable<'_>,
         memory: u64,
         lazy: bool,
+        largest: Size,
     ) -> Result<(WindowRam, GuestRam), BuildError> {
         let high = memory.saturating_sub(HOLE.as_u64());
-        let mut ram = GuestRam { parts: [None, None] };
+        let mut ram = GuestRam { parts: [None, None], largest };
         let parts = [(Gpa::new(0), memory - high), (RAM_ABOVE_4G, high)];
         for (slot, (start, bytes)) in ram.parts.iter_mut().zip(parts) {
             if bytes == 0 {
                 continue;
             }
             let owner = self.tables.owner();
-            let large = Size::Page2M.bytes() / PAGE_SIZE;
-            let part: Frames<Ram> = frames.allocate(owner, bytes / PAGE_SIZE, large)?;
+            let part = allocate_aligned(frames, owner, bytes, largest)?;
             let at = layout::RAM.wrapping_add(start.as_u64());
             self.map(at, &part, Size::Page2M)?;
             let zero = zeroing(&part, at);
@@ -324,7 +325,7 @@ impl Compartment {
         let first = (at.as_u64() - start.as_u64()) / PAGE_SIZE;
         let clean = part.part(first, bytes / PAGE_SIZE).ok_or(PagingError::OutOfRange)?;
         let nested = NestedSpace::<F>::new(&self.tables, 1).ok_or(PagingError::OutOfTables)?;
-        Ok(self.with_tables(|tables| nested.map(tables, at, clean, Size::Page1G))?)
+        Ok(self.with_tables(|tables| nested.map(tables, at, clean, ram.largest))?)
     }
 
     /// Gives the guest pages for the processor's own use, zeroed.
@@ -376,6 +377,8 @@ impl Compartment {
 /// The RAM of a guest: frames and where they begin in its physical memory.
 #[derive(Debug)]
 pub struct GuestRam {
+    /// The largest page that the processor takes in nested tables.
+    largest: Size,
     parts: [Option<(Gpa, Clean<Ram>)>; 2],
 }
 
@@ -384,6 +387,23 @@ impl GuestRam {
     pub fn parts(&self) -> impl Iterator<Item = &(Gpa, Clean<Ram>)> {
         self.parts.iter().flatten()
     }
+}
+
+/// Frames for RAM, placed so that the largest pages fit, if there is room so.
+fn allocate_aligned(
+    frames: &mut FrameTable<'_>,
+    owner: GuestId,
+    bytes: u64,
+    largest: Size,
+) -> Result<Frames<Ram>, FrameError> {
+    let count = bytes / PAGE_SIZE;
+    let aligned = |frames: &mut FrameTable<'_>, size: Size| frames.allocate(owner, count, size.bytes() / PAGE_SIZE);
+    if largest.bytes() <= bytes
+        && let Ok(found) = aligned(frames, largest)
+    {
+        return Ok(found);
+    }
+    aligned(frames, Size::Page2M)
 }
 
 const FRESH_BYTES: u64 = 64;

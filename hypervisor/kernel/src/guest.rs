@@ -19,7 +19,7 @@ use bulkhead_hw::compartment::{BuildError, Compartment, GuestRam};
 use bulkhead_hw::cpu;
 use bulkhead_hw::ram::WindowRam;
 use bulkhead_hw::xstate::ExtendedState;
-use bulkhead_paging::Ept;
+use bulkhead_paging::{Ept, Size};
 use bulkhead_types::manifest::{self, MAX_GUESTS};
 use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
 use bulkhead_vmx::{Resources, VmxVcpu};
@@ -241,7 +241,8 @@ fn start(
     compartment: &mut Compartment,
 ) -> Result<(VmxGuest, Local), StartError> {
     let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
-    let (mut memory, ram) = compartment.add_ram::<Ept>(&mut frames, config.memory, config.lazy)?;
+    let largest = if facts.capabilities.ept_1g() { Size::Page1G } else { Size::Page2M };
+    let (mut memory, ram) = compartment.add_ram::<Ept>(&mut frames, config.memory, config.lazy, largest)?;
     let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(&mut frames)?;
     let mut images = Images { facts, id, used: 0, compartment, frames: &mut frames };
     let kernel = images.add(config.kernel)?;

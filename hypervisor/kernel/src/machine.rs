@@ -134,10 +134,19 @@ pub fn slot(id: GuestId) -> Option<&'static Slot> {
     SLOTS.get(usize::from(id.number()).checked_sub(1)?)
 }
 
-/// The processor's CPUID.
+/// The processor's CPUID, without the instructions that it does not let guests have.
 pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    const INVPCID: u32 = 1 << 10;
+    const RDTSCP: u32 = 1 << 27;
     let result = bulkhead_hw::cpu::cpuid(leaf, subleaf);
-    CpuidResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
+    let mut result = CpuidResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx };
+    let allows = |allowed: fn(&Capabilities) -> bool| FACTS.get().is_some_and(|facts| allowed(&facts.capabilities));
+    match leaf {
+        7 if !allows(Capabilities::invpcid) => result.ebx &= !INVPCID,
+        0x8000_0001 if !allows(Capabilities::rdtscp) => result.edx &= !RDTSCP,
+        _ => {}
+    }
+    result
 }
 
 /// A host that can be asked, but runs no guest: for what is found once.

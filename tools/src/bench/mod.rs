@@ -1,7 +1,7 @@
 //! `hv bench`: what exits and a Linux boot cost, in ticks.
 
-mod boot;
-mod exits;
+pub mod boot;
+pub mod exits;
 
 use crate::emulator::{self, Kind, On};
 use crate::failure::{Failure, Outcome};
@@ -39,14 +39,18 @@ enum What {
 
 /// One number.
 #[derive(Clone, Debug, PartialEq)]
-struct Measured {
-    name: String,
-    value: f64,
-    unit: &'static str,
+pub struct Measured {
+    /// What was measured.
+    pub name: String,
+    /// How much it was.
+    pub value: f64,
+    /// Of what: `ticks` or `ratio`.
+    pub unit: &'static str,
 }
 
 impl Measured {
-    fn ticks(name: impl Into<String>, ticks: u64) -> Self {
+    /// A number of ticks.
+    pub fn ticks(name: impl Into<String>, ticks: u64) -> Self {
         Self { name: name.into(), value: ticks as f64, unit: "ticks" }
     }
 }
@@ -72,7 +76,8 @@ pub fn bench(args: &BenchArgs) -> Outcome<u8> {
     Ok(crate::failure::OK)
 }
 
-fn show(title: &str, measured: &[Measured]) {
+/// Prints the numbers.
+pub fn show(title: &str, measured: &[Measured]) {
     println!("{title}");
     for Measured { name, value, unit } in measured {
         match *unit {

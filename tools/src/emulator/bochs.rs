@@ -30,6 +30,8 @@ pub fn command(spec: &Spec, folder: &RunFolder, serial_port: u16) -> Outcome<Com
 fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
     let cpu = spec.cpu.as_deref().unwrap_or(CPU);
     let memory = spec.memory;
+    // Bochs takes no more of the host; beyond that it keeps guest memory in a file.
+    let host = memory.min(2048);
     let boot = match &spec.medium {
         Medium::Disk { path, cylinders } => format!(
             "ata0-master: type=disk, mode=volatile, path=\"{}\", cylinders={cylinders}, heads={HEADS}, spt={TRACK}\n\
@@ -48,7 +50,7 @@ fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
          vgaromimage: file={SHARE}/VGABIOS-lgpl-latest\n\
          cpu: model={cpu}, count=1, ips={IPS}, reset_on_triple_fault=0\n\
          clock: sync=none, time0=1700000000\n\
-         memory: guest={memory}, host={memory}\n\
+         memory: guest={memory}, host={host}\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          {boot}\
          com1: enabled=1, mode=socket-client, dev=127.0.0.1:{serial_port}\n\

@@ -72,6 +72,8 @@ pub enum ImageRef {
     File(std::path::PathBuf),
     /// `@debian`: the kernel of Debian's cloud image package.
     Debian,
+    /// `@debian-elf`: the same kernel unpacked, which is started by PVH.
+    DebianElf,
     /// `@busybox`: an initial RAM disk with busybox.
     Busybox,
     /// `@suite/NAME`: a guest of the suite in `guests/`.
@@ -85,10 +87,13 @@ impl ImageRef {
             None if text.is_empty() => Err("a file name is empty".to_owned()),
             None => Ok(Self::File(folder.join(text))),
             Some("debian") => Ok(Self::Debian),
+            Some("debian-elf") => Ok(Self::DebianElf),
             Some("busybox") => Ok(Self::Busybox),
             Some(other) => match other.strip_prefix("suite/") {
                 Some(name) if !name.is_empty() => Ok(Self::Suite(name.to_owned())),
-                _ => Err(format!("there is no image @{other}: there are @debian, @busybox and @suite/NAME")),
+                _ => {
+                    Err(format!("there is no image @{other}: there are @debian, @debian-elf, @busybox and @suite/NAME"))
+                }
             },
         }
     }

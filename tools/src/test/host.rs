@@ -1,7 +1,7 @@
 //! What needs no machine: format, lints, and the crates' own tests on the host.
 
 use super::tally::{Tally, Verdict};
-use crate::cargo::{cargo, hypervisor_command};
+use crate::cargo::{QUIET, cargo, hypervisor_command};
 use crate::workspace::Workspace;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -17,12 +17,11 @@ pub fn run(workspace: &Workspace, quick: bool, tally: &mut Tally) {
         let mut clippy = hypervisor_command(workspace, "clippy");
         check(tally, "clippy of the image", "cargo-clippy", clippy.args(["--", "-D", "warnings"]));
     }
-    let mut libraries = cargo(workspace);
-    libraries.args(["test", "--no-fail-fast"]);
-    cargo_test(tally, "host tests", &mut libraries, false);
-    let mut architecture = cargo(workspace);
-    architecture.args(["test", "-p", "bulkhead-tests", "--no-fail-fast", "--", "--nocapture"]);
-    cargo_test(tally, "architecture tests", &mut architecture, true);
+    // Built first, since what makes the build quiet would take the names of the tests away too.
+    let mut build = cargo(workspace);
+    check(tally, "host tests build", "cargo", build.args(["test", "--no-run"]));
+    cargo_test(tally, cargo(workspace).args(["test", "--no-fail-fast"]));
+    show_measures(cargo(workspace).args(["test", "-p", "bulkhead-tests", "--", "--nocapture", "--test-threads=1"]));
 }
 
 /// A command that passes if it ends well; skipped if its program is not there.
@@ -43,37 +42,41 @@ fn check(tally: &mut Tally, name: &str, program: &str, command: &mut Command) {
     tally.note(name, verdict, start.elapsed());
 }
 
-/// Runs a `cargo test` and counts each test of it. With `shown`, what the tests print is shown.
-fn cargo_test(tally: &mut Tally, name: &str, command: &mut Command, shown: bool) {
+/// Runs a `cargo test` and counts each test of it.
+fn cargo_test(tally: &mut Tally, command: &mut Command) {
     let start = Instant::now();
-    let child = command.stdout(Stdio::piped()).spawn();
-    let mut child = match child {
+    let mut child = match command.env_remove(QUIET).stdout(Stdio::piped()).spawn() {
         Ok(child) => child,
-        Err(e) => return tally.note(name, Verdict::Failed(e.to_string()), start.elapsed()),
+        Err(e) => return tally.note("host tests", Verdict::Failed(e.to_string()), start.elapsed()),
     };
     let mut counted = Counted::default();
     let mut all = Vec::new();
     for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()).map_while(Result::ok) {
         counted.line(&line);
-        if shown && !is_noise(&line) {
-            println!("{line}");
-        }
         all.push(line);
     }
     let well = child.wait().is_ok_and(|status| status.success());
     if !well {
         all.iter().filter(|line| !is_noise(line)).for_each(|line| println!("{line}"));
         if counted.failed.is_empty() {
-            counted.failed.push(format!("{name} (cargo test did not end well)"));
+            counted.failed.push("host tests (cargo test did not end well)".to_owned());
         }
     }
-    println!(
-        "{name}: {} passed, {} failed in {:.1} s",
-        counted.passed,
-        counted.failed.len(),
-        start.elapsed().as_secs_f64()
-    );
+    let (passed, failed) = (counted.passed, counted.failed.len());
+    println!("host tests: {passed} passed, {failed} failed in {:.1} s", start.elapsed().as_secs_f64());
     tally.add(counted.passed, counted.failed, counted.ignored);
+}
+
+/// Shows what tests print that measure the tree: they have been counted already.
+fn show_measures(command: &mut Command) {
+    let Ok(output) = command.env_remove(QUIET).stderr(Stdio::null()).output() else { return };
+    let text = String::from_utf8_lossy(&output.stdout);
+    // The first line that a test prints follows its name.
+    let lines = text.lines().map(|line| match line.strip_prefix("test ").and_then(|l| l.split_once(" ... ")) {
+        Some((_, said)) => said,
+        None => line,
+    });
+    lines.filter(|line| !is_noise(line) && !matches!(line.trim(), "ok" | "FAILED")).for_each(|line| println!("{line}"));
 }
 
 fn is_noise(line: &str) -> bool {

@@ -4,6 +4,7 @@
 //! `N passed, N failed`.
 
 mod boots;
+mod budgets;
 mod cases;
 mod command;
 mod host;
@@ -78,6 +79,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         let verdict = command::run(workspace, call)?;
         tally.note(&format!("command: {}", call.name), verdict, start.elapsed());
     }
+    budgets::run(workspace, kind, args, tally)?;
     boots::run(workspace, args, tally);
     if tally.is_empty() {
         return Err(Failure::usage("no test has that in its name").hint("leave --filter out to see all names"));
