@@ -13,18 +13,12 @@ use crate::msr::Refusal;
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Vector};
 use bulkhead_devices::layout::ram_ranges;
 use bulkhead_emulate::{Hint, Outcome, Stop, StringIo};
-use bulkhead_paging::guest::PagingState;
+use bulkhead_paging::guest::{PagingState, error};
 use bulkhead_types::{Gpa, GuestMemory, Gva};
 
 /// What a hypercall answers that is not offered, or not to this privilege level (as KVM has it: -ENOSYS is 1000).
 const NO_SUCH_CALL: u64 = 1000_u64.wrapping_neg();
 const NOT_PERMITTED: u64 = 1_u64.wrapping_neg();
-/// Page-fault error code: present, write, user, reserved bit, instruction fetch. SDM vol. 3A 4.7 "Page-Fault Exceptions".
-const FAULT_PRESENT: u32 = 1 << 0;
-const FAULT_WRITE: u32 = 1 << 1;
-const FAULT_USER: u32 = 1 << 2;
-const FAULT_RESERVED: u32 = 1 << 3;
-const FAULT_FETCH: u32 = 1 << 4;
 
 /// The entries that PAE paging caches.
 const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3];
@@ -32,8 +26,8 @@ const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdp
 impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     /// Acts on an exit: the guest goes on, or ends.
     ///
-    /// What takes more than a few instructions has a function of its own, which is not inlined: no kind of exit pays for
-    /// the stack and the registers that another one needs.
+    /// What takes more has a function of its own, which is not inlined: no kind of exit pays for the stack and the
+    /// registers that another one needs.
     #[inline]
     pub(crate) fn act(&mut self, exit: &Exit, host: &mut impl Host) -> Result<(), End> {
         match *exit {
@@ -51,14 +45,29 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             Exit::Io(ref access) if access.string => self.string_port(access, host),
             Exit::Io(ref access) if access.write => self.write_port(access, host),
             Exit::Io(ref access) => self.read_port(access, host),
-            Exit::ReadMsr => self.rdmsr(host),
-            Exit::WriteMsr => self.wrmsr(host),
+            Exit::ReadMsr => self.rdmsr(host).or_else(|refusal| self.refuse(refusal)),
+            Exit::WriteMsr => self.wrmsr(host).or_else(|refusal| self.refuse(refusal)),
             Exit::Nested(ref fault) => self.nested(fault, host),
-            Exit::Halt => self.halt(),
+            Exit::Halt => {
+                self.halted = true;
+                self.machine.unsettle();
+                Ok(self.vcpu.skip_instruction()?)
+            }
             Exit::Hypercall => self.hypercall(),
-            Exit::WriteCr { number, from } => self.write_cr(number, from),
-            Exit::ReadCr { to, .. } => self.read_cr8(to),
-            Exit::Lmsw { value } => self.lmsw(value),
+            Exit::WriteCr { number, from } => {
+                let value = self.vcpu.gpr(from)?;
+                self.write_control(number, value)
+            }
+            Exit::ReadCr { to, .. } => {
+                let value = u64::from(self.machine.interrupts().cr8());
+                self.vcpu.set_gpr(to, value)?;
+                Ok(self.vcpu.skip_instruction()?)
+            }
+            Exit::Lmsw { value } => {
+                // LMSW sets PE but does not clear it (SDM vol. 2A "LMSW").
+                let old = self.vcpu.read(Register::Cr0)?;
+                self.write_control(0, (old & !0xE) | u64::from(value & 0xF))
+            }
             Exit::Xsetbv => self.xsetbv(host),
             // Guest memory is write-back and coherent with all that the guest can reach: nothing to flush.
             Exit::CacheFlush => Ok(self.vcpu.skip_instruction()?),
@@ -71,7 +80,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     /// Makes an exception due, together with what was being delivered when it came.
-    #[inline(never)]
     fn raise(&mut self, vector: Vector, error: Option<u32>) -> Result<(), End> {
         let event = Event::Exception { vector, error };
         let combined = match self.due.take() {
@@ -99,13 +107,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into())?;
         self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into())?;
         self.vcpu.set_gpr(Gpr::Rdx, answer.edx.into())?;
-        Ok(self.vcpu.skip_instruction()?)
-    }
-
-    #[inline(never)]
-    fn halt(&mut self) -> Result<(), End> {
-        self.halted = true;
-        self.machine.unsettle();
         Ok(self.vcpu.skip_instruction()?)
     }
 
@@ -145,30 +146,24 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     #[inline(never)]
-    fn rdmsr(&mut self, host: &impl Host) -> Result<(), End> {
+    fn rdmsr(&mut self, host: &impl Host) -> Result<(), Refusal> {
         let index = low(self.vcpu.gpr(Gpr::Rcx)?);
-        match self.read_msr(index, host) {
-            Ok(value) => {
-                self.vcpu.set_gpr(Gpr::Rax, value & 0xFFFF_FFFF)?;
-                self.vcpu.set_gpr(Gpr::Rdx, value >> 32)?;
-                Ok(self.vcpu.skip_instruction()?)
-            }
-            Err(refusal) => self.refuse_msr(refusal),
-        }
+        let value = self.read_msr(index, host)?;
+        self.vcpu.set_gpr(Gpr::Rax, value & 0xFFFF_FFFF)?;
+        self.vcpu.set_gpr(Gpr::Rdx, value >> 32)?;
+        Ok(self.vcpu.skip_instruction()?)
     }
 
     #[inline(never)]
-    fn wrmsr(&mut self, host: &impl Host) -> Result<(), End> {
+    fn wrmsr(&mut self, host: &impl Host) -> Result<(), Refusal> {
         let [index, low, high] =
             [self.vcpu.gpr(Gpr::Rcx)?, self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rdx)?].map(low);
-        match self.write_msr(index, u64::from(high) << 32 | u64::from(low), host) {
-            Ok(()) => Ok(self.vcpu.skip_instruction()?),
-            Err(refusal) => self.refuse_msr(refusal),
-        }
+        self.write_msr(index, u64::from(high) << 32 | u64::from(low), host)?;
+        Ok(self.vcpu.skip_instruction()?)
     }
 
     #[cold]
-    fn refuse_msr(&mut self, refusal: Refusal) -> Result<(), End> {
+    fn refuse(&mut self, refusal: Refusal) -> Result<(), End> {
         match refusal {
             Refusal::Backend(error) => return Err(error.into()),
             Refusal::Unknown => self.counters.unknown_msr = self.counters.unknown_msr.wrapping_add(1),
@@ -186,7 +181,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         Ok(self.vcpu.skip_instruction()?)
     }
 
-    #[inline(never)]
     fn xsetbv(&mut self, host: &mut impl Host) -> Result<(), End> {
         let [index, low, high] = [Gpr::Rcx, Gpr::Rax, Gpr::Rdx].map(|gpr| self.vcpu.gpr(gpr));
         let value = high? << 32 | low? & 0xFFFF_FFFF;
@@ -200,26 +194,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 Ok(())
             }
         }
-    }
-
-    #[inline(never)]
-    fn write_cr(&mut self, number: u8, from: Gpr) -> Result<(), End> {
-        let value = self.vcpu.gpr(from)?;
-        self.write_control(number, value)
-    }
-
-    #[inline(never)]
-    fn read_cr8(&mut self, to: Gpr) -> Result<(), End> {
-        let value = u64::from(self.machine.interrupts().cr8());
-        self.vcpu.set_gpr(to, value)?;
-        Ok(self.vcpu.skip_instruction()?)
-    }
-
-    #[inline(never)]
-    fn lmsw(&mut self, value: u16) -> Result<(), End> {
-        // LMSW sets PE but does not clear it (SDM vol. 2A "LMSW").
-        let old = self.vcpu.read(Register::Cr0)?;
-        self.write_control(0, (old & !0xE) | u64::from(value & 0xF))
     }
 
     fn write_control(&mut self, number: u8, value: u64) -> Result<(), End> {
@@ -271,7 +245,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     /// Gives back an exception that was intercepted so that it can not recur without end inside one instruction.
-    #[inline(never)]
     fn reflect(&mut self, vector: Vector, error: Option<u32>, debug_status: u64) -> Result<(), End> {
         if vector == Vector::DB {
             // The processor leaves DR6 and DR7.GD to whoever intercepts. SDM vol. 3C 28.1 "Architectural State before a
@@ -325,12 +298,12 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     #[cold]
     fn walk_leaves_ram(&mut self, fault: &NestedFault) -> Result<(), End> {
         let user = self.vcpu.privilege()? == 3;
-        let mut error = FAULT_PRESENT | FAULT_RESERVED;
-        for (holds, bit) in [(fault.write, FAULT_WRITE), (fault.execute, FAULT_FETCH), (user, FAULT_USER)] {
-            error |= if holds { bit } else { 0 };
+        let mut code = error::PRESENT | error::RESERVED;
+        for (holds, bit) in [(fault.write, error::WRITE), (fault.execute, error::FETCH), (user, error::USER)] {
+            code |= if holds { bit } else { 0 };
         }
         self.vcpu.write(Register::Cr2, fault.gva.unwrap_or(Gva::new(0)).as_u64())?;
-        self.raise(Vector::PF, Some(error))
+        self.raise(Vector::PF, Some(code))
     }
 
     fn is_ram(&self, gpa: Gpa) -> bool {

@@ -166,9 +166,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             // By reference from here on: a payload is long to move.
             let exit = self.vcpu.run();
             let exit = exit.as_ref().map_err(|&error| error)?;
-            if let Some(event) = self.vcpu.take_interrupted() {
-                self.due = Some(event);
-            }
+            self.due = self.vcpu.take_interrupted();
             self.counters.count(exit);
             self.act(exit, host)?;
         }

@@ -120,16 +120,10 @@ impl<'a, C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'a, C, M, B> 
         if bytes <= room {
             return Ok(Place { first, second: None, width });
         }
-        let second = self.translate_next(segment, gva, write)?;
-        Ok(Place { first, second: Some((second, room)), width })
-    }
-
-    /// Translates the start of the page behind that of `gva`.
-    #[cold]
-    fn translate_next(&mut self, segment: SegmentName, gva: Gva, write: bool) -> Step<Gpa, C> {
         let next = gva.align_down(PAGE_SIZE).wrapping_add(PAGE_SIZE);
         let next = if self.bits == 64 { next } else { Gva::new(next.as_u64() & 0xFFFF_FFFF) };
-        self.translate(segment, next, write)
+        let second = self.translate(segment, next, write)?;
+        Ok(Place { first, second: Some((second, room)), width })
     }
 
     fn translate(&mut self, segment: SegmentName, gva: Gva, write: bool) -> Step<Gpa, C> {
@@ -164,21 +158,14 @@ impl<'a, C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'a, C, M, B> 
 
     /// Reads a place, once.
     pub fn read(&mut self, place: Place) -> u64 {
-        if let Some((second, split)) = place.second {
-            return self.read_across(place, second, split);
-        }
         let mut bytes = [0; 8];
         let into = bytes.get_mut(..place.width.bytes()).unwrap_or_default();
-        if self.memory.read(place.first, into).is_err() {
-            return self.bus.mmio_read(place.first, place.width) & place.width.mask();
-        }
-        u64::from_le_bytes(bytes)
-    }
-
-    #[cold]
-    fn read_across(&mut self, place: Place, second: Gpa, split: usize) -> u64 {
-        let mut bytes = [0; 8];
-        let into = bytes.get_mut(..place.width.bytes()).unwrap_or_default();
+        let Some((second, split)) = place.second else {
+            if self.memory.read(place.first, into).is_err() {
+                return self.bus.mmio_read(place.first, place.width) & place.width.mask();
+            }
+            return u64::from_le_bytes(bytes);
+        };
         let (head, tail) = into.split_at_mut_checked(split).unwrap_or_default();
         self.read_part(place.first, head);
         self.read_part(second, tail);
@@ -187,20 +174,14 @@ impl<'a, C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'a, C, M, B> 
 
     /// Writes a place, once.
     pub fn write(&mut self, place: Place, value: u64) {
-        if let Some((second, split)) = place.second {
-            return self.write_across(place, second, split, value);
-        }
         let bytes = value.to_le_bytes();
         let from = bytes.get(..place.width.bytes()).unwrap_or_default();
-        if self.memory.write(place.first, from).is_err() {
-            self.bus.mmio_write(place.first, place.width, value & place.width.mask());
-        }
-    }
-
-    #[cold]
-    fn write_across(&mut self, place: Place, second: Gpa, split: usize, value: u64) {
-        let bytes = value.to_le_bytes();
-        let from = bytes.get(..place.width.bytes()).unwrap_or_default();
+        let Some((second, split)) = place.second else {
+            if self.memory.write(place.first, from).is_err() {
+                self.bus.mmio_write(place.first, place.width, value & place.width.mask());
+            }
+            return;
+        };
         let (head, tail) = from.split_at_checked(split).unwrap_or_default();
         self.write_part(place.first, head);
         self.write_part(second, tail);
