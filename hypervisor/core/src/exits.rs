@@ -13,26 +13,24 @@ use crate::msr::Refusal;
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Vector};
 use bulkhead_devices::layout::ram_ranges;
 use bulkhead_emulate::{Hint, Outcome, Stop, StringIo};
-use bulkhead_paging::guest::PagingState;
+use bulkhead_paging::guest::{PagingState, error};
 use bulkhead_types::{Gpa, GuestMemory, Gva};
 
 /// What a hypercall answers that is not offered, or not to this privilege level (as KVM has it: -ENOSYS is 1000).
 const NO_SUCH_CALL: u64 = 1000_u64.wrapping_neg();
 const NOT_PERMITTED: u64 = 1_u64.wrapping_neg();
-/// Page-fault error code: present, write, user, reserved bit, instruction fetch. SDM vol. 3A 4.7 "Page-Fault Exceptions".
-const FAULT_PRESENT: u32 = 1 << 0;
-const FAULT_WRITE: u32 = 1 << 1;
-const FAULT_USER: u32 = 1 << 2;
-const FAULT_RESERVED: u32 = 1 << 3;
-const FAULT_FETCH: u32 = 1 << 4;
 
 /// The entries that PAE paging caches.
 const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3];
 
 impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     /// Acts on an exit: the guest goes on, or ends.
-    pub(crate) fn act(&mut self, exit: Exit, host: &mut impl Host) -> Result<(), End> {
-        match exit {
+    ///
+    /// What takes more has a function of its own, which is not inlined: no kind of exit pays for the stack and the
+    /// registers that another one needs.
+    #[inline]
+    pub(crate) fn act(&mut self, exit: &Exit, host: &mut impl Host) -> Result<(), End> {
+        match *exit {
             Exit::Timer => Ok(()),
             Exit::Host => {
                 self.preempted = true;
@@ -43,15 +41,19 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 self.machine.unsettle();
                 Ok(())
             }
-            Exit::Cpuid => Ok(self.cpuid(host)?),
-            Exit::Io(access) => self.port(access, host),
-            Exit::ReadMsr | Exit::WriteMsr => Ok(self.msr(exit == Exit::WriteMsr, host)?),
-            Exit::Nested(fault) => self.nested(fault, host),
+            Exit::Cpuid => self.cpuid(host),
+            Exit::Io(ref access) if access.string => self.string_port(access, host),
+            Exit::Io(ref access) if access.write => self.write_port(access, host),
+            Exit::Io(ref access) => self.read_port(access, host),
+            Exit::ReadMsr => self.rdmsr(host).or_else(|refusal| self.refuse(refusal)),
+            Exit::WriteMsr => self.wrmsr(host).or_else(|refusal| self.refuse(refusal)),
+            Exit::Nested(ref fault) => self.nested(fault, host),
             Exit::Halt => {
                 self.halted = true;
+                self.machine.unsettle();
                 Ok(self.vcpu.skip_instruction()?)
             }
-            Exit::Hypercall => Ok(self.hypercall()?),
+            Exit::Hypercall => self.hypercall(),
             Exit::WriteCr { number, from } => {
                 let value = self.vcpu.gpr(from)?;
                 self.write_control(number, value)
@@ -66,7 +68,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 let old = self.vcpu.read(Register::Cr0)?;
                 self.write_control(0, (old & !0xE) | u64::from(value & 0xF))
             }
-            Exit::Xsetbv => Ok(self.xsetbv(host)?),
+            Exit::Xsetbv => self.xsetbv(host),
             // Guest memory is write-back and coherent with all that the guest can reach: nothing to flush.
             Exit::CacheFlush => Ok(self.vcpu.skip_instruction()?),
             Exit::Undefined => self.raise(Vector::UD, None),
@@ -93,7 +95,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         }
     }
 
-    fn cpuid(&mut self, host: &impl Host) -> Result<(), BackendError> {
+    #[inline(never)]
+    fn cpuid(&mut self, host: &impl Host) -> Result<(), End> {
         let [leaf, subleaf] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rcx)?].map(low);
         let mut answer = cpuid::answer(leaf, subleaf, self.limits.tsc, |leaf, subleaf| host.cpuid(leaf, subleaf));
         if leaf == cpuid::FEATURES {
@@ -104,75 +107,87 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into())?;
         self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into())?;
         self.vcpu.set_gpr(Gpr::Rdx, answer.edx.into())?;
-        self.vcpu.skip_instruction()
+        Ok(self.vcpu.skip_instruction()?)
     }
 
-    fn port(&mut self, access: IoAccess, host: &mut impl Host) -> Result<(), End> {
+    #[inline(never)]
+    fn read_port(&mut self, access: &IoAccess, host: &impl Host) -> Result<(), End> {
         let now = self.time(host.tsc());
         let mask = access.width.mask();
-        if access.string {
-            self.string_port(access, host)?;
-        } else if access.write {
-            let value = low(self.vcpu.gpr(Gpr::Rax)? & mask);
-            self.machine.port_write(access.port, access.width, value, now);
-            self.vcpu.skip_instruction()?;
-        } else {
-            let value = u64::from(self.machine.port_read(access.port, access.width, now)) & mask;
-            // A 32-bit result clears the upper half, a narrower one keeps the rest.
-            let kept = if mask == 0xFFFF_FFFF { 0 } else { self.vcpu.gpr(Gpr::Rax)? & !mask };
-            self.vcpu.set_gpr(Gpr::Rax, kept | value)?;
-            self.vcpu.skip_instruction()?;
-        }
+        let value = u64::from(self.machine.port_read(access.port, access.width, now)) & mask;
+        // A 32-bit result clears the upper half, a narrower one keeps the rest.
+        let kept = if mask == 0xFFFF_FFFF { 0 } else { self.vcpu.gpr(Gpr::Rax)? & !mask };
+        self.vcpu.set_gpr(Gpr::Rax, kept | value)?;
+        Ok(self.vcpu.skip_instruction()?)
+    }
+
+    #[inline(never)]
+    fn write_port(&mut self, access: &IoAccess, host: &mut impl Host) -> Result<(), End> {
+        let now = self.time(host.tsc());
+        let value = low(self.vcpu.gpr(Gpr::Rax)? & access.width.mask());
+        self.machine.port_write(access.port, access.width, value, now);
+        self.vcpu.skip_instruction()?;
         self.drain_console(host);
         self.take_request()
     }
 
-    fn string_port(&mut self, access: IoAccess, host: &mut impl Host) -> Result<(), End> {
-        let IoAccess { port, width, write, repeat, segment, address_bytes, .. } = access;
+    #[inline(never)]
+    fn string_port(&mut self, access: &IoAccess, host: &mut impl Host) -> Result<(), End> {
+        let IoAccess { port, width, write, repeat, segment, address_bytes, .. } = *access;
         let access = StringIo { port, width, write, repeat, segment, address_bytes };
         let now = self.time(host.tsc());
         let physical_bits = self.limits.address_bits;
         let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
         let mut wires = Wires { machine: &mut self.machine, now };
         let result = bulkhead_emulate::string_io(&mut registers, &mut self.memory, &mut wires, access);
-        self.finish(result)
+        self.finish(result)?;
+        self.drain_console(host);
+        self.take_request()
     }
 
-    fn msr(&mut self, write: bool, host: &impl Host) -> Result<(), BackendError> {
+    #[inline(never)]
+    fn rdmsr(&mut self, host: &impl Host) -> Result<(), Refusal> {
         let index = low(self.vcpu.gpr(Gpr::Rcx)?);
-        let result = if write {
-            let [low, high] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rdx)?];
-            self.write_msr(index, high << 32 | low & 0xFFFF_FFFF, host)
-        } else {
-            self.read_msr(index, host).and_then(|value| {
-                self.vcpu.set_gpr(Gpr::Rax, value & 0xFFFF_FFFF)?;
-                Ok(self.vcpu.set_gpr(Gpr::Rdx, value >> 32)?)
-            })
-        };
-        match result {
-            Ok(()) => return self.vcpu.skip_instruction(),
-            Err(Refusal::Backend(error)) => return Err(error),
-            Err(Refusal::Unknown) => self.counters.unknown_msr = self.counters.unknown_msr.wrapping_add(1),
-            Err(Refusal::Illegal) => {}
+        let value = self.read_msr(index, host)?;
+        self.vcpu.set_gpr(Gpr::Rax, value & 0xFFFF_FFFF)?;
+        self.vcpu.set_gpr(Gpr::Rdx, value >> 32)?;
+        Ok(self.vcpu.skip_instruction()?)
+    }
+
+    #[inline(never)]
+    fn wrmsr(&mut self, host: &impl Host) -> Result<(), Refusal> {
+        let [index, low, high] =
+            [self.vcpu.gpr(Gpr::Rcx)?, self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rdx)?].map(low);
+        self.write_msr(index, u64::from(high) << 32 | u64::from(low), host)?;
+        Ok(self.vcpu.skip_instruction()?)
+    }
+
+    #[cold]
+    fn refuse(&mut self, refusal: Refusal) -> Result<(), End> {
+        match refusal {
+            Refusal::Backend(error) => return Err(error.into()),
+            Refusal::Unknown => self.counters.unknown_msr = self.counters.unknown_msr.wrapping_add(1),
+            Refusal::Illegal => {}
         }
         // No event is being delivered at an instruction's exit.
         self.due = Some(Event::GP);
         Ok(())
     }
 
-    fn hypercall(&mut self) -> Result<(), BackendError> {
+    #[inline(never)]
+    fn hypercall(&mut self) -> Result<(), End> {
         let user = self.vcpu.privilege()? == 3;
         self.vcpu.set_gpr(Gpr::Rax, if user { NOT_PERMITTED } else { NO_SUCH_CALL })?;
-        self.vcpu.skip_instruction()
+        Ok(self.vcpu.skip_instruction()?)
     }
 
-    fn xsetbv(&mut self, host: &mut impl Host) -> Result<(), BackendError> {
+    fn xsetbv(&mut self, host: &mut impl Host) -> Result<(), End> {
         let [index, low, high] = [Gpr::Rcx, Gpr::Rax, Gpr::Rdx].map(|gpr| self.vcpu.gpr(gpr));
         let value = high? << 32 | low? & 0xFFFF_FFFF;
         match check_xcr0(value, self.limits.xcr0) {
             Ok(xcr0) if index? & 0xFFFF_FFFF == 0 => {
                 host.set_xcr0(xcr0.bits());
-                self.vcpu.skip_instruction()
+                Ok(self.vcpu.skip_instruction()?)
             }
             _ => {
                 self.due = Some(Event::GP);
@@ -243,7 +258,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         self.raise(vector, error)
     }
 
-    fn nested(&mut self, fault: NestedFault, host: &mut impl Host) -> Result<(), End> {
+    #[inline(never)]
+    fn nested(&mut self, fault: &NestedFault, host: &mut impl Host) -> Result<(), End> {
         if fault.malformed {
             return Err(End::Killed(Reason::NestedTables));
         }
@@ -252,7 +268,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             return if host.populate(fault.gpa) { Ok(()) } else { Err(End::Killed(Reason::NestedTables)) };
         }
         if fault.table_walk {
-            return self.walk_leaves_ram(&fault);
+            return self.walk_leaves_ram(fault);
         }
         if fault.execute {
             // Nothing answers a fetch: all ones, which no processor knows as an instruction.
@@ -261,6 +277,12 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         if self.due.is_some() {
             return Err(End::Killed(Reason::Delivery));
         }
+        self.emulate(fault, host)
+    }
+
+    /// Carries out the instruction that touched a device.
+    #[inline(never)]
+    fn emulate(&mut self, fault: &NestedFault, host: &impl Host) -> Result<(), End> {
         let hint = fault.gva.map(|gva| Hint { gva, gpa: fault.gpa, write: fault.write });
         let now = self.time(host.tsc());
         let physical_bits = self.limits.address_bits;
@@ -273,14 +295,15 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     /// The guest's page tables lead outside its RAM, where all entries read as ones: a reserved bit is set.
+    #[cold]
     fn walk_leaves_ram(&mut self, fault: &NestedFault) -> Result<(), End> {
         let user = self.vcpu.privilege()? == 3;
-        let mut error = FAULT_PRESENT | FAULT_RESERVED;
-        for (holds, bit) in [(fault.write, FAULT_WRITE), (fault.execute, FAULT_FETCH), (user, FAULT_USER)] {
-            error |= if holds { bit } else { 0 };
+        let mut code = error::PRESENT | error::RESERVED;
+        for (holds, bit) in [(fault.write, error::WRITE), (fault.execute, error::FETCH), (user, error::USER)] {
+            code |= if holds { bit } else { 0 };
         }
         self.vcpu.write(Register::Cr2, fault.gva.unwrap_or(Gva::new(0)).as_u64())?;
-        self.raise(Vector::PF, Some(error))
+        self.raise(Vector::PF, Some(code))
     }
 
     fn is_ram(&self, gpa: Gpa) -> bool {

@@ -148,7 +148,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         let mut next = 0;
         loop {
             let now = host.tsc();
-            if now >= next || self.halted || self.machine.has_changed() {
+            if now >= next || self.machine.has_changed() {
                 let deadline = self.catch_up(now)?;
                 if self.halted && !self.wake()? {
                     return Ok(Yield::Waiting { until: deadline });
@@ -163,9 +163,11 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 self.vcpu.inject(event)?;
             }
             self.vcpu.set_timer(next.saturating_sub(now))?;
-            let exit = self.vcpu.run()?;
+            // By reference from here on: a payload is long to move.
+            let exit = self.vcpu.run();
+            let exit = exit.as_ref().map_err(|&error| error)?;
             self.due = self.vcpu.take_interrupted();
-            self.counters.count(&exit);
+            self.counters.count(exit);
             self.act(exit, host)?;
         }
     }
@@ -194,6 +196,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     /// Sends the console's output.
+    #[inline(never)]
     pub(crate) fn drain_console(&mut self, host: &mut impl Host) {
         while let Some(byte) = self.machine.console_output() {
             host.console(byte);

@@ -108,8 +108,15 @@ impl Machine {
 
     /// Reads a port. No port is 64 bits wide: such an access reads 32.
     pub fn port_read(&mut self, port: u16, width: Width, now: Ticks) -> u32 {
+        match width {
+            Width::Byte => self.read_byte(port, now).into(),
+            _ => self.read_wide(port, width, now),
+        }
+    }
+
+    #[inline(never)]
+    fn read_wide(&mut self, port: u16, width: Width, now: Ticks) -> u32 {
         match (port, width) {
-            (_, Width::Byte) => u32::from(self.read_byte(port, now)),
             (layout::ACPI_PM..=PM_END, _) if fits(port, width) => self.read_pm(port, width, now),
             (layout::PCI_CONFIG, Width::Dword) => self.pci.read_address(),
             (PCI_DATA..=PCI_DATA_END, _) if fits(port, width) => self.pci.read_data(low_byte(port - PCI_DATA), width),

@@ -72,6 +72,7 @@ pub struct Machine<'a, C, M: ?Sized, B: ?Sized> {
 
 impl<'a, C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'a, C, M, B> {
     /// Reads what every instruction needs.
+    #[inline(always)]
     pub fn new(cpu: &'a mut C, memory: &'a mut M, bus: &'a mut B, hint: Option<Hint>) -> Result<Self, Stop<C::Error>> {
         let state = cpu.paging().map_err(Stop::Cpu)?;
         let code = cpu.segment(SegmentName::Cs).map_err(Stop::Cpu)?;

@@ -31,10 +31,10 @@ impl WindowRam {
     /// Address of `bytes` bytes from `gpa` on, if they are wholly in one stretch of RAM.
     fn locate(&self, gpa: Gpa, bytes: usize) -> Result<u64, MemoryError> {
         let length = bytes as u64;
-        let inside = self.ranges.iter().any(|range| {
-            gpa.as_u64()
-                .checked_sub(range.start.as_u64())
-                .is_some_and(|offset| offset <= range.bytes && length <= range.bytes - offset)
+        // The first range is the smallest. What lies before a range is, modulo 2^64, far behind it.
+        let inside = self.ranges.iter().rev().any(|range| {
+            let offset = gpa.as_u64().wrapping_sub(range.start.as_u64());
+            range.bytes.checked_sub(length).is_some_and(|last| offset <= last)
         });
         if inside { Ok(self.base.as_u64() + gpa.as_u64()) } else { Err(MemoryError { gpa, bytes }) }
     }

@@ -20,15 +20,14 @@ pub(crate) mod reason {
 }
 
 /// Fields that are read unchecked at an exit, so that a new vCPU reads them checked, once.
-pub(crate) const KNOWN: [u32; 5] = [
+pub(crate) const KNOWN: [u32; 6] = [
     field::EXIT_REASON.encoding(),
     field::EXIT_QUALIFICATION.encoding(),
     field::EXIT_INSTRUCTION_LENGTH.encoding(),
     field::IDT_VECTORING.encoding(),
     field::GUEST_PHYSICAL_ADDRESS.encoding(),
+    field::GUEST_LINEAR_ADDRESS.encoding(),
 ];
-
-// What has a payload is decoded out of line: else every exit pays for moving the largest payload.
 
 /// Decodes the last exit. `string_info` is [`crate::Capabilities::string_info`].
 ///
@@ -125,7 +124,7 @@ fn port_access(qualification: u64) -> IoAccess {
 }
 
 /// Reason 30.
-#[inline(never)]
+#[inline(always)]
 fn port(vmcs: &impl VmcsAccess, string_info: bool) -> Result<Exit, BackendError> {
     let qualification = vmcs.known(field::EXIT_QUALIFICATION);
     if string_info && qualification & 1 << 4 != 0 {
@@ -183,7 +182,7 @@ fn malformed(vmcs: &impl VmcsAccess) -> Result<Exit, BackendError> {
 fn nested(vmcs: &impl VmcsAccess) -> Result<Exit, BackendError> {
     let qualification = vmcs.known(field::EXIT_QUALIFICATION);
     let linear = qualification & 1 << 7 != 0;
-    let gva = if linear { Some(Gva::new(vmcs.get(field::GUEST_LINEAR_ADDRESS)?)) } else { None };
+    let gva = linear.then(|| Gva::new(vmcs.known(field::GUEST_LINEAR_ADDRESS)));
     Ok(Exit::Nested(NestedFault {
         gpa: Gpa::new(vmcs.known(field::GUEST_PHYSICAL_ADDRESS)),
         gva,

@@ -240,6 +240,7 @@ impl<P: Processor> VmxVcpu<P> {
         exit::decode(&self.processor, reason, self.capabilities.string_info)
     }
 
+    #[inline(never)]
     fn settle_exception(&mut self, vectoring: u32) -> Result<(), BackendError> {
         let info = self.processor.get(field::EXIT_INTERRUPTION)?;
         let vector = Vector(u8::try_from(info & 0xFF).unwrap_or(0));
@@ -259,6 +260,7 @@ impl<P: Processor> VmxVcpu<P> {
     /// IRET had ended the blocking of NMIs when it faulted; it will run again. SDM vol. 3C 28.2.3 "Information About NMI
     /// Unblocking Due to IRET".
     #[cold]
+    #[inline(never)]
     fn block_nmis_again(&mut self, vectoring: u32) -> Result<(), BackendError> {
         if vectoring & inject::VALID != 0 {
             return Ok(());
@@ -394,7 +396,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     #[inline]
     fn privilege(&self) -> Result<u8, BackendError> {
         // SS.DPL is the privilege level, in all modes. SDM vol. 3C 25.4.1 "Guest Register State".
-        let [low, ..] = self.processor.get(field::GUEST_SS_ATTRIBUTES)?.to_le_bytes();
+        let [low, ..] = self.processor.known(field::GUEST_SS_ATTRIBUTES).to_le_bytes();
         Ok(low >> 5 & 3)
     }
 
