@@ -26,8 +26,8 @@ const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdp
 impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     /// Acts on an exit: the guest goes on, or ends.
     ///
-    /// What takes more has a function of its own, which is not inlined: no kind of exit pays for the stack and the
-    /// registers that another one needs.
+    /// The frequent ones that take more have a function of their own, which is not inlined: no kind of exit pays for the
+    /// stack and the registers that another one needs.
     #[inline]
     pub(crate) fn act(&mut self, exit: &Exit, host: &mut impl Host) -> Result<(), End> {
         match *exit {
