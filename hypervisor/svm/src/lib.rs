@@ -15,6 +15,7 @@ pub mod decode;
 pub mod dump;
 mod entry;
 pub mod exit;
+pub mod explain;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod fields;

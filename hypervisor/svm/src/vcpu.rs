@@ -13,7 +13,7 @@ use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::setup::{self, Addresses};
 use crate::vmcb::{Processor, Vmcb};
-use crate::{dump, inject, state, switched};
+use crate::{dump, explain, inject, state, switched};
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName, Vector};
 use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
 use bulkhead_hw::region::Region;
@@ -503,7 +503,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     }
 
     fn explain_entry_failure(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        out.write_str("VMRUN refused the VMCB: APM vol. 2 15.5.1 \"Basic Operation\", \"Canonicalization and Consistency Checks\"")
+        explain::write(&self.vmcb, self.failed, out)
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
