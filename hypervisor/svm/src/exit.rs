@@ -21,7 +21,7 @@ pub(crate) const INVALID: u64 = u64::MAX;
 #[must_use]
 pub fn decode(code: u64, info: [u64; 2]) -> Exit {
     match code {
-        DEBUG => Exit::Exception { vector: Vector::DB, error: None, debug_status: 0 },
+        DEBUG => Exit::Exception { vector: Vector::DB, error: None, debug_status: info[0] },
         0x51 => Exit::Exception { vector: Vector::AC, error: Some(0), debug_status: 0 },
         // Interrupts, NMIs and INIT are pending for the host, which takes them by itself.
         INTERRUPT | 0x61 | 0x63 => Exit::Host,

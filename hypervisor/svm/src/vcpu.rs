@@ -198,7 +198,8 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
     #[cold]
     fn debug(&mut self) -> Exit {
         if !core::mem::take(&mut self.stepping) {
-            return exit::decode(exit::DEBUG, [0; 2]);
+            // Policy clears B0 to B3 before it adds what is told here: those, general detect, single step, task switch.
+            return exit::decode(exit::DEBUG, [self.vmcb.get(field::DR6) & 0xE00F, 0]);
         }
         let status = self.vmcb.get(field::DR6);
         self.vmcb.set(field::DR6, status & !SINGLE_STEP);

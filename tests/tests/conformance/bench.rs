@@ -36,8 +36,8 @@ pub enum Happens {
     Instruction(Instruction, u8),
     /// The nested tables do not allow an access, perhaps while this event was being delivered.
     Nested { fault: Fault, delivering: Option<Event> },
-    /// #DB, a single step; DR6 has it.
-    SingleStep,
+    /// #DB with these bits of DR6: breakpoints 0 to 3, bit 14 for a single step.
+    Debug(u64),
     /// The guest can take an interrupt, as was asked.
     InterruptWindow,
     /// The third fault in a row.

@@ -150,8 +150,8 @@ impl Svm {
                 fields.push((field::EXIT_EVENT, delivering.map_or(0, information)));
                 (0x400, error_code(fault))
             }
-            Happens::SingleStep => {
-                fields.push((field::DR6, status | 1 << 14));
+            Happens::Debug(causes) => {
+                fields.push((field::DR6, status & !0xF | causes));
                 (0x41, 0)
             }
             Happens::InterruptWindow => (0x64, 0),

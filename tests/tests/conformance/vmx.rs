@@ -115,9 +115,9 @@ impl Bench for Vmx {
                 address = fault.gpa;
                 (48, violation(fault))
             }
-            Happens::SingleStep => {
+            Happens::Debug(causes) => {
                 exception = VALID | 3 << 8 | 1;
-                (0, 1 << 14)
+                (0, causes)
             }
             Happens::InterruptWindow => (7, 0),
             Happens::TripleFault => (2, 0),
