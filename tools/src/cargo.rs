@@ -24,10 +24,6 @@ pub fn hypervisor(workspace: &Workspace) -> Outcome<PathBuf> {
 pub fn hypervisor_command(workspace: &Workspace, verb: &str) -> Command {
     let mut command = bare(workspace, verb, "image");
     command.args(["-p", "bulkhead-kernel"]);
-    // What is not in the image unless it is asked for, such as `svm`.
-    if let Some(features) = std::env::var_os("HV_FEATURES") {
-        command.arg("--features").arg(features);
-    }
     command
 }
 

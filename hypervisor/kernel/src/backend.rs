@@ -23,17 +23,17 @@ pub enum Virtualization {
     Svm(bulkhead_svm::Capabilities),
 }
 
-/// What both lack, of those that were looked for.
-pub struct Neither(bulkhead_vmx::Missing, Option<bulkhead_svm::Missing>);
+/// What each lacks.
+pub struct Neither(bulkhead_vmx::Missing, bulkhead_svm::Missing);
 
 impl fmt::Display for Neither {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self(bulkhead_vmx::Missing::VMX, Some(bulkhead_svm::Missing::Svm)) => f.write_str(
+            Self(bulkhead_vmx::Missing::VMX, bulkhead_svm::Missing::Svm) => f.write_str(
                 "this processor shows neither VT-x (CPUID.1:ECX bit 5) nor SVM (CPUID.8000_0001:ECX bit 2): use an Intel \
                  processor with VT-x or an AMD processor with AMD-V; in a virtual machine, switch on nested virtualization.",
             ),
-            Self(bulkhead_vmx::Missing::VMX, Some(svm)) => svm.fmt(f),
+            Self(bulkhead_vmx::Missing::VMX, svm) => svm.fmt(f),
             Self(vmx, _) => vmx.fmt(f),
         }
     }
@@ -49,11 +49,7 @@ impl Virtualization {
             Ok(capabilities) => return Ok(Self::Vmx(capabilities)),
             Err(missing) => missing,
         };
-        // Not every guest of the suite passes under SVM yet: only an image that was asked for it uses it.
-        if !cfg!(feature = "svm") {
-            return Err(Neither(vmx, None));
-        }
-        bulkhead_svm::probe().map(Self::Svm).map_err(|svm| Neither(vmx, Some(svm)))
+        bulkhead_svm::probe().map(Self::Svm).map_err(|svm| Neither(vmx, svm))
     }
 
     /// The largest page that nested tables can have.

@@ -2,7 +2,7 @@
 
 use super::TestArgs;
 use super::tally::{Tally, Verdict};
-use crate::emulator::{self, Kind, Medium, RunFolder, Spec};
+use crate::emulator::{self, Kind, Medium, RunFolder, Running, Spec};
 use crate::failure::Outcome;
 use crate::frames::Lines;
 use crate::image;
@@ -12,50 +12,75 @@ use crate::workspace::Workspace;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A machine that starts from the ISO, and what it must say in which order.
-struct Boot {
-    name: &'static str,
-    kind: Kind,
-    uefi: bool,
-    memory: u64,
-    lines: &'static [&'static str],
-    timeout: u64,
-    slow: bool,
+/// A machine that starts from the ISO, and what must come of it.
+#[derive(Clone, Copy)]
+struct Boot(Firmware, Comes);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Firmware {
+    SeaBios,
+    Ovmf,
+    Bochs,
 }
 
-const BOOTS: [Boot; 3] = [
-    Boot {
-        name: "ISO on QEMU with SeaBIOS: the preflight names what is missing",
-        kind: Kind::Qemu,
-        uefi: false,
-        memory: 512,
-        lines: &["event preflight", "VT-x"],
-        timeout: 120,
-        slow: false,
-    },
-    Boot {
-        name: "ISO on QEMU with OVMF: the preflight names what is missing",
-        kind: Kind::Qemu,
-        uefi: true,
-        memory: 512,
-        lines: &["event preflight", "VT-x"],
-        timeout: 180,
-        slow: false,
-    },
-    Boot {
-        name: "ISO on Bochs: the demo machine comes up",
-        kind: Kind::Bochs,
-        uefi: false,
-        memory: 512,
-        lines: &["[hello] ", "[linux] bulkhead-init"],
-        timeout: 600,
-        slow: true,
-    },
+#[derive(Clone, Copy, PartialEq)]
+enum Comes {
+    /// Both guests of the demo machine.
+    Demo,
+    /// The sentence of the preflight, on a processor without virtualization.
+    Preflight,
+}
+
+const BOOTS: [Boot; 5] = [
+    Boot(Firmware::SeaBios, Comes::Demo),
+    Boot(Firmware::Ovmf, Comes::Demo),
+    Boot(Firmware::Bochs, Comes::Demo),
+    Boot(Firmware::SeaBios, Comes::Preflight),
+    Boot(Firmware::Ovmf, Comes::Preflight),
 ];
+
+/// In MiB.
+const MEMORY: u64 = 512;
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+impl Boot {
+    fn name(self) -> String {
+        let machine = match self.0 {
+            Firmware::SeaBios => "QEMU with SeaBIOS",
+            Firmware::Ovmf => "QEMU with OVMF",
+            Firmware::Bochs => "Bochs",
+        };
+        let comes = match self.1 {
+            Comes::Demo => "the demo machine comes up",
+            Comes::Preflight => "the preflight names what is missing",
+        };
+        format!("ISO on {machine}: {comes}")
+    }
+
+    fn is_slow(self) -> bool {
+        self.0 == Firmware::Bochs
+    }
+
+    /// Pieces that it must say, in this order.
+    const fn pieces(self) -> &'static [&'static str] {
+        match self.1 {
+            Comes::Demo => &["[hello] ", "[linux] bulkhead-init"],
+            Comes::Preflight => &["event preflight", "VT-x", "SVM"],
+        }
+    }
+
+    fn start(self, iso: &Path, folder: RunFolder) -> Outcome<Running> {
+        let kind = if self.0 == Firmware::Bochs { Kind::Bochs } else { Kind::Qemu };
+        let medium = Medium::Iso { path: iso.to_owned(), uefi: self.0 == Firmware::Ovmf };
+        let cpu = (self.1 == Comes::Preflight).then(|| "max,-svm".to_owned());
+        emulator::start(kind, &Spec { medium, memory: MEMORY, cpu }, folder)
+    }
+}
 
 /// Makes the ISO of the demo machine and starts it from each firmware.
 pub fn run(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) {
-    let wanted: Vec<&Boot> = BOOTS.iter().filter(|boot| args.takes(boot.name) && !(args.quick && boot.slow)).collect();
+    let wanted = BOOTS.into_iter().filter(|boot| args.takes(&boot.name()) && !(args.quick && boot.is_slow()));
+    let wanted: Vec<Boot> = wanted.collect();
     if wanted.is_empty() {
         return;
     }
@@ -74,18 +99,16 @@ pub fn run(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) {
     for boot in wanted {
         let start = Instant::now();
         let verdict = verdict(workspace, boot, &path).unwrap_or_else(|failure| Verdict::Failed(failure.to_string()));
-        tally.note(boot.name, verdict, start.elapsed());
+        tally.note(&boot.name(), verdict, start.elapsed());
     }
     drop(folder);
 }
 
-fn verdict(workspace: &Workspace, boot: &Boot, iso: &Path) -> Outcome<Verdict> {
-    let medium = Medium::Iso { path: iso.to_owned(), uefi: boot.uefi };
-    let spec = Spec { medium, memory: boot.memory, cpu: None };
-    let running = emulator::start(boot.kind, &spec, RunFolder::new(workspace)?)?;
-    let mut awaited = Awaited { pieces: boot.lines, said: Vec::new(), lines: Lines::default() };
+fn verdict(workspace: &Workspace, boot: Boot, iso: &Path) -> Outcome<Verdict> {
+    let running = boot.start(iso, RunFolder::new(workspace)?)?;
+    let mut awaited = Awaited { pieces: boot.pieces(), said: Vec::new(), lines: Lines::default() };
     let (session, _) = Session::new(running);
-    let report = session.follow(&mut awaited, Some(Duration::from_secs(boot.timeout)));
+    let report = session.follow(&mut awaited, Some(TIMEOUT));
     if awaited.pieces.is_empty() {
         return Ok(Verdict::Passed);
     }

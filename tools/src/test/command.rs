@@ -90,7 +90,7 @@ pub const CALLS: [Call; 9] = [
         boots: true,
     },
     Call {
-        name: "no VT-x is status 3, and named",
+        name: "a processor with neither extension is status 3, and named",
         arguments: &[
             "run",
             "--kernel",
@@ -102,10 +102,12 @@ pub const CALLS: [Call; 9] = [
             "60",
             "--on",
             "qemu",
+            "--cpu",
+            "max,-svm",
         ],
         status: 3,
         stdout: Stdout::Nothing,
-        stderr: &["VT-x"],
+        stderr: &["VT-x", "SVM", "nested"],
         boots: true,
     },
 ];
