@@ -32,25 +32,31 @@ struct Finding {
 const PACKAGES: [(&str, &str, &str, Need); 12] = [
     ("gcc", "/usr/bin/gcc", "building", Need::Must),
     ("lld", "/usr/bin/ld.lld", "building", Need::Must),
-    ("bochs", "/usr/bin/bochs", "running without VT-x", Need::Must),
-    ("bochsbios", "/usr/share/bochs/BIOS-bochs-latest", "running without VT-x", Need::Must),
-    ("vgabios", "/usr/share/bochs/VGABIOS-lgpl-latest", "running without VT-x", Need::Must),
-    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64", "run --on qemu or kvm", Need::May),
-    ("ovmf", "/usr/share/ovmf/OVMF.fd", "testing on UEFI", Need::May),
-    ("grub-common", "/usr/bin/grub-mkrescue", "image", Need::May),
-    ("grub-pc-bin", "/usr/lib/grub/i386-pc/multiboot2.mod", "image", Need::May),
-    ("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/multiboot2.mod", "image", Need::May),
-    ("xorriso", "/usr/bin/xorriso", "image", Need::May),
-    ("mtools", "/usr/bin/mformat", "image", Need::May),
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64", "running", Need::Must),
+    ("bochs", "/usr/bin/bochs", "running with VT-x in software", Need::May),
+    ("bochsbios", "/usr/share/bochs/BIOS-bochs-latest", "running with VT-x in software", Need::May),
+    ("vgabios", "/usr/share/bochs/VGABIOS-lgpl-latest", "running with VT-x in software", Need::May),
+    ("ovmf", "/usr/share/ovmf/OVMF.fd", "run --uefi and test", Need::May),
+    ("grub-common", "/usr/bin/grub-mkrescue", "image and run --uefi", Need::May),
+    ("grub-pc-bin", "/usr/lib/grub/i386-pc/multiboot2.mod", "image and run --uefi", Need::May),
+    ("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/multiboot2.mod", "image and run --uefi", Need::May),
+    ("xorriso", "/usr/bin/xorriso", "image and run --uefi", Need::May),
+    ("mtools", "/usr/bin/mformat", "image and run --uefi", Need::May),
 ];
 
 /// CPU flags that the hypervisor needs on metal and under KVM.
-const FLAGS: [(&str, &str); 4] = [
+const INTEL: [(&str, &str); 4] = [
     ("vmx", "VT-x; if the CPU has it, switch it on in the firmware set-up"),
     ("ept", "extended page tables"),
     ("vpid", "virtual processor ids"),
-    ("constant_tsc", "a time-stamp counter of constant rate"),
+    CONSTANT_TSC,
 ];
+const AMD: [(&str, &str); 3] = [
+    ("svm", "AMD-V; if the CPU has it, switch it on in the firmware set-up"),
+    ("npt", "nested page tables"),
+    CONSTANT_TSC,
+];
+const CONSTANT_TSC: (&str, &str) = ("constant_tsc", "a time-stamp counter of constant rate");
 
 /// Looks at everything and prints it; status 3 if nothing can run.
 pub fn doctor(_args: &DoctorArgs) -> Outcome<u8> {
@@ -70,8 +76,8 @@ pub fn doctor(_args: &DoctorArgs) -> Outcome<u8> {
     }
     println!();
     match (well, nested_kvm()) {
-        (true, Ok(())) => println!("./hv run uses this machine's VT-x through KVM."),
-        (true, Err(missing)) => println!("./hv run uses Bochs, which has VT-x in software: {missing}."),
+        (true, Ok(extension)) => println!("./hv run uses this machine's {extension} through KVM."),
+        (true, Err(missing)) => println!("./hv run uses QEMU, which has SVM in software: {missing}."),
         (false, _) => println!("./hv can not run here yet: see what it lacks above; ./hv run installs packages."),
     }
     Ok(if well { OK } else { MACHINE })
@@ -105,14 +111,13 @@ fn toolchain() -> Vec<Finding> {
 }
 
 fn packages() -> Vec<Finding> {
-    let kvm = nested_kvm().is_ok();
     PACKAGES
         .iter()
         .map(|(package, file, what_for, need)| Finding {
             what: (*package).to_owned(),
             missing: (!Path::new(file).exists())
                 .then(|| format!("needed for {what_for}: apt-get install {package} (./hv does it when it is needed)")),
-            need: if kvm && package.contains("bochs") { Need::May } else { *need },
+            need: *need,
         })
         .collect()
 }
@@ -125,7 +130,8 @@ fn cpu() -> Vec<Finding> {
     };
     // Linux 5.10 and later list what VT-x can do on a line of its own.
     let flags = [words("flags"), words("vmx flags")].concat();
-    let mut findings: Vec<Finding> = FLAGS
+    let wanted: &[_] = if text.contains("AuthenticAMD") { &AMD } else { &INTEL };
+    let mut findings: Vec<Finding> = wanted
         .iter()
         .map(|(flag, meaning)| Finding {
             what: format!("{flag} ({})", meaning.split(';').next().unwrap_or_default()),

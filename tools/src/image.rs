@@ -38,24 +38,29 @@ pub fn image(args: &ImageArgs) -> Outcome<u8> {
     let workspace = Workspace::find()?;
     let demo = workspace.path("tools/demo.toml");
     let machine = manifest::read(args.manifest.as_deref().unwrap_or(&demo))?;
-    write(&workspace, machine, &args.output)?;
+    of_machine(&workspace, machine, &args.output)?;
     eprintln!("{} starts the machine on a BIOS and on UEFI", args.output.display());
     Ok(crate::failure::OK)
 }
 
 /// Writes the image of `machine` to `output`. Its consoles share the serial line by lines, since no tool takes the
 /// line apart there.
-pub fn write(workspace: &Workspace, mut machine: Machine, output: &Path) -> Outcome<()> {
+pub fn of_machine(workspace: &Workspace, mut machine: Machine, output: &Path) -> Outcome<()> {
     machine.console = ConsoleMode::Lines;
     let hypervisor = cargo::hypervisor(workspace)?;
+    write(workspace, &hypervisor, &pack::pack(workspace, &machine)?, output)
+}
+
+/// Writes an image with this hypervisor and pack to `output`.
+pub fn write(workspace: &Workspace, hypervisor: &Path, pack: &[u8], output: &Path) -> Outcome<()> {
     let folder = RunFolder::new(workspace)?;
     let boot = folder.file("iso/boot");
     std::fs::create_dir_all(boot.join("grub"))
         .map_err(|e| Failure::failed(format!("can not make {}: {e}", boot.display())))?;
-    files::write(&boot.join("pack"), &pack::pack(workspace, &machine)?)?;
+    files::write(&boot.join("pack"), pack)?;
     files::write(&boot.join("grub/grub.cfg"), GRUB.as_bytes())?;
     // GRUB would load the symbols too.
-    tool(Command::new("strip").arg("-o").arg(boot.join("bulkhead")).arg(&hypervisor))?;
+    tool(Command::new("strip").arg("-o").arg(boot.join("bulkhead")).arg(hypervisor))?;
     let _progress = Progress::start(format!("writing {}", output.display()));
     let mut mkrescue = Command::new("grub-mkrescue");
     mkrescue.args(["--locales=", "--fonts=", "--themes=", "-o"]).arg(output).arg(folder.file("iso"));

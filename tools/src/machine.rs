@@ -1,11 +1,11 @@
 //! From a checked machine to one that runs: image, pack, medium, emulator.
 
 use crate::disk;
-use crate::emulator::{self, Kind, Medium, RunFolder, Running, Spec};
+use crate::emulator::{self, Kind, Medium, Place, RunFolder, Running, Spec};
 use crate::failure::{Failure, Outcome};
 use crate::manifest::Machine;
 use crate::workspace::Workspace;
-use crate::{elf, files, pack, pvh};
+use crate::{elf, files, image, pack, pvh};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -53,12 +53,22 @@ impl Builder {
         &self.image
     }
 
+    /// Packs `machine` and starts it, on the default CPU and without a firmware of its own.
+    pub fn start(&self, kind: Kind, machine: &Machine) -> Outcome<Running> {
+        self.start_at(&Place { kind, uefi: false, cpu: None }, machine)
+    }
+
     /// Packs `machine` and starts it.
-    pub fn start(&self, kind: Kind, machine: &Machine, cpu: Option<String>) -> Outcome<Running> {
+    pub fn start_at(&self, place: &Place, machine: &Machine) -> Outcome<Running> {
         let pack = pack::pack(&self.workspace, machine)?;
         let folder = RunFolder::new(&self.workspace)?;
         let memory = memory(machine, pack.len());
-        let medium = match kind {
+        let medium = match place.kind {
+            _ if place.uefi => {
+                let path = folder.file("iso");
+                image::write(&self.workspace, &self.image, &pack, &path)?;
+                Medium::Iso { path, uefi: true }
+            }
             Kind::Bochs => {
                 let image = elf::read(&files::read(&self.image)?)?;
                 write_disk(&self.loader, &pvh::plan(&image, &pack)?, &folder)?
@@ -69,7 +79,7 @@ impl Builder {
                 Medium::Kernel { image: self.image.clone(), pack: file }
             }
         };
-        emulator::start(kind, &Spec { medium, memory, cpu }, folder)
+        emulator::start(place.kind, &Spec { medium, memory, cpu: place.cpu.clone() }, folder)
     }
 }
 

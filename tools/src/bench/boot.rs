@@ -57,7 +57,7 @@ fn guest(workspace: &Workspace, kind: Kind) -> Outcome<Running> {
         memory: Some(format!("{MEMORY}M")),
         ..OneGuest::default()
     };
-    Builder::new(workspace)?.start(kind, &one_guest("@debian", &args)?, None)
+    Builder::new(workspace)?.start(kind, &one_guest("@debian", &args)?)
 }
 
 /// The counter that the first program prints.

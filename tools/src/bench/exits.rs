@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 pub fn measure(workspace: &Workspace, kind: Kind) -> Outcome<Vec<Measured>> {
     let args = OneGuest { lazy: true, memory: Some("32M".to_owned()), ..OneGuest::default() };
     let machine = one_guest(GUEST, &args)?;
-    let running = Builder::new(workspace)?.start(kind, &machine, None)?;
+    let running = Builder::new(workspace)?.start(kind, &machine)?;
     let (session, _) = Session::new(running);
     let mut results = Results::default();
     let report = session.follow(&mut results, Some(TIMEOUT));

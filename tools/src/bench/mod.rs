@@ -21,7 +21,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Where to measure.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value = "bochs")]
     on: On,
     /// Measure Linux without us only.
     #[arg(long, hide = true)]
@@ -94,8 +94,7 @@ fn json(kind: Kind, all: &[Measured]) -> String {
         .iter()
         .map(|m| format!("    {{\"name\": \"{}\", \"value\": {}, \"unit\": \"{}\"}}", plain(&m.name), m.value, m.unit))
         .collect();
-    let on = format!("{kind:?}").to_lowercase();
-    format!("{{\n  \"on\": \"{on}\",\n  \"results\": [\n{}\n  ]\n}}\n", rows.join(",\n"))
+    format!("{{\n  \"on\": \"{kind}\",\n  \"results\": [\n{}\n  ]\n}}\n", rows.join(",\n"))
 }
 
 /// That the machine got where it was meant to get, or what happened instead.

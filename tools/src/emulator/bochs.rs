@@ -41,7 +41,9 @@ fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
         Medium::Iso { path, uefi: false } => {
             format!("ata0-master: type=cdrom, path=\"{}\", status=inserted\nboot: cdrom\n", plain(path)?)
         }
-        Medium::Iso { uefi: true, .. } => return Err(Failure::usage("Bochs has no UEFI firmware")),
+        Medium::Iso { uefi: true, .. } => {
+            return Err(Failure::usage("Bochs has no UEFI firmware").hint("use --on qemu"));
+        }
         Medium::Kernel { .. } => return Err(Failure::failed("Bochs boots from a disk only")),
     };
     Ok(format!(

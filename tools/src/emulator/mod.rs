@@ -4,7 +4,7 @@ mod bochs;
 mod place;
 mod qemu;
 
-pub use place::{Kind, On, choose, nested_kvm};
+pub use place::{Kind, On, Place, choose, nested_kvm};
 
 use crate::failure::{Failure, Outcome};
 use crate::workspace::Workspace;

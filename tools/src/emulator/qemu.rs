@@ -10,7 +10,7 @@ const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 pub fn command(kind: Kind, spec: &Spec, serial_port: u16) -> Outcome<Command> {
     let mut command = Command::new("qemu-system-x86_64");
     let (accelerator, cpu) = match kind {
-        Kind::Kvm => ("kvm", "host,+vmx"),
+        Kind::Kvm => ("kvm", "host"),
         Kind::Bochs | Kind::Qemu => ("tcg", "max,+svm,+npt"),
     };
     command.args(["-machine", "q35", "-accel", accelerator, "-cpu", spec.cpu.as_deref().unwrap_or(cpu)]);

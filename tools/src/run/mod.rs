@@ -3,7 +3,7 @@
 mod interactive;
 mod plain;
 
-use crate::emulator::{self, On};
+use crate::emulator::{self, On, Place};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest::{self, Guest, ImageRef, Machine, Module};
@@ -27,6 +27,9 @@ pub struct RunArgs {
     /// Where to run it.
     #[arg(long, value_enum, default_value_t)]
     pub on: On,
+    /// Start it by UEFI firmware, from a CD image (QEMU and KVM).
+    #[arg(long)]
+    pub uefi: bool,
     /// End the machine after so many seconds, with status 124.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
@@ -89,12 +92,12 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
     let workspace = Workspace::find()?;
     let machine = machine(&workspace, args)?;
     let console = console_of(&machine, args)?;
-    let kind = emulator::choose(args.on)?;
+    let place = Place { kind: emulator::choose(args.on)?, uefi: args.uefi, cpu: args.cpu.clone() };
     let builder = match &args.hypervisor {
         Some(image) => Builder::with(&workspace, image.clone())?,
         None => Builder::new(&workspace)?,
     };
-    let running = builder.start(kind, &machine, args.cpu.clone())?;
+    let running = builder.start_at(&place, &machine)?;
     let (session, sender) = Session::new(running);
     terminal::forward_signals(sender.clone());
 

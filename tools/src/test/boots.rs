@@ -88,7 +88,7 @@ pub fn run(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) {
     let made = RunFolder::new(workspace).and_then(|folder| {
         let path = folder.file("test.iso");
         let machine = manifest::read(&workspace.path("tools/demo.toml"))?;
-        image::write(workspace, machine, &path)?;
+        image::of_machine(workspace, machine, &path)?;
         Ok((folder, path))
     });
     let (folder, path) = match made {

@@ -20,18 +20,27 @@ use std::time::{Duration, Instant};
 /// Bytes of each console that a failure shows.
 const SHOWN: usize = 3000;
 
-/// Runs `cases`, `jobs` at a time.
-pub fn run(
-    workspace: &Workspace,
-    builder: &Builder,
-    kind: Kind,
-    cases: &[Case],
-    jobs: usize,
-    tally: &mut Tally,
-) -> Outcome<()> {
+/// A case on a machine.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The case.
+    pub case: Case,
+    /// The machine.
+    pub on: Kind,
+}
+
+impl Run {
+    /// Its name in the list of tests.
+    pub fn name(&self) -> String {
+        format!("case {} on {}", self.case.name, self.on)
+    }
+}
+
+/// Runs all of `runs`, `jobs` at a time.
+pub fn run(workspace: &Workspace, builder: &Builder, runs: &[Run], jobs: usize, tally: &mut Tally) -> Outcome<()> {
     let mut machines = Vec::new();
-    for case in cases {
-        let machine = machine(workspace, case);
+    for run in runs {
+        let machine = machine(workspace, &run.case);
         if let Ok(machine) = &machine {
             // What is to be fetched or built is fetched and built by one thread.
             pack::resolve_all(workspace, machine)?;
@@ -45,22 +54,24 @@ pub fn run(
             let sender = sender.clone();
             let (next, machines) = (&next, &machines);
             scope.spawn(move || {
-                while let Some((case, machine)) = {
+                while let Some((run, machine)) = {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    cases.get(index).zip(machines.get(index))
+                    runs.get(index).zip(machines.get(index))
                 } {
                     let start = Instant::now();
                     let verdict = match machine {
-                        Ok(machine) => judge(builder, kind, case, machine),
+                        Ok(machine) => judge(builder, run, machine),
                         Err(failure) => Verdict::Failed(failure.to_string()),
                     };
-                    let _ = sender.send((case.name.clone(), verdict, start.elapsed()));
+                    let _ = sender.send((run, verdict, start.elapsed()));
                 }
             });
         }
         drop(sender);
-        for (name, verdict, took) in verdicts {
-            tally.note(&format!("case {name}"), verdict, took);
+        for (run, verdict, took) in verdicts {
+            tally.note(&run.name(), verdict, took);
+            let skips = run.case.expectations().into_iter().filter_map(|(_, expected)| expected.skips.get(&run.on));
+            skips.flatten().for_each(|(check, why)| println!("    without {check}: {why}"));
         }
     });
     Ok(())
@@ -74,8 +85,8 @@ fn machine(workspace: &Workspace, case: &Case) -> Outcome<Machine> {
     }
 }
 
-fn judge(builder: &Builder, kind: Kind, case: &Case, machine: &Machine) -> Verdict {
-    let running = match builder.start(kind, machine, None) {
+fn judge(builder: &Builder, Run { case, on }: &Run, machine: &Machine) -> Verdict {
+    let running = match builder.start(*on, machine) {
         Ok(running) => running,
         Err(failure) => return Verdict::Failed(failure.to_string()),
     };
@@ -83,8 +94,8 @@ fn judge(builder: &Builder, kind: Kind, case: &Case, machine: &Machine) -> Verdi
     let mut watch = Watch::new(case, &names);
     let (session, _) = Session::new(running);
     let report = session.follow(&mut watch, Some(Duration::from_secs(case.timeout)));
-    let wrong = watch.judge(case, &report);
-    let whole = builder.workspace().build("logs").map(|folder| folder.join(format!("{}.log", case.name)));
+    let wrong = watch.judge(case, *on, &report);
+    let whole = builder.workspace().build("logs").map(|folder| folder.join(format!("{}.{on}.log", case.name)));
     if let Ok(path) = &whole {
         let _ = std::fs::write(path, watch.transcript(usize::MAX));
     }

@@ -1,7 +1,9 @@
 //! Watches a case's guests and judges what they did.
 
 use super::table::{Case, Expected};
+use crate::emulator::Kind;
 use crate::session::{Finish, Report, View, Wire};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a case's machine has said so far.
 pub struct Watch {
@@ -34,7 +36,7 @@ impl Watch {
     }
 
     /// What is wrong with what was seen; nothing if the case passes.
-    pub fn judge(&self, case: &Case, report: &Report) -> Vec<String> {
+    pub fn judge(&self, case: &Case, on: Kind, report: &Report) -> Vec<String> {
         let mut wrong = Vec::new();
         match &report.finish {
             Finish::Done => {}
@@ -44,7 +46,7 @@ impl Watch {
         }
         for (name, expected) in case.expectations() {
             match self.guests.iter().find(|g| g.name == name) {
-                Some(guest) => guest.judge(expected, report, &mut wrong),
+                Some(guest) => guest.judge(expected, on, report, &mut wrong),
                 None => wrong.push(format!("the machine has no guest {name}")),
             }
         }
@@ -71,7 +73,7 @@ impl Guest {
         String::from_utf8_lossy(&self.console).into_owned()
     }
 
-    fn judge(&self, expected: &Expected, report: &Report, wrong: &mut Vec<String>) {
+    fn judge(&self, expected: &Expected, on: Kind, report: &Report, wrong: &mut Vec<String>) {
         let name = &self.name;
         let text = self.text();
         let mut rest = text.as_str();
@@ -87,6 +89,7 @@ impl Guest {
                 wrong.push(format!("{name}: says {line:?}"));
             }
         }
+        self.judge_skips(expected, on, wrong);
         if let Some((awaited, _)) = expected.typed.get(self.done) {
             wrong.push(format!("{name}: {awaited:?} was waited for"));
         }
@@ -97,6 +100,19 @@ impl Guest {
             Some(want) if want != end => wrong.push(format!("{name}: ended with {end}, not with {want}")),
             _ => {}
         }
+    }
+
+    /// What it left out against what the table lets it leave out.
+    fn judge_skips(&self, expected: &Expected, on: Kind, wrong: &mut Vec<String>) {
+        let none = BTreeMap::new();
+        let listed = expected.skips.get(&on).unwrap_or(&none);
+        let text = self.text();
+        let said: BTreeSet<&str> = text.lines().filter_map(|line| line.trim_end().strip_prefix("skip ")).collect();
+        let name = &self.name;
+        let unlisted = said.iter().filter(|check| !listed.contains_key(**check));
+        wrong.extend(unlisted.map(|check| format!("{name}: leaves {check:?} out, and the table gives no reason")));
+        let unsaid = listed.keys().filter(|check| !said.contains(check.as_str()));
+        wrong.extend(unsaid.map(|check| format!("{name}: {check:?} is not left out, as the table says")));
     }
 
     /// What is to be typed now.
@@ -134,6 +150,7 @@ impl View for Watch {
 #[cfg(test)]
 mod tests {
     use super::Watch;
+    use crate::emulator::Kind;
     use crate::event::End;
     use crate::session::{Finish, Report, View as _, Wire};
     use crate::test::table::{Case, Expected};
@@ -147,6 +164,7 @@ mod tests {
                 never: vec!["BUG".into()],
                 typed: vec![("> ".into(), "a\n".into()), ("> ".into(), "b\n".into())],
                 ends: Some("power-off".into()),
+                skips: [(Kind::Qemu, [("#AC".into(), "why".into())].into())].into(),
             },
             timeout: 5,
             ..Case::default()
@@ -175,7 +193,16 @@ mod tests {
     #[test]
     fn a_case_passes_if_all_comes_in_order_and_ends_right() {
         let good = watch(&["one\n>", " a\ntwo\n> b\n"]);
-        assert_eq!(good.judge(&case(), &report(Finish::Done, Some(End::PowerOff))), Vec::<String>::new());
+        assert_eq!(good.judge(&case(), Kind::Bochs, &report(Finish::Done, Some(End::PowerOff))), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_left_out_is_listed() {
+        let done = report(Finish::Done, Some(End::PowerOff));
+        let [all, less] = ["one\n> > two\n", "one\n> > two\nskip #AC\r\n"].map(|text| watch(&[text]));
+        assert_eq!(less.judge(&case(), Kind::Qemu, &done), Vec::<String>::new());
+        assert!(less.judge(&case(), Kind::Bochs, &done).concat().contains("gives no reason"));
+        assert!(all.judge(&case(), Kind::Qemu, &done).concat().contains("is not left out"));
     }
 
     #[test]
@@ -197,7 +224,7 @@ mod tests {
             ),
         ];
         for (watch, report, want) in cases {
-            let wrong = watch.judge(&case(), &report).join("; ");
+            let wrong = watch.judge(&case(), Kind::Bochs, &report).join("; ");
             assert!(wrong.contains(want), "{want}: {wrong}");
         }
     }

@@ -4,13 +4,18 @@
 //! `[[case.guest]]` for each guest that is looked at. `lines` are pieces of the guest's console, in this order. `never`
 //! are pieces that must not be there. `type` are pairs: when the first has come (behind the one before it), the second
 //! is typed. `ends` is how the guest must end, or `time-out`. `timeout` is in seconds.
+//!
+//! Each case runs on each machine, with the same expectations. `not-on.MACHINE` is why it can not apply to a machine.
+//! A guest of the suite that leaves a check out says so (`skip NAME`); `skips.MACHINE` has each such name and why it is
+//! left out there. One that is said but not listed fails the case, and so does one that is listed but not said.
 
+use crate::emulator::Kind;
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::run::OneGuest;
 use crate::workspace::Workspace;
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The table of the suite, and the one of guests that are not ours.
@@ -53,6 +58,9 @@ pub struct Case {
     /// What must be seen of the manifest's guests.
     #[serde(default, rename = "guest")]
     pub guests: Vec<GuestCase>,
+    /// Machines that it does not apply to, and why.
+    #[serde(default, rename = "not-on")]
+    pub not_on: BTreeMap<Kind, String>,
     /// Seconds.
     pub timeout: u64,
     /// Left out by `--quick`.
@@ -83,6 +91,9 @@ pub struct Expected {
     /// What is waited for, and what is typed then.
     #[serde(default, rename = "type")]
     pub typed: Vec<(String, String)>,
+    /// Checks that it leaves out on a machine, and why.
+    #[serde(default)]
+    pub skips: BTreeMap<Kind, BTreeMap<String, String>>,
     /// How it must end; any way if it is not said.
     pub ends: Option<String>,
 }
@@ -163,6 +174,7 @@ fn parse(text: &str, path: &Path) -> Outcome<Vec<Case>> {
 #[cfg(test)]
 mod tests {
     use super::{parse, read};
+    use crate::emulator::Kind;
     use crate::workspace::Workspace;
     use std::path::Path;
 
@@ -182,12 +194,16 @@ mod tests {
             type = [["# ", "poweroff -f\n"]]
             ends = "power-off"
             timeout = 60
+            not-on.bochs = "no such device"
+            skips.qemu = { "#AC" = "no alignment checks" }
         "##;
         let cases = parse(text, Path::new("t")).unwrap();
         let expectations = cases[0].expectations();
         let (name, expected) = expectations[0];
         assert_eq!((name, expected.ends.as_deref()), ("guest", Some("power-off")));
         assert_eq!(expected.typed, [("# ".to_owned(), "poweroff -f\n".to_owned())]);
+        assert_eq!(cases[0].not_on[&Kind::Bochs], "no such device");
+        assert_eq!(expected.skips[&Kind::Qemu]["#AC"], "no alignment checks");
     }
 
     #[test]
@@ -200,6 +216,7 @@ mod tests {
             "name = \"a\"\nmanifest = \"m\"\ntimeout = 1",
             "name = \"a\"\nkernel = \"k\"",
             "name = \"a\"\nkernel = \"k\"\ntimeout = 1\nlinse = []",
+            "name = \"a\"\nkernel = \"k\"\ntimeout = 1\nnot-on.moon = \"no air\"",
         ];
         for text in wrong {
             assert!(parse(&format!("[[case]]\n{text}\n"), Path::new("t")).is_err(), "{text}");
