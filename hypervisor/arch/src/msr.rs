@@ -64,6 +64,14 @@ pub const GS_BASE: u32 = 0xC000_0101;
 pub const KERNEL_GS_BASE: u32 = 0xC000_0102;
 /// Value that RDTSCP returns.
 pub const TSC_AUX: u32 = 0xC000_0103;
+/// First of four performance event selectors; APM vol. 2 13.2.1 "Performance Monitoring Counters".
+pub const PERF_EVENT_SELECT0: u32 = 0xC001_0000;
+/// Last of four performance counters, which follow them.
+pub const PERF_COUNTER3: u32 = 0xC001_0007;
+/// System configuration; APM vol. 2 7.9.3 "SYSCFG".
+pub const SYSCFG: u32 = 0xC001_0010;
+/// Hardware configuration; APM vol. 2 appendix A.
+pub const HWCR: u32 = 0xC001_0015;
 /// SVM control.
 pub const VM_CR: u32 = 0xC001_0114;
 /// SVM host state area.

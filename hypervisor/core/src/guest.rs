@@ -74,6 +74,8 @@ pub struct Limits {
     pub memory: u64,
     /// It has RDTSCP, and the register that this instruction reads.
     pub rdtscp: bool,
+    /// Its processor's kind has registers from 0xC001_0000 on that kernels use unasked.
+    pub configuration: bool,
 }
 
 impl Limits {
@@ -88,6 +90,8 @@ impl Limits {
             tsc,
             memory,
             rdtscp: ask(0x8000_0001, 0).edx >> 27 & 1 != 0,
+            // Bit 2 of ECX is reserved on processors without them.
+            configuration: ask(0x8000_0001, 0).ecx >> 2 & 1 != 0,
         }
     }
 }

@@ -24,6 +24,10 @@ const DIRECT: [u32; 10] = [
 /// IA32_MISC_ENABLE: fast strings; no branch trace store, no event sampling.
 const MISC_ENABLE: u32 = 0x1A0;
 const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12;
+/// HWCR: the time-stamp counter runs at the rate of P0. Kernels take its absence for a mistake of the firmware.
+const HWCR_VALUE: u64 = 1 << 24;
+/// What kernels set there against errata: CD on WBINVD, no filter of flushes, FERR emulation. Nothing comes of it.
+const HWCR_DROPPED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
 const PLATFORM_ID: u32 = 0x17;
 /// Microcode revision that is reported: some.
 const MICROCODE: u64 = 1 << 32;
@@ -85,6 +89,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             msr::MCG_CAP | msr::MCG_STATUS | msr::DEBUGCTL | PLATFORM_ID => Ok(0),
             MISC_ENABLE => Ok(MISC_ENABLE_VALUE),
             msr::BIOS_SIGN_ID => Ok(MICROCODE),
+            msr::SYSCFG | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3 if self.limits.configuration => Ok(0),
+            msr::HWCR if self.limits.configuration => Ok(HWCR_VALUE),
             _ => self.mtrrs.read(index).ok_or(Refusal::Unknown),
         }
     }
@@ -116,6 +122,13 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             // Writing the revision register selects it for reading (SDM vol. 3A 10.11.7); other bits have no effect.
             msr::BIOS_SIGN_ID => Ok(()),
             MISC_ENABLE if value == MISC_ENABLE_VALUE => Ok(()),
+            msr::SYSCFG | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3 if self.limits.configuration && value == 0 => {
+                Ok(())
+            }
+            msr::HWCR if self.limits.configuration && value & !HWCR_DROPPED == HWCR_VALUE => Ok(()),
+            msr::SYSCFG | msr::HWCR | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3 if self.limits.configuration => {
+                Err(Refusal::Illegal)
+            }
             msr::MCG_CAP | msr::MCG_STATUS | msr::DEBUGCTL | MISC_ENABLE => Err(Refusal::Illegal),
             _ if self.mtrrs.read(index).is_some() => {
                 self.mtrrs.write(index, value, self.limits.address_bits).ok_or(Refusal::Illegal)

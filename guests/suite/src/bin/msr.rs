@@ -60,6 +60,7 @@ fn main() {
     let base = rdmsr(0x1B).ok();
     check_eq!(base.map(|b| b & 0xF_FFFF_FFFF_F900), Some(0xFEE0_0900), "APIC_BASE: enabled, bootstrap processor");
     mtrr();
+    configuration();
     if cpu::machine() == Machine::Virtual {
         denied();
     } else {
@@ -132,4 +133,26 @@ fn denied() {
         check_eq!(written(msr, 0), GP, "WRMSR {msr:#x} is refused");
     }
     check_eq!(code(rdmsr(0x802)), GP, "an x2APIC register in xAPIC mode is refused");
+}
+
+/// Registers that only AMD's processors have, and that kernels use there unasked. APM vol. 2 appendix A.
+fn configuration() {
+    const SYSCFG: u32 = 0xC001_0010;
+    const HWCR: u32 = 0xC001_0015;
+    const PERF_EVENT_SELECT0: u32 = 0xC001_0000;
+    const FIXED_RATE: u64 = 1 << 24;
+    if cpu::machine() != Machine::Virtual {
+        return;
+    }
+    if cpuid(0, 0).ecx != u32::from_le_bytes(*b"cAMD") {
+        check_eq!(code(rdmsr(SYSCFG)), GP, "no SYSCFG where the processor has none");
+        return;
+    }
+    check_eq!(rdmsr(SYSCFG).ok(), Some(0), "SYSCFG");
+    check_eq!(rdmsr(HWCR).ok(), Some(FIXED_RATE), "HWCR: the counter runs at one rate");
+    check_eq!(written(HWCR, FIXED_RATE | 1 << 6), None, "HWCR takes a fix of an erratum");
+    check_eq!(rdmsr(HWCR).ok(), Some(FIXED_RATE), "and drops it");
+    check_eq!(written(HWCR, FIXED_RATE | 1), GP, "HWCR refuses to lock");
+    check_eq!(written(PERF_EVENT_SELECT0, 0), None, "an event selector can be cleared");
+    check_eq!(written(PERF_EVENT_SELECT0, 1 << 22), GP, "and not set");
 }
