@@ -22,3 +22,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> Outcome<()> {
 pub fn modified(path: &Path) -> Option<std::time::SystemTime> {
     path.metadata().and_then(|m| m.modified()).ok()
 }
+
+/// Puts the file `from` in the place of `to`, in one step.
+pub fn place(from: &Path, to: &Path) -> Outcome<()> {
+    std::fs::rename(from, to).map_err(|e| Failure::failed(format!("can not make {}: {e}", to.display())))
+}

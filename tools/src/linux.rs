@@ -5,12 +5,10 @@
 
 use crate::cpio::Archive;
 use crate::failure::{Failure, Outcome};
-use crate::machine::tool;
-use crate::progress::Progress;
+use crate::files::place;
 use crate::workspace::Workspace;
-use crate::{cargo, files, vmlinux};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use crate::{cargo, files, package, vmlinux};
+use std::path::PathBuf;
 
 /// Packages that depend on the newest kernel: Debian's for clouds, Ubuntu's for virtual machines.
 const KERNELS: [&str; 3] = ["linux-image-cloud-amd64", "linux-image-kvm", "linux-image-virtual"];
@@ -34,16 +32,9 @@ pub fn kernel(workspace: &Workspace) -> Outcome<PathBuf> {
     if kernel.is_file() {
         return Ok(kernel);
     }
-    let Some(package) = kernel_package().or_else(|| update_lists().ok().and_then(|()| kernel_package())) else {
-        return Err(Failure::machine("apt knows no package of a Linux kernel")
-            .hint("give a kernel of your own with --kernel, or run `apt-get update`"));
-    };
-    let unpacked = fetch(workspace, &package)?;
-    let boot = std::fs::read_dir(unpacked.join("boot")).into_iter().flatten().flatten();
-    let found =
-        boot.map(|e| e.path()).find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz")));
-    let found = found.ok_or_else(|| Failure::failed(format!("the package {package} has no kernel in /boot")))?;
-    place(&found, &kernel)?;
+    let package = package::behind(&KERNELS, "linux-image-")?;
+    let unpacked = package::fetch(workspace, &package)?;
+    place(&package::boot_file(&unpacked, "vmlinuz", "")?, &kernel)?;
     let _ = std::fs::remove_dir_all(&unpacked);
     Ok(kernel)
 }
@@ -64,7 +55,7 @@ pub fn initrd(workspace: &Workspace) -> Outcome<PathBuf> {
     let folder = workspace.build("linux")?;
     let busybox = folder.join("busybox");
     if !busybox.is_file() {
-        let unpacked = fetch(workspace, BUSYBOX)?;
+        let unpacked = package::fetch(workspace, BUSYBOX)?;
         let inside = ["bin/busybox", "usr/bin/busybox"].map(|p| unpacked.join(p));
         let found = inside.iter().find(|p| p.is_file());
         let found = found.ok_or_else(|| Failure::failed(format!("the package {BUSYBOX} has no busybox")))?;
@@ -96,49 +87,4 @@ fn archive(init: &[u8], busybox: &[u8]) -> Vec<u8> {
     archive.link("bin/sh", "busybox");
     archive.file("etc/rc", RC.as_bytes());
     archive.finish()
-}
-
-/// The package of the newest kernel, by what the well-known packages depend on.
-fn kernel_package() -> Option<String> {
-    KERNELS.iter().find_map(|name| {
-        let output = Command::new("apt-cache").args(["depends", "--important", name]).output().ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        let depends = text.lines().filter_map(|l| l.trim().strip_prefix("Depends: "));
-        depends.map(str::trim).find(|d| d.starts_with("linux-image-")).map(str::to_owned)
-    })
-}
-
-fn update_lists() -> Outcome<()> {
-    eprintln!("asking apt for its lists of packages");
-    let root = rustix::process::geteuid().is_root();
-    let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
-    if !root {
-        command.arg("apt-get");
-    }
-    tool(command.arg("update"))
-}
-
-/// Downloads a package and unpacks it; the folder.
-fn fetch(workspace: &Workspace, package: &str) -> Outcome<PathBuf> {
-    let folder = workspace.build(&format!("fetch/{package}"))?;
-    let _ = std::fs::remove_dir_all(&folder);
-    let folder = workspace.build(&format!("fetch/{package}"))?;
-    eprintln!("fetching the package {package}");
-    let _progress = Progress::start(format!("fetching {package}"));
-    let download = || tool(Command::new("apt-get").args(["download", package]).current_dir(&folder));
-    download().or_else(|_| update_lists().and_then(|()| download())).map_err(|e| {
-        Failure::machine(format!("can not fetch {package}: {}", e.message))
-            .hint("check the network and `apt-get update`, or give files of your own with --kernel and --initrd")
-    })?;
-    let mut inside = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|e| e.path());
-    let package_file = inside.find(|p| p.extension().is_some_and(|e| e == "deb"));
-    let package_file = package_file.ok_or_else(|| Failure::failed(format!("apt-get fetched no {package}")))?;
-    let unpacked = folder.join("unpacked");
-    tool(Command::new("dpkg").arg("-x").arg(&package_file).arg(&unpacked))?;
-    let _ = std::fs::remove_file(&package_file);
-    Ok(unpacked)
-}
-
-fn place(from: &Path, to: &Path) -> Outcome<()> {
-    std::fs::rename(from, to).map_err(|e| Failure::failed(format!("can not make {}: {e}", to.display())))
 }

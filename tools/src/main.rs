@@ -22,6 +22,7 @@ mod linux;
 mod machine;
 mod manifest;
 mod pack;
+mod package;
 mod progress;
 mod pvh;
 mod run;
@@ -32,6 +33,7 @@ mod terminal;
 mod test;
 mod vmlinux;
 mod workspace;
+mod xen;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -4,7 +4,7 @@ use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::linux;
 use crate::manifest::{self, ImageRef, Machine};
-use crate::{cargo, workspace::Workspace};
+use crate::{cargo, workspace::Workspace, xen};
 use bulkhead_core::load::{Protocol, detect};
 use bulkhead_types::PAGE_SIZE;
 use bulkhead_types::manifest::{Guest, Image, LoadAs, Manifest, Module, PackHeader, Zone};
@@ -17,6 +17,7 @@ pub fn resolve(workspace: &Workspace, image: &ImageRef) -> Outcome<PathBuf> {
         ImageRef::Debian => linux::kernel(workspace),
         ImageRef::DebianElf => linux::elf(workspace),
         ImageRef::Busybox => linux::initrd(workspace),
+        ImageRef::Xen => xen::kernel(workspace),
         ImageRef::Suite(name) => cargo::suite_guest(workspace, name),
     }
 }

@@ -76,9 +76,14 @@ pub enum ImageRef {
     DebianElf,
     /// `@busybox`: an initial RAM disk with busybox.
     Busybox,
+    /// `@xen`: the kernel of Debian's package of Xen, which is started by multiboot.
+    Xen,
     /// `@suite/NAME`: a guest of the suite in `guests/`.
     Suite(String),
 }
+
+/// Images by name.
+const IMAGES: &str = "@debian, @debian-elf, @busybox, @xen and @suite/NAME";
 
 impl ImageRef {
     /// Reads `text` from a manifest or the command line; files are relative to `folder`.
@@ -89,11 +94,10 @@ impl ImageRef {
             Some("debian") => Ok(Self::Debian),
             Some("debian-elf") => Ok(Self::DebianElf),
             Some("busybox") => Ok(Self::Busybox),
+            Some("xen") => Ok(Self::Xen),
             Some(other) => match other.strip_prefix("suite/") {
                 Some(name) if !name.is_empty() => Ok(Self::Suite(name.to_owned())),
-                _ => {
-                    Err(format!("there is no image @{other}: there are @debian, @debian-elf, @busybox and @suite/NAME"))
-                }
+                _ => Err(format!("there is no image @{other}: there are {IMAGES}")),
             },
         }
     }

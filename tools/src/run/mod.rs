@@ -50,7 +50,7 @@ pub struct RunArgs {
 /// A machine of one guest, which is called `guest`.
 #[derive(Args, Debug, Clone, Default)]
 pub struct OneGuest {
-    /// Boot this kernel alone: bzImage, PVH ELF, multiboot, or @debian, @suite/NAME.
+    /// Boot this kernel alone: bzImage, PVH ELF, multiboot, or @debian, @xen, @suite/NAME.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<String>,
     /// Its initial RAM disk (or @busybox).

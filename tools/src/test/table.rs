@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The table of the suite, and the one of guests that are not ours.
-pub const TABLES: [&str; 2] = ["tests/cases.toml", "tests/linux.toml"];
+pub const TABLES: [&str; 2] = ["tests/cases.toml", "tests/foreign.toml"];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
