@@ -26,3 +26,44 @@ pub fn good(text: &str) -> String {
 pub fn dim(text: &str) -> String {
     paint("2", text)
 }
+
+/// `text` without what a terminal would obey: no guest's line can move the cursor and pass for another's. Escape
+/// sequences (ECMA-48 5.4 "Control sequences") go as a whole.
+pub fn harmless(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(char) = rest.next() {
+        match char {
+            '\t' => out.push(char),
+            '\x1b' if rest.next_if_eq(&'[').is_some() => skip_sequence(&mut rest),
+            '\u{9b}' => skip_sequence(&mut rest),
+            _ if char.is_control() => {}
+            _ => out.push(char),
+        }
+    }
+    out
+}
+
+/// Parameter and intermediate bytes, then the final one.
+fn skip_sequence(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) {
+    while rest.next_if(|char| (' '..='?').contains(char)).is_some() {}
+    let _ = rest.next_if(|char| ('@'..='~').contains(char));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_left() {
+        for (text, shown) in [
+            ("plain\tänd ☃", "plain\tänd ☃"),
+            ("\x1b[2J\x1b[01;01Hhv: all is well", "hv: all is well"),
+            ("a\rb\x07\x08\x7fc\u{9b}31md\u{85}", "abcd"),
+            ("\x1b[", ""),
+            ("\x1b]0;title\x07", "]0;title"),
+        ] {
+            assert_eq!(harmless(text), shown, "{text:?}");
+        }
+    }
+}

@@ -93,9 +93,10 @@ impl GuestConsole {
         match byte {
             b'\n' => self.end_line(),
             b'\r' => {}
-            // What could move the cursor or ring a bell could imitate another's line.
-            0..=31 | 127 if byte != b'\t' => self.keep(b'?'),
-            _ => self.keep(byte),
+            // What could move the cursor or ring a bell could imitate another's line. So could the second half of ISO 8859,
+            // whose first 32 characters are controls too.
+            b'\t' | b' '..=b'~' => self.keep(byte),
+            _ => self.keep(b'?'),
         }
     }
 

@@ -86,12 +86,12 @@ impl View for Interactive {
         }
         let name = self.names.get(index).map_or("?", String::as_str);
         for line in whole {
-            self.insert(&format!("{} {line}", style::hint(&format!("[{name}]"))));
+            self.insert(&format!("{} {}", style::hint(&format!("[{name}]")), style::harmless(&line)));
         }
     }
 
     fn log(&mut self, line: &str) {
-        self.insert(&style::dim(line));
+        self.insert(&style::dim(&style::harmless(line)));
     }
 
     fn keys(&mut self, bytes: &[u8], wire: &mut Wire) -> ControlFlow<()> {

@@ -35,7 +35,7 @@ impl View for Plain {
         {
             lines.push(bytes, |line| {
                 if written.is_ok() {
-                    written = writeln!(out, "[{name}] {line}");
+                    written = writeln!(out, "[{name}] {}", style::harmless(line));
                 }
             });
         }
@@ -43,7 +43,7 @@ impl View for Plain {
     }
 
     fn log(&mut self, line: &str) {
-        eprintln!("{}", style::dim(line));
+        eprintln!("{}", style::dim(&style::harmless(line)));
     }
 
     fn keys(&mut self, bytes: &[u8], wire: &mut Wire) -> ControlFlow<()> {
