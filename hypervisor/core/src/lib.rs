@@ -15,6 +15,7 @@ mod exits;
 pub mod frames;
 pub mod guest;
 pub mod host;
+pub mod injection;
 pub mod load;
 mod msr;
 mod mtrr;

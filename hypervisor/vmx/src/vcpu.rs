@@ -12,13 +12,12 @@ use crate::fields::{self as field, Fields};
 use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::host;
-use crate::inject;
 use crate::setup::{self, Addresses};
 use crate::state;
 use crate::switched;
 use crate::vmcs::{Entered, Processor};
 use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
-use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows, injection};
 use bulkhead_hw::region::Region;
 use bulkhead_types::Hpa;
 use core::fmt;
@@ -208,7 +207,7 @@ impl<P: Processor> VmxVcpu<P> {
     fn record_interrupted(&mut self, info: u32) -> Result<(), BackendError> {
         let error = self.processor.get(field::IDT_ERROR_CODE)?;
         let length = self.processor.get(field::EXIT_INSTRUCTION_LENGTH)?;
-        self.interrupted = inject::decode(info, error, length);
+        self.interrupted = injection::decode(info, error, length);
         if self.interrupted == Some(Event::Nmi) {
             // It has not been handled yet; as long as it seems so it could not be injected. SDM vol. 3C 32.7.1.2
             // "Resuming Guest Software after Handling an Exception".
@@ -225,7 +224,7 @@ impl<P: Processor> VmxVcpu<P> {
         if reason & reason::ENTRY_FAILED != 0 {
             return self.fail(BackendError::Entry { code: reason.into() });
         }
-        if vectoring & inject::VALID != 0 {
+        if vectoring & injection::VALID != 0 {
             self.record_interrupted(vectoring)?;
         }
         match reason & 0xFFFF {
@@ -244,15 +243,15 @@ impl<P: Processor> VmxVcpu<P> {
     fn settle_exception(&mut self, vectoring: u32) -> Result<(), BackendError> {
         let info = self.processor.get(field::EXIT_INTERRUPTION)?;
         let vector = Vector(u8::try_from(info & 0xFF).unwrap_or(0));
-        if info & inject::TYPE == inject::NMI {
+        if info & injection::TYPE == injection::NMI {
             self.processor.deliver_nmi();
             return Ok(());
         }
-        if info & inject::NMI_UNBLOCKED != 0 && vector != Vector::DF {
+        if info & exit::NMI_UNBLOCKED != 0 && vector != Vector::DF {
             self.block_nmis_again(vectoring)?;
         }
         if vector == Vector::DB {
-            self.settle_debug(info & inject::TYPE)?;
+            self.settle_debug(info & injection::TYPE)?;
         }
         Ok(())
     }
@@ -262,7 +261,7 @@ impl<P: Processor> VmxVcpu<P> {
     #[cold]
     #[inline(never)]
     fn block_nmis_again(&mut self, vectoring: u32) -> Result<(), BackendError> {
-        if vectoring & inject::VALID != 0 {
+        if vectoring & injection::VALID != 0 {
             return Ok(());
         }
         let bits = self.processor.get(field::INTERRUPTIBILITY)?;
@@ -273,7 +272,7 @@ impl<P: Processor> VmxVcpu<P> {
     /// have its trap pending, or the entry is refused. SDM vol. 3C 27.3.1.5 "Checks on Guest Non-Register State".
     #[cold]
     fn settle_debug(&mut self, kind: u32) -> Result<(), BackendError> {
-        if kind == inject::PRIVILEGED_EXCEPTION {
+        if kind == injection::PRIVILEGED_EXCEPTION {
             return state::skip_instruction(&mut self.processor);
         }
         let shadow = self.processor.get(field::INTERRUPTIBILITY)? & (state::BY_STI | state::BY_MOV_SS) != 0;
@@ -410,7 +409,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
 
     fn inject(&mut self, event: Event) -> Result<(), BackendError> {
         let protected = self.processor.get(field::GUEST_CR0)? & Cr0::PE.bits() != 0;
-        let injection = inject::encode(event, protected);
+        let injection = injection::encode(event, protected);
         if let Some(error) = injection.error {
             self.processor.set(field::ENTRY_ERROR_CODE, error)?;
         }
