@@ -10,6 +10,7 @@ pub mod clock;
 pub mod compartment;
 pub mod cpu;
 pub mod descriptors;
+pub mod frame;
 pub mod heap;
 pub mod layout;
 pub mod ports;

@@ -1,8 +1,8 @@
 //! A processor made of a script, for tests on the host.
 
 use crate::fields::Field;
-use crate::frame::Frame;
 use crate::vmcb::{Processor, Vmcb};
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use std::collections::VecDeque;
 use std::vec::Vec;

@@ -2,10 +2,10 @@
 
 use crate::capabilities::{Capabilities, Missing, Source};
 use crate::entry::bulkhead_svm_enter;
-use crate::frame::Frame;
 use crate::switched::SWITCHED;
 use crate::vmcb::{Processor, Vmcb};
 use bulkhead_arch::{Efer, msr};
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use bulkhead_hw::{apic, cpu};
 use core::arch::asm;

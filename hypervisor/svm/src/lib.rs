@@ -19,7 +19,6 @@ pub mod explain;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod fields;
-pub mod frame;
 pub mod hardware;
 pub mod inject;
 mod setup;

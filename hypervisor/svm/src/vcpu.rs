@@ -9,13 +9,13 @@ use crate::capabilities::Capabilities;
 use crate::decode::{self, Operand};
 use crate::exit;
 use crate::fields as field;
-use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::setup::{self, Addresses};
 use crate::vmcb::{Processor, Vmcb};
 use crate::{dump, explain, inject, state, switched};
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName, Vector};
 use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use bulkhead_paging::guest::{Access, PagingState, walk};
 use bulkhead_types::{Gpa, GuestMemory, Gva, Hpa, PAGE_SIZE};
@@ -123,7 +123,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         setup::write_controls(&mut vmcb, &addresses);
         setup::write_guest(&mut vmcb);
         let mut this = Self {
-            frame: Frame::default(),
+            frame: Frame::ZERO,
             processor,
             capabilities,
             vmcb,
@@ -367,15 +367,18 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
 
     #[inline]
     fn gpr(&self, gpr: Gpr) -> Result<u64, BackendError> {
-        let in_vmcb = if gpr == Gpr::Rax { field::RAX } else { field::RSP };
-        Ok(self.frame.get(gpr).unwrap_or_else(|| self.vmcb.get(in_vmcb)))
+        Ok(match gpr {
+            Gpr::Rax => self.vmcb.get(field::RAX),
+            _ => self.frame.get(gpr).unwrap_or_else(|| self.vmcb.get(field::RSP)),
+        })
     }
 
     #[inline]
     fn set_gpr(&mut self, gpr: Gpr, value: u64) -> Result<(), BackendError> {
-        match self.frame.get_mut(gpr) {
-            Some(place) => *place = value,
-            None => self.vmcb.set(if gpr == Gpr::Rax { field::RAX } else { field::RSP }, value),
+        match (gpr, self.frame.get_mut(gpr)) {
+            (Gpr::Rax, _) => self.vmcb.set(field::RAX, value),
+            (_, Some(place)) => *place = value,
+            (_, None) => self.vmcb.set(field::RSP, value),
         }
         Ok(())
     }

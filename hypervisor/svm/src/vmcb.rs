@@ -1,7 +1,7 @@
 //! The VMCB as memory, and the trait behind which the processor stands.
 
 use crate::fields::Field;
-use crate::frame::Frame;
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use bulkhead_types::Hpa;
 

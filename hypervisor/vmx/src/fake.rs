@@ -3,11 +3,11 @@
 use crate::capabilities::{Capabilities, Fixed};
 use crate::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::fields;
-use crate::frame::Frame;
 use crate::host::HostState;
 use crate::switched;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_core::BackendError;
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use std::collections::{BTreeMap, VecDeque};
 use std::vec::Vec;

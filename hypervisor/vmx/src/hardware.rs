@@ -3,13 +3,13 @@
 use crate::capabilities::{Capabilities, FEATURE_LOCK, FEATURE_VMX, Missing, Source};
 use crate::entry::{bulkhead_vmx_enter, exit_address};
 use crate::fields as field;
-use crate::frame::Frame;
 use crate::host::{HostState, descriptor_base};
 use crate::instructions;
 use crate::switched::SWITCHED;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_arch::{Cr4, msr};
 use bulkhead_core::BackendError;
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;

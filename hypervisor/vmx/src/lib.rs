@@ -20,7 +20,6 @@ pub mod explain;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod fields;
-pub mod frame;
 pub mod hardware;
 pub mod host;
 mod instructions;

@@ -3,9 +3,9 @@
 //! Everything of this crate that is not an instruction is written against them, and so runs on the host against
 //! [`crate::fake::FakeProcessor`].
 
-use crate::frame::Frame;
 use crate::host::HostState;
 use bulkhead_core::BackendError;
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 
 /// Access to the fields of the current VMCS by number; [`crate::fields::Fields`] gives it types.
