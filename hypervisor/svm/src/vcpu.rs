@@ -17,6 +17,7 @@ use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName, Vector};
 use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
 use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Switched;
 use bulkhead_paging::guest::{Access, PagingState, walk};
 use bulkhead_types::{Gpa, GuestMemory, Gva, Hpa, PAGE_SIZE};
 use core::fmt;
@@ -59,7 +60,7 @@ pub struct SvmVcpu<M, P: Processor = Hardware> {
     /// Not used here again, but the processor's as long as the VMCB is.
     _io_map: [Region; 3],
     memory: M,
-    switched: [u64; switched::COUNT],
+    switched: Switched<{ switched::COUNT }>,
     active: bool,
     /// Where the instruction of the last exit ends, if that is known.
     next_rip: Option<u64>,
@@ -131,7 +132,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             msr_map,
             _io_map: io_map,
             memory,
-            switched: [0; switched::COUNT],
+            switched: Switched::new(switched::SWITCHED, capabilities.switched),
             active: false,
             next_rip: None,
             interrupted: None,
@@ -309,11 +310,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
             return Ok(());
         }
         self.processor.save_host(&self.host);
-        for (index, (&value, present)) in self.switched.iter().zip(self.capabilities.switched).enumerate() {
-            if present {
-                self.processor.set_switched_msr(index, value);
-            }
-        }
+        self.switched.load(&mut self.processor);
         self.active = true;
         Ok(())
     }
@@ -322,11 +319,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
         if !self.active {
             return Ok(());
         }
-        for (index, (value, present)) in self.switched.iter_mut().zip(self.capabilities.switched).enumerate() {
-            if present {
-                *value = self.processor.switched_msr(index);
-            }
-        }
+        self.switched.save(&self.processor);
         self.active = false;
         Ok(())
     }
@@ -494,7 +487,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     }
 
     fn allow_msr(&mut self, index: u32, write: bool) {
-        if !switched::allowable(index, self.capabilities.switched) {
+        if !switched::allowable(index, &self.switched) {
             return;
         }
         let Some((page, byte, bit)) = switched::map_place(index) else { return };

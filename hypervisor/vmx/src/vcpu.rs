@@ -19,6 +19,7 @@ use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
 use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows, injection};
 use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Switched;
 use bulkhead_types::Hpa;
 use core::fmt;
 
@@ -56,7 +57,7 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     _io_bitmaps: [Region; 2],
     ept_pointer: u64,
     vpid: u16,
-    switched: [u64; switched::COUNT],
+    switched: Switched<{ switched::COUNT }>,
     cr2: u64,
     dr6: u64,
     active: bool,
@@ -110,7 +111,7 @@ impl<P: Processor> VmxVcpu<P> {
             bitmap.fill(0xFF);
         }
         vmcs.fill(0);
-        vmcs.set_revision(capabilities.revision);
+        vmcs.store(0, 4, capabilities.revision.into());
         let ept_pointer = setup::ept_pointer(nested_root, capabilities.ept_accessed_dirty());
         let addresses = Addresses {
             msr_bitmap: msr_bitmap.hpa(),
@@ -137,7 +138,7 @@ impl<P: Processor> VmxVcpu<P> {
             _io_bitmaps: io_bitmaps,
             ept_pointer,
             vpid,
-            switched: [0; switched::COUNT],
+            switched: Switched::new(switched::SWITCHED, capabilities.switched),
             cr2: 0,
             dr6: RESET_DR6,
             active: false,
@@ -294,11 +295,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         if self.active {
             return Ok(());
         }
-        for (index, (&value, present)) in self.switched.iter().zip(self.capabilities.switched).enumerate() {
-            if present {
-                self.processor.set_switched_msr(index, value);
-            }
-        }
+        self.switched.load(&mut self.processor);
         self.processor.set_cr2(self.cr2);
         self.processor.set_dr6(self.dr6);
         self.active = true;
@@ -309,11 +306,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         if !self.active {
             return Ok(());
         }
-        for (index, (value, present)) in self.switched.iter_mut().zip(self.capabilities.switched).enumerate() {
-            if present {
-                *value = self.processor.switched_msr(index);
-            }
-        }
+        self.switched.save(&self.processor);
         self.cr2 = self.processor.cr2();
         self.dr6 = self.processor.dr6();
         self.active = false;
@@ -475,7 +468,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     }
 
     fn allow_msr(&mut self, index: u32, write: bool) {
-        let allowable = switched::allowable(index, self.capabilities.switched);
+        let allowable = switched::allowable(index, &self.switched);
         let Some((read_byte, write_byte, bit)) = switched::bitmap_place(index) else { return };
         if allowable.read {
             self.msr_bitmap.clear_bit(read_byte, bit);

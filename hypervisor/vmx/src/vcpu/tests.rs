@@ -83,16 +83,16 @@ fn a_processor_that_can_not_tell_an_exit_makes_no_vcpu() {
 fn every_port_and_msr_exits_until_it_is_allowed() {
     let mut vcpu = vcpu();
     for bitmap in &vcpu._io_bitmaps {
-        assert!((0..4096).all(|offset| bitmap.byte(offset) == Some(0xFF)));
+        assert!((0..4096).all(|offset| bitmap.load(offset, 1) == 0xFF));
     }
-    assert!((0..4096).all(|offset| vcpu.msr_bitmap.byte(offset) == Some(0xFF)));
+    assert!((0..4096).all(|offset| vcpu.msr_bitmap.load(offset, 1) == 0xFF));
     vcpu.allow_msr(msr::LSTAR, true);
     vcpu.allow_msr(msr::FS_BASE, false);
     vcpu.allow_msr(msr::APIC_BASE, true);
     vcpu.allow_msr(u32::MAX, true);
-    let cleared: Vec<_> = (0..4096).filter(|&offset| vcpu.msr_bitmap.byte(offset) != Some(0xFF)).collect();
+    let cleared: Vec<_> = (0..4096).filter(|&offset| vcpu.msr_bitmap.load(offset, 1) != 0xFF).collect();
     assert_eq!(cleared, [0x410, 0x420, 0xC10]);
-    assert_eq!(vcpu.msr_bitmap.byte(0x410), Some(!(1 << 2)));
+    assert_eq!(vcpu.msr_bitmap.load(0x410, 1), 0xFB);
 }
 
 #[test]
