@@ -210,7 +210,7 @@ pub trait Vcpu {
     /// Of the writer.
     fn explain_entry_failure(&self, out: &mut dyn fmt::Write) -> fmt::Result;
 
-    /// Writes all of the vCPU's state for a person to read.
+    /// Writes what the backend holds of the vCPU, for a person to read beside its registers ([`crate::dump`]).
     ///
     /// # Errors
     /// Of the writer.

@@ -8,6 +8,7 @@ pub mod backend;
 pub mod control;
 pub mod counters;
 pub mod cpuid;
+pub mod dump;
 pub mod end;
 pub mod event;
 pub mod exit;
@@ -19,6 +20,7 @@ pub mod injection;
 pub mod load;
 mod msr;
 mod mtrr;
+pub mod reset;
 
 pub use backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
 pub use end::{End, Reason};

@@ -12,7 +12,7 @@ use crate::fields as field;
 use crate::hardware::Hardware;
 use crate::setup::{self, Addresses};
 use crate::vmcb::{Processor, Vmcb};
-use crate::{dump, explain, inject, state, switched};
+use crate::{explain, inject, state, switched};
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName, Vector};
 use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
 use bulkhead_hw::frame::Frame;
@@ -504,7 +504,10 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        dump::write(&self.vmcb, self, out)
+        for (index, (name, of)) in field::ALL.iter().enumerate() {
+            write!(out, "{name}={:x}{}", self.vmcb.get(*of), if index % 6 == 5 { '\n' } else { ' ' })?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The VT-x backend of [`bulkhead_core::Vcpu`].
 //!
-//! Pure parts, tested on the host: [`fields`], [`capabilities`], [`controls`], [`setup`], [`exit`], [`explain`], [`dump`]
+//! Pure parts, tested on the host: [`fields`], [`capabilities`], [`controls`], [`setup`], [`exit`], [`explain`]
 //! and the vCPU itself, all written against the traits of [`vmcs`]. What executes instructions: [`hardware`],
 //! `instructions`, `entry`, the only modules with unsafe code.
 //!
@@ -13,7 +13,6 @@ extern crate std;
 
 pub mod capabilities;
 pub mod controls;
-pub mod dump;
 mod entry;
 pub mod exit;
 pub mod explain;

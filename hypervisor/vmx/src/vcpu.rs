@@ -5,7 +5,6 @@
 
 use crate::capabilities::Capabilities;
 use crate::controls::Primary;
-use crate::dump;
 use crate::exit::{self, reason};
 use crate::explain;
 use crate::fields::{self as field, Fields};
@@ -16,15 +15,13 @@ use crate::state;
 use crate::switched;
 use crate::vmcs::{Entered, Processor};
 use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
-use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows, injection};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows, injection, reset};
 use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use bulkhead_hw::switched::Switched;
 use bulkhead_types::Hpa;
 use core::fmt;
 
-/// DR6 after reset. SDM vol. 3A table 10-1.
-const RESET_DR6: u64 = 0xFFFF_0FF0;
 /// Exit reasons (modulo 64) after which something may have to be put right.
 const SETTLED: u64 = 1 << reason::EXCEPTION_OR_NMI | 1 << reason::EPT_VIOLATION;
 /// General detect: an access to a debug register faults.
@@ -140,7 +137,7 @@ impl<P: Processor> VmxVcpu<P> {
             vpid,
             switched: Switched::new(switched::SWITCHED, capabilities.switched),
             cr2: 0,
-            dr6: RESET_DR6,
+            dr6: reset::DR6,
             active: false,
             launched: false,
             host_rsp: 0,
@@ -483,7 +480,13 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        dump::write(&self.processor, self, out)
+        for (index, &number) in field::ALL.iter().enumerate() {
+            if let Ok(value) = self.processor.read(number) {
+                let end = if index % 6 == 5 { '\n' } else { ' ' };
+                write!(out, "{}={value:x}{end}", field::name(number))?;
+            }
+        }
+        Ok(())
     }
 }
 
