@@ -24,8 +24,6 @@ use core::fmt;
 
 /// DR6: a single step was done.
 const SINGLE_STEP: u64 = 1 << 14;
-/// General detect: an access to a debug register faults.
-const DR7_GD: u64 = 1 << 13;
 /// INTERRUPT_CONTROL: a virtual interrupt is pending, of the highest priority, whatever CR8 holds.
 const WINDOW_REQUEST: u64 = 1 << 8 | 0xF << 16 | 1 << 20;
 
@@ -433,11 +431,6 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
 
     fn inject(&mut self, event: Event) -> Result<(), BackendError> {
         let protected = self.vmcb.get(field::CR0) & Cr0::PE.bits() != 0;
-        if let Event::Exception { vector: Vector::DB, .. } = event {
-            // The delivery of #DB ends general detect; an injected one leaves DR7 as it is.
-            let dr7 = self.vmcb.get(field::DR7);
-            self.vmcb.set(field::DR7, dr7 & !DR7_GD);
-        }
         if event == Event::Nmi {
             self.set_in_nmi(true);
         }

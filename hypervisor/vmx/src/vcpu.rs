@@ -24,8 +24,6 @@ use core::fmt;
 
 /// Exit reasons (modulo 64) after which something may have to be put right.
 const SETTLED: u64 = 1 << reason::EXCEPTION_OR_NMI | 1 << reason::EPT_VIOLATION;
-/// General detect: an access to a debug register faults.
-const DR7_GD: u64 = 1 << 13;
 
 /// What a vCPU is made of; all of it its guest's.
 #[derive(Debug)]
@@ -405,11 +403,6 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         }
         if let Some(length) = injection.length {
             self.processor.set(field::ENTRY_INSTRUCTION_LENGTH, length)?;
-        }
-        if let Event::Exception { vector: Vector::DB, .. } = event {
-            // The delivery of #DB ends general detect; an injected one leaves DR7 as it is.
-            let dr7 = self.processor.get(field::GUEST_DR7)?;
-            self.processor.set(field::GUEST_DR7, dr7 & !DR7_GD)?;
         }
         self.processor.set(field::ENTRY_INTERRUPTION, injection.info)
     }

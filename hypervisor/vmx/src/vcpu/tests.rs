@@ -221,16 +221,6 @@ fn injection_writes_what_the_event_needs() {
 }
 
 #[test]
-fn delivering_db_ends_general_detect() {
-    let mut vcpu = vcpu();
-    vcpu.write(Register::Dr7, 0x2400).unwrap();
-    vcpu.inject(Event::GP).unwrap();
-    assert_eq!(vcpu.read(Register::Dr7), Ok(0x2400));
-    vcpu.inject(Event::exception(Vector::DB)).unwrap();
-    assert_eq!(vcpu.read(Register::Dr7), Ok(0x400));
-}
-
-#[test]
 fn windows_are_written_only_when_they_change() {
     let mut vcpu = vcpu();
     let before = vcpu.processor().get(field::PRIMARY_CONTROLS).unwrap();
