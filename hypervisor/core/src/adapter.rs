@@ -45,7 +45,10 @@ impl<V: Vcpu> Cpu for Registers<'_, V> {
 }
 
 /// The state that a page walk of the guest's goes by.
-pub(crate) fn paging_state<V: Vcpu>(vcpu: &V, physical_bits: u32) -> Result<PagingState, BackendError> {
+///
+/// # Errors
+/// If the processor refuses to read a register.
+pub fn paging_state<V: Vcpu>(vcpu: &V, physical_bits: u32) -> Result<PagingState, BackendError> {
     let cr4 = Cr4::from_bits_truncate(vcpu.read(Register::Cr4)?);
     let efer = Efer::from_bits_truncate(vcpu.read(Register::Efer)?);
     let mut pdptes = [0; 4];

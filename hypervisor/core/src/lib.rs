@@ -22,6 +22,7 @@ mod msr;
 mod mtrr;
 pub mod reset;
 
+pub use adapter::paging_state;
 pub use backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
 pub use end::{End, Reason};
 pub use event::Event;

@@ -1,6 +1,6 @@
 //! The SVM backend of [`bulkhead_core::Vcpu`].
 //!
-//! Pure parts, tested on the host: [`fields`], [`capabilities`], [`exit`], [`inject`], [`decode`] and the vCPU
+//! Pure parts, tested on the host: [`fields`], [`capabilities`], [`exit`], [`inject`] and the vCPU
 //! itself, written against [`vmcb::Processor`]. What executes instructions: [`hardware`] and `entry`, the only modules
 //! with unsafe code.
 //!
@@ -11,7 +11,6 @@
 extern crate std;
 
 pub mod capabilities;
-pub mod decode;
 mod entry;
 pub mod exit;
 pub mod explain;

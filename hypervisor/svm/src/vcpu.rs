@@ -6,20 +6,19 @@
 //! APM vol. 2 15.21 "Interrupt and Local APIC Support", 15.16 "TLB Control", 15.7.1 "State Saved on Exit".
 
 use crate::capabilities::Capabilities;
-use crate::decode::{self, Operand};
 use crate::exit;
 use crate::fields as field;
 use crate::hardware::Hardware;
 use crate::setup::{self, Addresses};
 use crate::vmcb::{Processor, Vmcb};
 use crate::{explain, inject, state, switched};
-use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName, Vector};
-use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows, paging_state};
+use bulkhead_emulate::Named;
 use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use bulkhead_hw::switched::Switched;
-use bulkhead_paging::guest::{Access, PagingState, walk};
-use bulkhead_types::{Gpa, GuestMemory, Gva, Hpa, PAGE_SIZE};
+use bulkhead_types::{Gpa, GuestMemory, Hpa, PAGE_SIZE};
 use core::fmt;
 
 /// DR6: a single step was done.
@@ -218,20 +217,20 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         const IS_MOV: u64 = 1 << 63;
         let number = u8::try_from(code & 0xF).unwrap_or(0);
         let operand = if self.capabilities.decode_assists && info & IS_MOV != 0 {
-            Some(Operand::General(Gpr::from_number(u8::try_from(info & 0xF).unwrap_or(0))))
+            Some(Named::General(Gpr::from_number(u8::try_from(info & 0xF).unwrap_or(0))))
         } else {
             self.decode()
         };
         Ok(match operand {
-            Some(Operand::General(to)) if code == exit::READ_CR8 => Exit::ReadCr { number, to },
-            Some(Operand::General(from)) => Exit::WriteCr { number, from },
-            Some(Operand::ClearTaskSwitched) => {
+            Some(Named::General(to)) if code == exit::READ_CR8 => Exit::ReadCr { number, to },
+            Some(Named::General(from)) => Exit::WriteCr { number, from },
+            Some(Named::ClearTaskSwitched) => {
                 let cr0 = self.vmcb.get(field::CR0);
                 self.vmcb.set(field::CR0, cr0 & !Cr0::TS.bits());
                 self.skip_instruction()?;
                 Exit::Host
             }
-            Some(Operand::MachineStatus(gpr)) => {
+            Some(Named::MachineStatus(gpr)) => {
                 let [low, high, ..] = self.gpr(gpr)?.to_le_bytes();
                 Exit::Lmsw { value: u16::from_le_bytes([low, high]) }
             }
@@ -240,49 +239,13 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
     }
 
     /// Decodes the instruction at RIP, and notes where it ends.
-    fn decode(&mut self) -> Option<Operand> {
-        let long = state::in_64_bit_code(&self.vmcb);
+    fn decode(&mut self) -> Option<Named> {
+        let state = paging_state(self, 52).ok()?;
+        let code = state::segment(&self.vmcb, SegmentName::Cs);
         let rip = self.vmcb.get(field::RIP);
-        let base = if long { 0 } else { state::segment(&self.vmcb, SegmentName::Cs).base };
-        let linear = base.wrapping_add(rip);
-        let linear = if long { linear } else { linear & 0xFFFF_FFFF };
-        let paging = self.paging();
-        let mut bytes = [0; decode::LONGEST];
-        let room = PAGE_SIZE.wrapping_sub(Gva::new(linear).page_offset());
-        let (head, tail) = bytes.split_at_mut_checked(usize::try_from(room).ok()?).unwrap_or((&mut [], &mut []));
-        let mut available = head.len();
-        if head.is_empty() {
-            self.fetch(&paging, linear, &mut bytes)?;
-            available = decode::LONGEST;
-        } else {
-            self.fetch(&paging, linear, head)?;
-            // What is not there was not executed.
-            if self.fetch(&paging, linear.wrapping_add(room), tail).is_some() {
-                available = decode::LONGEST;
-            }
-        }
-        let decoded = decode::decode(bytes.get(..available)?, long)?;
+        let decoded = bulkhead_emulate::decode(&mut self.memory, &state, &code, rip)?;
         self.next_rip = Some(rip.wrapping_add(decoded.length.into()));
         Some(decoded.operand)
-    }
-
-    fn fetch(&mut self, paging: &PagingState, linear: u64, into: &mut [u8]) -> Option<()> {
-        let gpa = walk(&mut self.memory, paging, Gva::new(linear), Access::Execute).ok()?;
-        self.memory.read(gpa, into).ok()
-    }
-
-    fn paging(&self) -> PagingState {
-        let read = |register| state::read(&self.vmcb, register).unwrap_or(0);
-        PagingState {
-            cr0: Cr0::from_bits_truncate(read(Register::Cr0)),
-            cr3: read(Register::Cr3),
-            cr4: Cr4::from_bits_truncate(read(Register::Cr4)),
-            efer: Efer::from_bits_truncate(read(Register::Efer)),
-            rflags: Rflags::from_bits_retain(read(Register::Rflags)),
-            pdptes: [0, 1, 2, 3].map(|index| self.pdpte(index)),
-            cpl: u8::try_from(self.vmcb.get(field::CPL) & 3).unwrap_or(0),
-            physical_bits: 52,
-        }
     }
 
     /// A page-directory-pointer entry: under nested paging they are read when used, not cached. APM vol. 2 15.25.10
