@@ -14,7 +14,7 @@ const MAY: [(&str, &[&str]); 16] = [
     ("bulkhead-core", &["types", "arch", "paging", "devices", "emulate"]),
     ("bulkhead-hw", &["types", "arch", "paging", "devices", "core"]),
     ("bulkhead-vmx", &["types", "arch", "core", "hw"]),
-    ("bulkhead-svm", &["types", "arch", "paging", "core", "hw"]),
+    ("bulkhead-svm", &["types", "arch", "emulate", "core", "hw"]),
     ("bulkhead-boot", &["types"]),
     ("bulkhead-kernel", &["types", "arch", "paging", "devices", "emulate", "core", "hw", "vmx", "svm", "boot"]),
     ("bulkhead-rt", &[]),

@@ -1,12 +1,14 @@
 //! The emulator's view of a vCPU and of the devices.
 
 use crate::backend::{BackendError, Register, Vcpu};
-use crate::exits::paging_state;
-use bulkhead_arch::{Gpr, Segment, SegmentName};
+use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
 use bulkhead_devices::machine::Machine;
 use bulkhead_emulate::{Bus, Cpu};
 use bulkhead_paging::guest::PagingState;
 use bulkhead_types::{Gpa, Ticks, Width};
+
+/// The entries that PAE paging caches.
+pub(crate) const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3];
 
 /// A vCPU's registers.
 pub(crate) struct Registers<'a, V> {
@@ -40,6 +42,31 @@ impl<V: Vcpu> Cpu for Registers<'_, V> {
     fn paging(&self) -> Result<PagingState, BackendError> {
         paging_state(self.vcpu, self.physical_bits)
     }
+}
+
+/// The state that a page walk of the guest's goes by.
+///
+/// # Errors
+/// If the processor refuses to read a register.
+pub fn paging_state<V: Vcpu>(vcpu: &V, physical_bits: u32) -> Result<PagingState, BackendError> {
+    let cr4 = Cr4::from_bits_truncate(vcpu.read(Register::Cr4)?);
+    let efer = Efer::from_bits_truncate(vcpu.read(Register::Efer)?);
+    let mut pdptes = [0; 4];
+    if cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA) {
+        for (entry, register) in pdptes.iter_mut().zip(PDPTES) {
+            *entry = vcpu.read(register)?;
+        }
+    }
+    Ok(PagingState {
+        cr0: Cr0::from_bits_truncate(vcpu.read(Register::Cr0)?),
+        cr3: vcpu.read(Register::Cr3)?,
+        cr4,
+        efer,
+        rflags: Rflags::from_bits_retain(vcpu.read(Register::Rflags)?),
+        pdptes,
+        cpl: vcpu.privilege()?,
+        physical_bits: u8::try_from(physical_bits).unwrap_or(52),
+    })
 }
 
 /// A machine's devices at one moment.

@@ -156,7 +156,8 @@ pub trait Vcpu {
     /// If the processor refuses.
     fn skip_bytes(&mut self, length: u8) -> Result<(), BackendError>;
 
-    /// Delivers `event` at the next entry; the last call before the entry wins.
+    /// Delivers `event` at the next entry; the last call before the entry wins. Of #DB, what its cause leaves in DR6 and
+    /// DR7 is the caller's to set.
     ///
     /// # Errors
     /// If the processor refuses.
@@ -210,7 +211,7 @@ pub trait Vcpu {
     /// Of the writer.
     fn explain_entry_failure(&self, out: &mut dyn fmt::Write) -> fmt::Result;
 
-    /// Writes all of the vCPU's state for a person to read.
+    /// Writes what the backend holds of the vCPU, for a person to read beside its registers ([`crate::dump`]).
     ///
     /// # Errors
     /// Of the writer.

@@ -1,6 +1,6 @@
 //! What each exit comes to.
 
-use crate::adapter::{Registers, Wires};
+use crate::adapter::{PDPTES, Registers, Wires};
 use crate::backend::{BackendError, Register, Vcpu};
 use crate::control::{Mode, check_xcr0};
 use crate::cpuid;
@@ -10,18 +10,15 @@ use crate::exit::{Exit, IoAccess, NestedFault};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::msr::Refusal;
-use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Vector};
+use bulkhead_arch::{Cr0, Cr4, Gpr, Vector};
 use bulkhead_devices::layout::ram_ranges;
 use bulkhead_emulate::{Hint, Outcome, Stop, StringIo};
-use bulkhead_paging::guest::{PagingState, error};
+use bulkhead_paging::guest::error;
 use bulkhead_types::{Gpa, GuestMemory, Gva};
 
 /// What a hypercall answers that is not offered, or not to this privilege level (as KVM has it: -ENOSYS is 1000).
 const NO_SUCH_CALL: u64 = 1000_u64.wrapping_neg();
 const NOT_PERMITTED: u64 = 1_u64.wrapping_neg();
-
-/// The entries that PAE paging caches.
-const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3];
 
 impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     /// Acts on an exit: the guest goes on, or ends.
@@ -337,26 +334,4 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
 const fn low(value: u64) -> u32 {
     let [a, b, c, d, ..] = value.to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
-}
-
-/// The state that a page walk of the guest's goes by.
-pub(crate) fn paging_state<V: Vcpu>(vcpu: &V, physical_bits: u32) -> Result<PagingState, BackendError> {
-    let cr4 = Cr4::from_bits_truncate(vcpu.read(Register::Cr4)?);
-    let efer = Efer::from_bits_truncate(vcpu.read(Register::Efer)?);
-    let mut pdptes = [0; 4];
-    if cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA) {
-        for (entry, register) in pdptes.iter_mut().zip(PDPTES) {
-            *entry = vcpu.read(register)?;
-        }
-    }
-    Ok(PagingState {
-        cr0: Cr0::from_bits_truncate(vcpu.read(Register::Cr0)?),
-        cr3: vcpu.read(Register::Cr3)?,
-        cr4,
-        efer,
-        rflags: Rflags::from_bits_retain(vcpu.read(Register::Rflags)?),
-        pdptes,
-        cpl: vcpu.privilege()?,
-        physical_bits: u8::try_from(physical_bits).unwrap_or(52),
-    })
 }

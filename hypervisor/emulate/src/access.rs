@@ -38,10 +38,31 @@ impl<E> Trap<E> {
         }
     }
 
+    /// The walk for an access at `gva` in `segment` ended with `error`.
+    pub const fn walk(error: WalkError, segment: SegmentName, gva: Gva) -> Self {
+        match error {
+            WalkError::PageFault { error } => Self::Stop(Stop::Exception { vector: Vector::PF, error, cr2: Some(gva) }),
+            WalkError::NonCanonical => Self::segment(segment),
+            WalkError::Unreachable { gpa } => Self::Stop(Stop::Unreachable { gpa }),
+            WalkError::Raced => Self::Raced,
+        }
+    }
+
     /// #SS(0) for the stack segment, #GP(0) for others.
-    fn segment(name: SegmentName) -> Self {
-        let vector = if name == SegmentName::Ss { Vector::SS } else { Vector::GP };
+    const fn segment(name: SegmentName) -> Self {
+        let vector = if matches!(name, SegmentName::Ss) { Vector::SS } else { Vector::GP };
         Self::Stop(Stop::Exception { vector, error: 0, cr2: None })
+    }
+}
+
+/// Width of the code segment `code`: 16, 32 or 64.
+pub const fn code_width(state: &PagingState, code: &Segment) -> u32 {
+    if state.is_long() && code.attributes & Segment::LONG != 0 {
+        64
+    } else if code.attributes & Segment::BIG != 0 {
+        32
+    } else {
+        16
     }
 }
 
@@ -76,13 +97,7 @@ impl<'a, C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'a, C, M, B> 
     pub fn new(cpu: &'a mut C, memory: &'a mut M, bus: &'a mut B, hint: Option<Hint>) -> Result<Self, Stop<C::Error>> {
         let state = cpu.paging().map_err(Stop::Cpu)?;
         let code = cpu.segment(SegmentName::Cs).map_err(Stop::Cpu)?;
-        let bits = if state.is_long() && code.attributes & Segment::LONG != 0 {
-            64
-        } else if code.attributes & Segment::BIG != 0 {
-            32
-        } else {
-            16
-        };
+        let bits = code_width(&state, &code);
         let pages = [hint, hint.filter(|hint| hint.write)];
         Ok(Self { cpu, memory, bus, state, bits, code_base: code.base, pages })
     }
@@ -103,12 +118,7 @@ impl<'a, C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'a, C, M, B> 
 
     /// Translates an address for `access`; faults are those of an operand in `segment`.
     pub fn walk(&mut self, segment: SegmentName, gva: Gva, access: Access) -> Step<Gpa, C> {
-        guest::walk(self.memory, &self.state, gva, access).map_err(|error| match error {
-            WalkError::PageFault { error } => Trap::Stop(Stop::Exception { vector: Vector::PF, error, cr2: Some(gva) }),
-            WalkError::NonCanonical => Trap::segment(segment),
-            WalkError::Unreachable { gpa } => Trap::Stop(Stop::Unreachable { gpa }),
-            WalkError::Raced => Trap::Raced,
-        })
+        guest::walk(self.memory, &self.state, gva, access).map_err(|error| Trap::walk(error, segment, gva))
     }
 
     /// The place of the operand of `width` at `offset` in `segment`, which will be read (or with `write`, also written).

@@ -5,10 +5,10 @@
 //! a decoded instruction is remembered under these three. Since the bytes are fetched and compared each time, it can be
 //! unused, but never stale.
 
-use crate::access::{Machine, Step, Trap};
+use crate::access::{Machine, Step, Trap, code_width};
 use crate::cpu::{Bus, Cpu, Stop};
-use bulkhead_arch::SegmentName;
-use bulkhead_paging::guest::Access;
+use bulkhead_arch::{Segment, SegmentName};
+use bulkhead_paging::guest::{self, Access, PagingState};
 use bulkhead_types::{Gpa, GuestMemory, Gva, PAGE_SIZE};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
@@ -74,7 +74,28 @@ impl Fetched {
 impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
     /// Fetches the instruction at `rip`, and decodes it into `slot` if it is not there.
     pub fn fetch(&mut self, rip: u64, slot: &mut Fetched) -> Step<(), C> {
-        let start = if self.bits == 64 { rip } else { self.code_base.wrapping_add(rip) };
+        Code { memory: self.memory, state: &self.state, bits: self.bits, base: self.code_base }.fetch(rip, slot)
+    }
+}
+
+/// The code segment, in guest memory.
+pub struct Code<'a, M: ?Sized> {
+    memory: &'a mut M,
+    state: &'a PagingState,
+    bits: u32,
+    base: u64,
+}
+
+impl<'a, M: GuestMemory + ?Sized> Code<'a, M> {
+    /// Code in the segment `code`.
+    pub const fn new(memory: &'a mut M, state: &'a PagingState, code: &Segment) -> Self {
+        Self { memory, state, bits: code_width(state, code), base: code.base }
+    }
+
+    /// Fetches the instruction at `rip`, and decodes it into `slot` if it is not there.
+    #[inline(always)]
+    pub fn fetch<E>(&mut self, rip: u64, slot: &mut Fetched) -> Result<(), Trap<E>> {
+        let start = if self.bits == 64 { rip } else { self.base.wrapping_add(rip) };
         let room = PAGE_SIZE.wrapping_sub(Gva::new(start).page_offset());
         if room <= LONGEST as u64 {
             return self.fetch_at_end(rip, start, usize::try_from(room).unwrap_or(LONGEST), slot);
@@ -93,7 +114,7 @@ impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
 
     /// The same where the page ends `room` bytes from the start, at most 15. Not remembered.
     #[cold]
-    fn fetch_at_end(&mut self, rip: u64, start: u64, room: usize, slot: &mut Fetched) -> Step<(), C> {
+    fn fetch_at_end<E>(&mut self, rip: u64, start: u64, room: usize, slot: &mut Fetched) -> Result<(), Trap<E>> {
         let mut bytes = [0; 16];
         let (head, tail) = bytes.split_at_mut_checked(room).unwrap_or_default();
         self.fetch_part(start, head)?;
@@ -108,14 +129,15 @@ impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
         Ok(())
     }
 
-    fn fetch_part(&mut self, linear: u64, into: &mut [u8]) -> Step<(), C> {
+    fn fetch_part<E>(&mut self, linear: u64, into: &mut [u8]) -> Result<(), Trap<E>> {
         let gpa = self.code(linear)?;
         self.memory.read(gpa, into).map_err(|_| Trap::Stop(Stop::Unreachable { gpa }))
     }
 
-    fn code(&mut self, linear: u64) -> Step<Gpa, C> {
+    fn code<E>(&mut self, linear: u64) -> Result<Gpa, Trap<E>> {
         let gva = Gva::new(if self.bits == 64 { linear } else { linear & 0xFFFF_FFFF });
-        self.walk(SegmentName::Cs, gva, Access::Execute)
+        guest::walk(self.memory, self.state, gva, Access::Execute)
+            .map_err(|error| Trap::walk(error, SegmentName::Cs, gva))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Where a guest names guest-physical memory that is a device and not RAM, its processor stops at the instruction.
 //! [`mmio`] fetches that instruction through the guest's page tables, decodes it, and does what the processor would have
 //! done, with the device's part of it going over a [`Bus`]. [`string_io`] does the same for INS and OUTS, whose memory
-//! side the processor leaves to the hypervisor.
+//! side the processor leaves to the hypervisor. [`decode`] only tells what an instruction is.
 //!
 //! Everything is read once: the code bytes, each table entry, each operand. An operand may cross a page, and each part
 //! of it is RAM or device on its own. A read-modify-write reads the device once and writes it once, after all of its
@@ -32,6 +32,7 @@
 mod access;
 mod alu;
 mod cpu;
+mod decode;
 mod execute;
 mod fetch;
 mod operand;
@@ -39,6 +40,7 @@ mod port;
 mod string;
 
 pub use cpu::{Bus, Cpu, Hint, Outcome, Stop};
+pub use decode::{Decoded, Named, decode};
 pub use fetch::DecodeCache;
 pub use port::{StringIo, string_io};
 pub use string::CHUNK;

@@ -4,20 +4,26 @@
 //! what the caller must see to. Nothing here decides anything.
 #![no_std]
 
+#[cfg(feature = "fake")]
+extern crate std;
+
 pub mod apic;
 pub mod calibrate;
 pub mod clock;
 pub mod compartment;
 pub mod cpu;
 pub mod descriptors;
+pub mod frame;
 pub mod heap;
 pub mod layout;
 pub mod ports;
+pub mod probe;
 pub mod ram;
 pub mod region;
 pub mod serial;
 pub mod startup;
 pub mod switch;
+pub mod switched;
 pub mod tables;
 pub mod trap;
 pub mod xstate;

@@ -34,24 +34,9 @@ impl Region {
         unsafe { self.pointer.as_ptr().write_bytes(byte, 1) };
     }
 
-    /// Writes the VMCS revision identifier, the first four bytes.
-    pub fn set_revision(&mut self, revision: u32) {
-        // SAFETY: as in `fill`; a page's first four bytes are aligned for a u32. The processor reads the frame later,
-        // by physical address, which the compiler does not know: hence volatile.
-        unsafe { self.pointer.as_ptr().cast::<u32>().write_volatile(revision) };
-    }
-
     /// Clears one bit; nothing happens outside the frame.
     pub fn clear_bit(&mut self, byte: usize, bit: u8) {
-        if byte >= 4096 {
-            return;
-        }
-        // SAFETY: as in `fill`, and `byte` was compared with the frame's size just before. Volatile as in
-        // `set_revision`.
-        unsafe {
-            let place = self.pointer.as_ptr().cast::<u8>().add(byte);
-            place.write_volatile(place.read_volatile() & !1_u8.wrapping_shl(bit.into()));
-        }
+        self.store(byte, 1, self.load(byte, 1) & !1_u64.wrapping_shl(bit.into()));
     }
 
     /// The little-endian number of `bytes` bytes (1, 2, 4 or 8) at `offset`; 0 where that is none, or not aligned, or not
@@ -62,7 +47,8 @@ impl Region {
         if offset >= 4096 || !offset.is_multiple_of(bytes.max(1)) {
             return 0;
         }
-        // SAFETY: as in `fill`; an aligned number that begins in the frame ends in it.
+        // SAFETY: as in `fill`; an aligned number that begins in the frame ends in it. The processor uses the frame too, by
+        // physical address, which the compiler does not know: hence volatile.
         unsafe {
             let place = self.pointer.as_ptr().cast::<u8>().add(offset);
             match bytes {
@@ -94,11 +80,18 @@ impl Region {
             }
         }
     }
+}
 
-    /// The byte at this offset; `None` outside the frame.
-    #[must_use]
-    pub fn byte(&self, offset: usize) -> Option<u8> {
-        // SAFETY: as in `clear_bit`.
-        (offset < 4096).then(|| unsafe { self.pointer.as_ptr().cast::<u8>().add(offset).read_volatile() })
+/// A page of its own for a test, at page `number` of physical memory as it says.
+#[cfg(feature = "fake")]
+#[must_use]
+pub fn fake(number: u64) -> Region {
+    #[repr(align(4096))]
+    struct Page([u8; 4096]);
+    let page = std::boxed::Box::leak(std::boxed::Box::new(Page([0; 4096])));
+    // SAFETY: the page is leaked, so it is this value's alone for good; no processor uses it.
+    #[expect(clippy::expect_used, reason = "both addresses are multiples of a page")]
+    unsafe {
+        Region::new(&raw mut page.0, Hpa::new(number << 12)).expect("aligned")
     }
 }

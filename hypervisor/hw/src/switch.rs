@@ -1,5 +1,6 @@
 //! Going from one compartment's stack and address space to another's.
 
+use crate::{clear_given_up, pop_kept, push_kept};
 use bulkhead_types::Hpa;
 use core::arch::global_asm;
 
@@ -10,30 +11,13 @@ global_asm!(
     ".section .text.switch_context, \"ax\"",
     ".global switch_context",
     "switch_context:",
-    "push rbx",
-    "push rbp",
-    "push r12",
-    "push r13",
-    "push r14",
-    "push r15",
+    push_kept!(),
     "mov [rdi], rsp",
     "mov cr3, rdx",
     "mov rsp, rsi",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop rbp",
-    "pop rbx",
+    pop_kept!(),
     "xor eax, eax",
-    "xor ecx, ecx",
-    "xor edx, edx",
-    "xor esi, esi",
-    "xor edi, edi",
-    "xor r8d, r8d",
-    "xor r9d, r9d",
-    "xor r10d, r10d",
-    "xor r11d, r11d",
+    clear_given_up!(),
     "ret",
     ".global enter_context",
     "enter_context:",

@@ -210,6 +210,7 @@ fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest
     let mut log = console::Log;
     if !matches!(end, End::PowerOff | End::Reset | End::TestExit(_)) {
         let mut dump = DumpLines { fresh: true };
+        let _ = bulkhead_core::dump::write(&guest.vcpu, &mut dump);
         let _ = guest.vcpu.dump(&mut dump);
         if matches!(end, End::Killed(bulkhead_core::Reason::Backend(BackendError::Entry { .. }))) {
             let _ = guest.vcpu.explain_entry_failure(&mut dump);

@@ -4,15 +4,8 @@
 
 use crate::switched;
 use bulkhead_arch::msr;
+use bulkhead_hw::probe::Source;
 use core::fmt;
-
-/// Where CPUID and MSR values come from: the processor, or a test's table.
-pub trait Source {
-    /// EAX, EBX, ECX and EDX of a CPUID leaf; zeros past the last leaf.
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
-    /// The value of an MSR that exists.
-    fn msr(&self, index: u32) -> u64;
-}
 
 /// What SVM lacks here.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -1,11 +1,14 @@
 //! A processor made of a script, for tests on the host.
 
 use crate::fields::Field;
-use crate::frame::Frame;
 use crate::vmcb::{Processor, Vmcb};
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Msrs;
 use std::collections::VecDeque;
 use std::vec::Vec;
+
+pub use bulkhead_hw::region::fake as region;
 
 /// A processor whose exits are scripted.
 #[derive(Debug, Default)]
@@ -22,6 +25,14 @@ pub struct FakeProcessor {
     pub deadlines: Vec<u64>,
     /// How often the host took interrupts.
     pub taken: usize,
+}
+
+impl Msrs for FakeProcessor {
+    fn switched_msr(&self, _: u32) -> u64 {
+        0
+    }
+
+    fn set_switched_msr(&mut self, _: u32, _: u64) {}
 }
 
 impl Processor for FakeProcessor {
@@ -44,25 +55,6 @@ impl Processor for FakeProcessor {
 
     fn interrupt_by(&mut self, deadline: u64) {
         self.deadlines.push(deadline);
-    }
-
-    fn switched_msr(&self, _: usize) -> u64 {
-        0
-    }
-
-    fn set_switched_msr(&mut self, _: usize, _: u64) {}
-}
-
-/// A page of its own for a test.
-#[must_use]
-pub fn region(number: u64) -> Region {
-    #[repr(align(4096))]
-    struct Page([u8; 4096]);
-    let page = std::boxed::Box::leak(std::boxed::Box::new(Page([0; 4096])));
-    // SAFETY: the page is leaked, so it is this value's alone for good; no processor uses it.
-    #[expect(clippy::expect_used, reason = "both addresses are multiples of a page")]
-    unsafe {
-        Region::new(&raw mut page.0, bulkhead_types::Hpa::new(number << 12)).expect("aligned")
     }
 }
 

@@ -1,39 +1,23 @@
 //! The real processor behind [`crate::vmcb::Processor`].
 
-use crate::capabilities::{Capabilities, Missing, Source};
+use crate::capabilities::{Capabilities, Missing};
 use crate::entry::bulkhead_svm_enter;
-use crate::frame::Frame;
-use crate::switched::SWITCHED;
 use crate::vmcb::{Processor, Vmcb};
 use bulkhead_arch::{Efer, msr};
+use bulkhead_hw::frame::Frame;
+use bulkhead_hw::probe::ThisProcessor;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Msrs;
 use bulkhead_hw::{apic, cpu};
 use core::arch::asm;
-
-/// The processor that runs this code.
-struct ThisProcessor;
-
-impl Source for ThisProcessor {
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        if leaf > cpu::cpuid(leaf & 0x8000_0000, 0).eax {
-            return [0; 4];
-        }
-        let answer = cpu::cpuid(leaf, subleaf);
-        [answer.eax, answer.ebx, answer.ecx, answer.edx]
-    }
-
-    fn msr(&self, index: u32) -> u64 {
-        // SAFETY: `Capabilities::read` asks only for registers that CPUID has promised.
-        unsafe { cpu::read_msr(index) }
-    }
-}
 
 /// What this processor's SVM can do.
 ///
 /// # Errors
 /// What is missing, as a sentence.
 pub fn probe() -> Result<Capabilities, Missing> {
-    Capabilities::read(&ThisProcessor)
+    // SAFETY: `Capabilities::read` asks only for registers that CPUID or another capability register has promised.
+    Capabilities::read(&unsafe { ThisProcessor::new() })
 }
 
 /// Switches SVM on for this CPU, for good.
@@ -65,6 +49,20 @@ impl Hardware {
     }
 }
 
+impl Msrs for Hardware {
+    fn switched_msr(&self, msr: u32) -> u64 {
+        // SAFETY: the vCPU asks only for registers that `Capabilities::switched` has.
+        unsafe { cpu::read_msr(msr) }
+    }
+
+    fn set_switched_msr(&mut self, msr: u32, value: u64) {
+        // SAFETY: the vCPU sets only registers that `Capabilities::switched` has, and only to 0 or to what the processor
+        // had accepted there from the guest. The host itself uses none of them: no SYSCALL, no SWAPGS, no RDTSCP;
+        // speculation control changes no result.
+        unsafe { cpu::write_msr(msr, value) }
+    }
+}
+
 impl Processor for Hardware {
     fn save_host(&mut self, host: &Region) {
         // SAFETY: SVM is on (`Hardware::new`); a `Region` is used by nothing else (`Region::new`).
@@ -88,18 +86,5 @@ impl Processor for Hardware {
 
     fn interrupt_by(&mut self, deadline: u64) {
         apic::interrupt_by(deadline);
-    }
-
-    fn switched_msr(&self, index: usize) -> u64 {
-        // SAFETY: the vCPU asks only for registers that `Capabilities::switched` has.
-        SWITCHED.get(index).map_or(0, |&number| unsafe { cpu::read_msr(number) })
-    }
-
-    fn set_switched_msr(&mut self, index: usize, value: u64) {
-        if let Some(&number) = SWITCHED.get(index) {
-            // SAFETY: the vCPU sets only registers that `Capabilities::switched` has, to 0 or to what the processor had
-            // accepted from the guest. The host does not use them.
-            unsafe { cpu::write_msr(number, value) }
-        }
     }
 }

@@ -5,47 +5,29 @@
 //! APM vol. 2 15.20 "Event Injection", 15.7.2 "Intercepts During IDT Interrupt Delivery".
 
 use bulkhead_arch::Vector;
-use bulkhead_core::Event;
+use bulkhead_core::{Event, injection};
 
 /// The information is valid.
-pub(crate) const VALID: u64 = 1 << 31;
-const WITH_ERROR: u64 = 1 << 11;
-const TYPE: u64 = 7 << 8;
-const INTERRUPT: u64 = 0 << 8;
-const NMI: u64 = 2 << 8;
-const EXCEPTION: u64 = 3 << 8;
+pub(crate) const VALID: u64 = injection::VALID as u64;
 
 /// Encodes `event`; 0 for an instruction's. An exception gets an error code exactly where the processor would push one.
 #[must_use]
 pub fn encode(event: Event, protected_mode: bool) -> u64 {
-    match event {
-        Event::Interrupt(vector) => VALID | INTERRUPT | u64::from(vector),
-        Event::Nmi => VALID | NMI | u64::from(Vector::NMI.0),
-        Event::Exception { vector, error } => {
-            let info = VALID | EXCEPTION | u64::from(vector.0);
-            let with_error = protected_mode && vector.has_error_code();
-            if with_error { info | WITH_ERROR | u64::from(error.unwrap_or(0)) << 32 } else { info }
-        }
-        Event::SoftwareInterrupt { .. } | Event::SoftwareException { .. } | Event::PrivilegedException { .. } => 0,
+    let injection = injection::encode(event, protected_mode);
+    match injection.length {
+        Some(_) => 0,
+        None => u64::from(injection.info) | u64::from(injection.error.unwrap_or(0)) << 32,
     }
 }
 
 /// Decodes EXITINTINFO; `None` if nothing was interrupted that has to be delivered again.
 #[must_use]
 pub fn decode(info: u64) -> Option<Event> {
-    if info & VALID == 0 {
-        return None;
-    }
-    let [number, _, _, _, a, b, c, d] = info.to_le_bytes();
-    let vector = Vector(number);
-    match info & TYPE {
-        INTERRUPT => Some(Event::Interrupt(number)),
-        NMI => Some(Event::Nmi),
-        EXCEPTION if vector == Vector::BP || vector == Vector::OF => None,
-        EXCEPTION => {
-            let error = (info & WITH_ERROR != 0).then_some(u32::from_le_bytes([a, b, c, d]));
-            Some(Event::Exception { vector, error })
-        }
+    let [a, b, c, d, e, f, g, h] = info.to_le_bytes();
+    let event = injection::decode(u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]), 0)?;
+    match event {
+        Event::Exception { vector: Vector::BP | Vector::OF, .. } => None,
+        Event::Interrupt(_) | Event::Nmi | Event::Exception { .. } => Some(event),
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! The SVM backend of [`bulkhead_core::Vcpu`].
 //!
-//! Pure parts, tested on the host: [`fields`], [`capabilities`], [`exit`], [`inject`], [`decode`], [`dump`] and the vCPU
+//! Pure parts, tested on the host: [`fields`], [`capabilities`], [`exit`], [`inject`] and the vCPU
 //! itself, written against [`vmcb::Processor`]. What executes instructions: [`hardware`] and `entry`, the only modules
 //! with unsafe code.
 //!
@@ -11,15 +11,12 @@
 extern crate std;
 
 pub mod capabilities;
-pub mod decode;
-pub mod dump;
 mod entry;
 pub mod exit;
 pub mod explain;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod fields;
-pub mod frame;
 pub mod hardware;
 pub mod inject;
 mod setup;

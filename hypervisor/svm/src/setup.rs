@@ -1,12 +1,13 @@
 //! The first contents of a VMCB: controls, which stay, and the guest's state after reset.
 //!
-//! APM vol. 2 14.1.3 "Processor Initialization State", table 14-1; 15.9 "Instruction Intercepts", 15.13 "Miscellaneous
+//! APM vol. 2 15.9 "Instruction Intercepts", 15.13 "Miscellaneous
 //! Intercepts"; 15.25.3 "Enabling Nested Paging".
 
 use crate::fields as field;
 use crate::state;
 use crate::vmcb::Vmcb;
-use bulkhead_arch::{Efer, Segment, SegmentName, Vector};
+use bulkhead_arch::{SegmentName, Vector};
+use bulkhead_core::reset;
 use bulkhead_types::Hpa;
 
 /// Writes of CR0, CR4 and CR8; reads of CR8.
@@ -50,22 +51,10 @@ pub(crate) fn write_controls(vmcb: &mut Vmcb, addresses: &Addresses) {
 
 /// Writes the guest's state after reset.
 pub(crate) fn write_guest(vmcb: &mut Vmcb) {
-    vmcb.set(field::CR0, 0x6000_0010);
-    vmcb.set(field::EFER, Efer::SVME.bits());
-    vmcb.set(field::RIP, 0xFFF0);
-    vmcb.set(field::RFLAGS, 2);
-    vmcb.set(field::DR6, 0xFFFF_0FF0);
-    vmcb.set(field::DR7, 0x400);
-    vmcb.set(field::PAT, 0x0007_0406_0007_0406);
-    vmcb.set(field::GDT_LIMIT, 0xFFFF);
-    vmcb.set(field::IDT_LIMIT, 0xFFFF);
+    for (register, value) in reset::REGISTERS {
+        state::write(vmcb, register, value);
+    }
     for name in SegmentName::ALL {
-        let (selector, attributes, base) = match name {
-            SegmentName::Cs => (0xF000, 0x9B, 0xFFFF_0000),
-            SegmentName::Ldtr => (0, 0x82, 0),
-            SegmentName::Tr => (0, 0x8B, 0),
-            _ => (0, 0x93, 0),
-        };
-        state::set_segment(vmcb, name, Segment { selector, attributes, limit: 0xFFFF, base });
+        state::set_segment(vmcb, name, reset::segment(name));
     }
 }

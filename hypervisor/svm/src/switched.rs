@@ -3,6 +3,7 @@
 //! APM vol. 2 15.11 "MSR Intercepts"; appendix B for what the VMCB holds.
 
 use bulkhead_arch::msr;
+use bulkhead_hw::switched::Switched;
 
 /// How many MSRs are switched by software.
 pub const COUNT: usize = 2;
@@ -11,12 +12,12 @@ pub const SWITCHED: [u32; COUNT] = [msr::TSC_AUX, msr::SPEC_CTRL];
 
 /// Whether a guest may read and write the MSR with this index without an exit.
 #[must_use]
-pub fn allowable(index: u32, present: [bool; COUNT]) -> bool {
+pub fn allowable(index: u32, switched: &Switched<COUNT>) -> bool {
     let in_vmcb = matches!(
         index,
         msr::FS_BASE | msr::GS_BASE | msr::KERNEL_GS_BASE | msr::STAR | msr::LSTAR | msr::CSTAR | msr::FMASK
     ) || matches!(index, msr::SYSENTER_CS | msr::SYSENTER_ESP | msr::SYSENTER_EIP | msr::PAT);
-    in_vmcb || SWITCHED.iter().zip(present).any(|(&switched, present)| present && switched == index)
+    in_vmcb || switched.has(index)
 }
 
 /// Where the MSR's two bits are in the permission map: page (0 or 1), byte, and the bit for RDMSR; that for WRMSR follows.
@@ -35,7 +36,7 @@ pub fn map_place(index: u32) -> Option<(usize, usize, u8)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{allowable, map_place};
+    use super::{COUNT, SWITCHED, Switched, allowable, map_place};
     use bulkhead_arch::msr;
 
     #[test]
@@ -50,9 +51,10 @@ mod tests {
 
     #[test]
     fn only_msrs_that_are_kept_apart_can_be_allowed() {
-        assert!(allowable(msr::LSTAR, [false; 2]) && allowable(msr::TSC_AUX, [true; 2]));
+        let [none, all] = [[false; COUNT], [true; COUNT]].map(|present| Switched::new(SWITCHED, present));
+        assert!(allowable(msr::LSTAR, &none) && allowable(msr::TSC_AUX, &all));
         for index in [msr::EFER, msr::TSC, msr::TSC_AUX, msr::VM_CR, msr::VM_HSAVE_PA, msr::APIC_BASE, u32::MAX] {
-            assert!(!allowable(index, [false; 2]), "{index:#x}");
+            assert!(!allowable(index, &none), "{index:#x}");
         }
     }
 }

@@ -6,25 +6,23 @@
 //! APM vol. 2 15.21 "Interrupt and Local APIC Support", 15.16 "TLB Control", 15.7.1 "State Saved on Exit".
 
 use crate::capabilities::Capabilities;
-use crate::decode::{self, Operand};
 use crate::exit;
 use crate::fields as field;
-use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::setup::{self, Addresses};
 use crate::vmcb::{Processor, Vmcb};
-use crate::{dump, explain, inject, state, switched};
-use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName, Vector};
-use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use crate::{explain, inject, state, switched};
+use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows, paging_state};
+use bulkhead_emulate::Named;
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
-use bulkhead_paging::guest::{Access, PagingState, walk};
-use bulkhead_types::{Gpa, GuestMemory, Gva, Hpa, PAGE_SIZE};
+use bulkhead_hw::switched::Switched;
+use bulkhead_types::{Gpa, GuestMemory, Hpa, PAGE_SIZE};
 use core::fmt;
 
 /// DR6: a single step was done.
 const SINGLE_STEP: u64 = 1 << 14;
-/// General detect: an access to a debug register faults.
-const DR7_GD: u64 = 1 << 13;
 /// INTERRUPT_CONTROL: a virtual interrupt is pending, of the highest priority, whatever CR8 holds.
 const WINDOW_REQUEST: u64 = 1 << 8 | 0xF << 16 | 1 << 20;
 
@@ -59,7 +57,7 @@ pub struct SvmVcpu<M, P: Processor = Hardware> {
     /// Not used here again, but the processor's as long as the VMCB is.
     _io_map: [Region; 3],
     memory: M,
-    switched: [u64; switched::COUNT],
+    switched: Switched<{ switched::COUNT }>,
     active: bool,
     /// Where the instruction of the last exit ends, if that is known.
     next_rip: Option<u64>,
@@ -123,7 +121,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         setup::write_controls(&mut vmcb, &addresses);
         setup::write_guest(&mut vmcb);
         let mut this = Self {
-            frame: Frame::default(),
+            frame: Frame::ZERO,
             processor,
             capabilities,
             vmcb,
@@ -131,7 +129,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             msr_map,
             _io_map: io_map,
             memory,
-            switched: [0; switched::COUNT],
+            switched: Switched::new(switched::SWITCHED, capabilities.switched),
             active: false,
             next_rip: None,
             interrupted: None,
@@ -219,20 +217,20 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         const IS_MOV: u64 = 1 << 63;
         let number = u8::try_from(code & 0xF).unwrap_or(0);
         let operand = if self.capabilities.decode_assists && info & IS_MOV != 0 {
-            Some(Operand::General(Gpr::from_number(u8::try_from(info & 0xF).unwrap_or(0))))
+            Some(Named::General(Gpr::from_number(u8::try_from(info & 0xF).unwrap_or(0))))
         } else {
             self.decode()
         };
         Ok(match operand {
-            Some(Operand::General(to)) if code == exit::READ_CR8 => Exit::ReadCr { number, to },
-            Some(Operand::General(from)) => Exit::WriteCr { number, from },
-            Some(Operand::ClearTaskSwitched) => {
+            Some(Named::General(to)) if code == exit::READ_CR8 => Exit::ReadCr { number, to },
+            Some(Named::General(from)) => Exit::WriteCr { number, from },
+            Some(Named::ClearTaskSwitched) => {
                 let cr0 = self.vmcb.get(field::CR0);
                 self.vmcb.set(field::CR0, cr0 & !Cr0::TS.bits());
                 self.skip_instruction()?;
                 Exit::Host
             }
-            Some(Operand::MachineStatus(gpr)) => {
+            Some(Named::MachineStatus(gpr)) => {
                 let [low, high, ..] = self.gpr(gpr)?.to_le_bytes();
                 Exit::Lmsw { value: u16::from_le_bytes([low, high]) }
             }
@@ -241,49 +239,13 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
     }
 
     /// Decodes the instruction at RIP, and notes where it ends.
-    fn decode(&mut self) -> Option<Operand> {
-        let long = state::in_64_bit_code(&self.vmcb);
+    fn decode(&mut self) -> Option<Named> {
+        let state = paging_state(self, 52).ok()?;
+        let code = state::segment(&self.vmcb, SegmentName::Cs);
         let rip = self.vmcb.get(field::RIP);
-        let base = if long { 0 } else { state::segment(&self.vmcb, SegmentName::Cs).base };
-        let linear = base.wrapping_add(rip);
-        let linear = if long { linear } else { linear & 0xFFFF_FFFF };
-        let paging = self.paging();
-        let mut bytes = [0; decode::LONGEST];
-        let room = PAGE_SIZE.wrapping_sub(Gva::new(linear).page_offset());
-        let (head, tail) = bytes.split_at_mut_checked(usize::try_from(room).ok()?).unwrap_or((&mut [], &mut []));
-        let mut available = head.len();
-        if head.is_empty() {
-            self.fetch(&paging, linear, &mut bytes)?;
-            available = decode::LONGEST;
-        } else {
-            self.fetch(&paging, linear, head)?;
-            // What is not there was not executed.
-            if self.fetch(&paging, linear.wrapping_add(room), tail).is_some() {
-                available = decode::LONGEST;
-            }
-        }
-        let decoded = decode::decode(bytes.get(..available)?, long)?;
+        let decoded = bulkhead_emulate::decode(&mut self.memory, &state, &code, rip)?;
         self.next_rip = Some(rip.wrapping_add(decoded.length.into()));
         Some(decoded.operand)
-    }
-
-    fn fetch(&mut self, paging: &PagingState, linear: u64, into: &mut [u8]) -> Option<()> {
-        let gpa = walk(&mut self.memory, paging, Gva::new(linear), Access::Execute).ok()?;
-        self.memory.read(gpa, into).ok()
-    }
-
-    fn paging(&self) -> PagingState {
-        let read = |register| state::read(&self.vmcb, register).unwrap_or(0);
-        PagingState {
-            cr0: Cr0::from_bits_truncate(read(Register::Cr0)),
-            cr3: read(Register::Cr3),
-            cr4: Cr4::from_bits_truncate(read(Register::Cr4)),
-            efer: Efer::from_bits_truncate(read(Register::Efer)),
-            rflags: Rflags::from_bits_retain(read(Register::Rflags)),
-            pdptes: [0, 1, 2, 3].map(|index| self.pdpte(index)),
-            cpl: u8::try_from(self.vmcb.get(field::CPL) & 3).unwrap_or(0),
-            physical_bits: 52,
-        }
     }
 
     /// A page-directory-pointer entry: under nested paging they are read when used, not cached. APM vol. 2 15.25.10
@@ -309,11 +271,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
             return Ok(());
         }
         self.processor.save_host(&self.host);
-        for (index, (&value, present)) in self.switched.iter().zip(self.capabilities.switched).enumerate() {
-            if present {
-                self.processor.set_switched_msr(index, value);
-            }
-        }
+        self.switched.load(&mut self.processor);
         self.active = true;
         Ok(())
     }
@@ -322,11 +280,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
         if !self.active {
             return Ok(());
         }
-        for (index, (value, present)) in self.switched.iter_mut().zip(self.capabilities.switched).enumerate() {
-            if present {
-                *value = self.processor.switched_msr(index);
-            }
-        }
+        self.switched.save(&self.processor);
         self.active = false;
         Ok(())
     }
@@ -367,15 +321,18 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
 
     #[inline]
     fn gpr(&self, gpr: Gpr) -> Result<u64, BackendError> {
-        let in_vmcb = if gpr == Gpr::Rax { field::RAX } else { field::RSP };
-        Ok(self.frame.get(gpr).unwrap_or_else(|| self.vmcb.get(in_vmcb)))
+        Ok(match gpr {
+            Gpr::Rax => self.vmcb.get(field::RAX),
+            _ => self.frame.get(gpr).unwrap_or_else(|| self.vmcb.get(field::RSP)),
+        })
     }
 
     #[inline]
     fn set_gpr(&mut self, gpr: Gpr, value: u64) -> Result<(), BackendError> {
-        match self.frame.get_mut(gpr) {
-            Some(place) => *place = value,
-            None => self.vmcb.set(if gpr == Gpr::Rax { field::RAX } else { field::RSP }, value),
+        match (gpr, self.frame.get_mut(gpr)) {
+            (Gpr::Rax, _) => self.vmcb.set(field::RAX, value),
+            (_, Some(place)) => *place = value,
+            (_, None) => self.vmcb.set(field::RSP, value),
         }
         Ok(())
     }
@@ -437,11 +394,6 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
 
     fn inject(&mut self, event: Event) -> Result<(), BackendError> {
         let protected = self.vmcb.get(field::CR0) & Cr0::PE.bits() != 0;
-        if let Event::Exception { vector: Vector::DB, .. } = event {
-            // The delivery of #DB ends general detect; an injected one leaves DR7 as it is.
-            let dr7 = self.vmcb.get(field::DR7);
-            self.vmcb.set(field::DR7, dr7 & !DR7_GD);
-        }
         if event == Event::Nmi {
             self.set_in_nmi(true);
         }
@@ -491,7 +443,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     }
 
     fn allow_msr(&mut self, index: u32, write: bool) {
-        if !switched::allowable(index, self.capabilities.switched) {
+        if !switched::allowable(index, &self.switched) {
             return;
         }
         let Some((page, byte, bit)) = switched::map_place(index) else { return };
@@ -508,7 +460,10 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        dump::write(&self.vmcb, self, out)
+        for (index, (name, of)) in field::ALL.iter().enumerate() {
+            write!(out, "{name}={:x}{}", self.vmcb.get(*of), if index % 6 == 5 { '\n' } else { ' ' })?;
+        }
+        Ok(())
     }
 }
 

@@ -1,8 +1,9 @@
 //! The VMCB as memory, and the trait behind which the processor stands.
 
 use crate::fields::Field;
-use crate::frame::Frame;
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Msrs;
 use bulkhead_types::Hpa;
 
 /// A guest's control block.
@@ -46,7 +47,7 @@ impl Vmcb {
 }
 
 /// What a processor with SVM does for one vCPU.
-pub trait Processor {
+pub trait Processor: Msrs {
     /// VMSAVE of the host's own state (TR, LDTR, FS, GS and the SYSCALL registers) to `host`.
     fn save_host(&mut self, host: &Region);
 
@@ -61,10 +62,4 @@ pub trait Processor {
 
     /// Interrupts the host when its counter reaches `deadline`, or earlier.
     fn interrupt_by(&mut self, deadline: u64);
-
-    /// RDMSR of one of [`crate::switched::SWITCHED`].
-    fn switched_msr(&self, index: usize) -> u64;
-
-    /// WRMSR of one of [`crate::switched::SWITCHED`].
-    fn set_switched_msr(&mut self, index: usize, value: u64);
 }

@@ -7,15 +7,8 @@
 use crate::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::switched;
 use bulkhead_arch::{Cr0, Cr4, msr};
+use bulkhead_hw::probe::Source;
 use core::fmt;
-
-/// Where CPUID and MSR values come from: the processor, or a test's table.
-pub trait Source {
-    /// EAX, EBX, ECX and EDX of a CPUID leaf; zeros past the last leaf.
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
-    /// The value of an MSR that exists.
-    fn msr(&self, index: u32) -> u64;
-}
 
 /// What VT-x lacks here, and what to do about it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -5,7 +5,8 @@
 //! restore is cleared, so that nothing later can be speculated on a guest's value. An exit clears RFLAGS (no interrupt,
 //! no DF, no AC) by itself. SDM vol. 3C 28.5.3 "Loading Host RIP, RSP, RFLAGS, and SSP".
 
-use crate::frame::Frame;
+use bulkhead_hw::frame::Frame;
+use bulkhead_hw::{clear_given_up, pop_frame, pop_kept, push_frame, push_kept};
 use core::arch::global_asm;
 
 global_asm!(
@@ -15,12 +16,11 @@ global_asm!(
     ".global bulkhead_vmx_enter, bulkhead_vmx_exit",
     ".balign 64",
     "bulkhead_vmx_enter:",
-    "push rbx; push rbp; push r12; push r13; push r14; push r15",
+    push_kept!(),
     "mov [rdi + 120], rsp",
     "mov rsp, rdi",
     "test esi, esi", // no POP below changes flags
-    "pop rax; pop rcx; pop rdx; pop rbx; pop rbp; pop rsi; pop rdi",
-    "pop r8; pop r9; pop r10; pop r11; pop r12; pop r13; pop r14; pop r15",
+    pop_frame!(),
     "jz 2f",
     "vmresume",
     "jmp 3f",
@@ -31,14 +31,12 @@ global_asm!(
     "jmp 4f",
     ".balign 64",
     "bulkhead_vmx_exit:",
-    "push r15; push r14; push r13; push r12; push r11; push r10; push r9; push r8",
-    "push rdi; push rsi; push rbp; push rbx; push rdx; push rcx; push rax",
+    push_frame!(),
     "mov rsp, [rsp + 120]",
     "xor eax, eax",
     "4:",
-    "xor ecx, ecx; xor edx, edx; xor esi, esi; xor edi, edi",
-    "xor r8d, r8d; xor r9d, r9d; xor r10d, r10d; xor r11d, r11d",
-    "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
+    clear_given_up!(),
+    pop_kept!(),
     "ret",
     ".popsection",
 );

@@ -5,10 +5,9 @@
 //! "Basic VM-Exit Information", tables 28-1 to 28-7.
 
 use crate::fields::{self as field, Fields};
-use crate::inject;
 use crate::vmcs::VmcsAccess;
 use bulkhead_arch::{Gpr, SegmentName, Vector};
-use bulkhead_core::{BackendError, Exit, IoAccess, NestedFault};
+use bulkhead_core::{BackendError, Exit, IoAccess, NestedFault, injection};
 use bulkhead_types::{Gpa, Gva, Width};
 
 /// Basic exit reasons that others than [`decode`] look at.
@@ -18,6 +17,9 @@ pub(crate) mod reason {
     /// Bit 31: the entry failed.
     pub(crate) const ENTRY_FAILED: u32 = 1 << 31;
 }
+
+/// Of VM-exit interruption information: IRET had unblocked NMIs when its fault came. SDM vol. 3C 28.2.3.
+pub(crate) const NMI_UNBLOCKED: u32 = 1 << 12;
 
 /// Fields that are read unchecked at an exit, so that a new vCPU reads them checked, once.
 pub(crate) const KNOWN: [u32; 6] = [
@@ -75,18 +77,18 @@ fn exception(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> 
     /// B0 to B3, BD, BS.
     const DEBUG_STATUS: u64 = 0x600F;
     let info = vmcs.get(field::EXIT_INTERRUPTION)?;
-    let kind = info & inject::TYPE;
-    if kind == inject::NMI {
+    let kind = info & injection::TYPE;
+    if kind == injection::NMI {
         return Ok(Exit::Host);
     }
     let vector = Vector(u8::try_from(info & 0xFF).unwrap_or(0));
-    let error = match info & inject::WITH_ERROR {
+    let error = match info & injection::WITH_ERROR {
         0 => None,
         _ => Some(vmcs.get(field::EXIT_ERROR_CODE)?),
     };
     let debug_status = match (vector, kind) {
-        (Vector::DB, inject::HARDWARE_EXCEPTION) => vmcs.get(field::EXIT_QUALIFICATION)? & DEBUG_STATUS,
-        (Vector::DB, inject::PRIVILEGED_EXCEPTION) | (Vector::AC, inject::HARDWARE_EXCEPTION) => 0,
+        (Vector::DB, injection::HARDWARE_EXCEPTION) => vmcs.get(field::EXIT_QUALIFICATION)? & DEBUG_STATUS,
+        (Vector::DB, injection::PRIVILEGED_EXCEPTION) | (Vector::AC, injection::HARDWARE_EXCEPTION) => 0,
         _ => return Ok(Exit::Unexpected { reason: reason.into(), info: info.into() }),
     };
     Ok(Exit::Exception { vector, error, debug_status })

@@ -3,14 +3,17 @@
 use crate::capabilities::{Capabilities, Fixed};
 use crate::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::fields;
-use crate::frame::Frame;
 use crate::host::HostState;
 use crate::switched;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_core::BackendError;
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Msrs;
 use std::collections::{BTreeMap, VecDeque};
 use std::vec::Vec;
+
+pub use bulkhead_hw::region::fake as region;
 
 /// What the next entry of the fake comes to.
 #[derive(Clone, Debug)]
@@ -90,6 +93,18 @@ impl VmcsAccess for FakeProcessor {
     }
 }
 
+impl Msrs for FakeProcessor {
+    fn switched_msr(&self, msr: u32) -> u64 {
+        switched::SWITCHED.iter().zip(self.msrs).find(|(known, _)| **known == msr).map_or(0, |(_, value)| value)
+    }
+
+    fn set_switched_msr(&mut self, msr: u32, value: u64) {
+        for (_, place) in switched::SWITCHED.iter().zip(&mut self.msrs).filter(|(known, _)| **known == msr) {
+            *place = value;
+        }
+    }
+}
+
 impl Processor for FakeProcessor {
     fn clear(&mut self, _: &Region) -> Result<(), BackendError> {
         self.log.push("vmclear");
@@ -128,16 +143,6 @@ impl Processor for FakeProcessor {
 
     fn host_state(&self) -> HostState {
         HOST
-    }
-
-    fn switched_msr(&self, index: usize) -> u64 {
-        self.msrs.get(index).copied().unwrap_or(0)
-    }
-
-    fn set_switched_msr(&mut self, index: usize, value: u64) {
-        if let Some(place) = self.msrs.get_mut(index) {
-            *place = value;
-        }
     }
 
     fn cr2(&self) -> u64 {
@@ -206,18 +211,5 @@ pub fn capabilities() -> Capabilities {
         zero_length: true,
         switched: [true; switched::COUNT],
         physical_bits: 39,
-    }
-}
-
-/// A page of its own for a test.
-#[must_use]
-pub fn region(number: u64) -> Region {
-    #[repr(align(4096))]
-    struct Page([u8; 4096]);
-    let page = std::boxed::Box::leak(std::boxed::Box::new(Page([0; 4096])));
-    // SAFETY: the page is leaked, so it is this value's alone for good; no processor uses it.
-    #[expect(clippy::expect_used, reason = "both addresses are multiples of a page")]
-    unsafe {
-        Region::new(&raw mut page.0, bulkhead_types::Hpa::new(number << 12)).expect("aligned")
     }
 }

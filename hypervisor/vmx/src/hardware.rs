@@ -1,50 +1,31 @@
 //! The real processor behind the traits of [`crate::vmcs`].
 
-use crate::capabilities::{Capabilities, FEATURE_LOCK, FEATURE_VMX, Missing, Source};
+use crate::capabilities::{Capabilities, FEATURE_LOCK, FEATURE_VMX, Missing};
 use crate::entry::{bulkhead_vmx_enter, exit_address};
 use crate::fields as field;
-use crate::frame::Frame;
 use crate::host::{HostState, descriptor_base};
 use crate::instructions;
-use crate::switched::SWITCHED;
 use crate::vmcs::{Entered, Processor, VmcsAccess};
 use bulkhead_arch::{Cr4, msr};
 use bulkhead_core::BackendError;
+use bulkhead_hw::cpu;
+use bulkhead_hw::frame::Frame;
+use bulkhead_hw::probe::ThisProcessor;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Msrs;
 use core::arch::asm;
-use core::arch::x86_64::__cpuid_count;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control;
 use x86_64::registers::debug::Dr6;
-use x86_64::registers::model_specific::Msr;
 use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
-
-/// The processor that runs this code.
-struct ThisProcessor;
-
-impl Source for ThisProcessor {
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        let last = __cpuid_count(leaf & 0x8000_0000, 0).eax;
-        if leaf > last {
-            return [0; 4];
-        }
-        let answer = __cpuid_count(leaf, subleaf);
-        [answer.eax, answer.ebx, answer.ecx, answer.edx]
-    }
-
-    fn msr(&self, index: u32) -> u64 {
-        // SAFETY: RDMSR reads no memory. `Capabilities::read` asks only for registers that CPUID or another capability
-        // register has promised, so that it does not fault.
-        unsafe { Msr::new(index).read() }
-    }
-}
 
 /// What this processor's VT-x can do.
 ///
 /// # Errors
 /// What is missing, as a sentence.
 pub fn probe() -> Result<Capabilities, Missing> {
-    Capabilities::read(&ThisProcessor)
+    // SAFETY: `Capabilities::read` asks only for registers that CPUID or another capability register has promised.
+    Capabilities::read(&unsafe { ThisProcessor::new() })
 }
 
 /// Switches VMX on for this CPU, for good.
@@ -56,13 +37,12 @@ pub fn probe() -> Result<Capabilities, Missing> {
 /// Once on each CPU, in ring 0, with the capabilities of this very CPU; the frame of `vmxon` is the processor's from
 /// now on.
 pub unsafe fn enable(capabilities: &Capabilities, mut vmxon: Region) -> Result<(), BackendError> {
-    let mut feature_control = Msr::new(msr::FEATURE_CONTROL);
     // SAFETY: a processor with VMX has the register; it is written only while it is not locked, and only with bits that
     // the same processor with VMX defines.
     unsafe {
-        let value = feature_control.read();
+        let value = cpu::read_msr(msr::FEATURE_CONTROL);
         if value & FEATURE_LOCK == 0 {
-            feature_control.write(value | FEATURE_VMX | FEATURE_LOCK);
+            cpu::write_msr(msr::FEATURE_CONTROL, value | FEATURE_VMX | FEATURE_LOCK);
         }
     }
     let Capabilities { cr0, cr4, .. } = capabilities;
@@ -73,7 +53,7 @@ pub unsafe fn enable(capabilities: &Capabilities, mut vmxon: Region) -> Result<(
         control::Cr4::write_raw((control::Cr4::read_raw() | cr4.must | Cr4::VMXE.bits()) & cr4.may);
     }
     vmxon.fill(0);
-    vmxon.set_revision(capabilities.revision);
+    vmxon.store(0, 4, capabilities.revision.into());
     // SAFETY: the conditions were made just above; the caller gave the frame for good.
     unsafe { instructions::vmxon(vmxon.hpa().as_u64()) }
 }
@@ -111,6 +91,20 @@ impl VmcsAccess for Hardware {
     fn write(&mut self, encoding: u32, value: u64) -> Result<(), BackendError> {
         // SAFETY: a `Hardware` exists only in VMX root operation, and its holder answers for the values (`new`).
         unsafe { instructions::vmwrite(encoding, value) }
+    }
+}
+
+impl Msrs for Hardware {
+    fn switched_msr(&self, msr: u32) -> u64 {
+        // SAFETY: the vCPU asks only for registers that `Capabilities::switched` has.
+        unsafe { cpu::read_msr(msr) }
+    }
+
+    fn set_switched_msr(&mut self, msr: u32, value: u64) {
+        // SAFETY: the vCPU sets only registers that `Capabilities::switched` has, and only to 0 or to what the processor
+        // had accepted there from the guest. The host itself uses none of them: no SYSCALL, no SWAPGS, no RDTSCP;
+        // speculation control changes no result.
+        unsafe { cpu::write_msr(msr, value) }
     }
 }
 
@@ -155,7 +149,7 @@ impl Processor for Hardware {
         let gdt = sgdt();
         let tr = task_register();
         // SAFETY: these registers exist on every processor with 64-bit mode.
-        let read = |index| unsafe { Msr::new(index).read() };
+        let read = |index| unsafe { cpu::read_msr(index) };
         [
             (field::HOST_CR0.encoding(), control::Cr0::read_raw()),
             (field::HOST_CR3.encoding(), cr3.start_address().as_u64() | u64::from(cr3_flags)),
@@ -179,20 +173,6 @@ impl Processor for Hardware {
             (field::HOST_SYSENTER_EIP.encoding(), read(msr::SYSENTER_EIP)),
             (field::HOST_RIP.encoding(), exit_address()),
         ]
-    }
-
-    fn switched_msr(&self, index: usize) -> u64 {
-        // SAFETY: the vCPU asks only for registers that `Capabilities::switched` has.
-        SWITCHED.get(index).map_or(0, |&number| unsafe { Msr::new(number).read() })
-    }
-
-    fn set_switched_msr(&mut self, index: usize, value: u64) {
-        if let Some(&number) = SWITCHED.get(index) {
-            // SAFETY: the vCPU sets only registers that `Capabilities::switched` has, and only to 0 or to what the
-            // processor had accepted there from the guest. The host itself uses none of them: no SYSCALL, no SWAPGS, no
-            // RDTSCP; speculation control changes no result.
-            unsafe { Msr::new(number).write(value) };
-        }
     }
 
     fn cr2(&self) -> u64 {

@@ -1,8 +1,8 @@
 //! The VT-x backend of [`bulkhead_core::Vcpu`].
 //!
-//! Pure parts, tested on the host: [`fields`], [`capabilities`], [`controls`], [`setup`], [`exit`], [`inject`],
-//! [`explain`], [`dump`] and the vCPU itself, all written against the traits of [`vmcs`]. What executes instructions:
-//! [`hardware`], `instructions`, `entry`, the only modules with unsafe code.
+//! Pure parts, tested on the host: [`fields`], [`capabilities`], [`controls`], [`setup`], [`exit`], [`explain`]
+//! and the vCPU itself, all written against the traits of [`vmcs`]. What executes instructions: [`hardware`],
+//! `instructions`, `entry`, the only modules with unsafe code.
 //!
 //! Manual: Intel 64 and IA-32 Architectures Software Developer's Manual (SDM), order 325462-083US, March 2024; sections
 //! and tables are cited by its numbers.
@@ -13,17 +13,14 @@ extern crate std;
 
 pub mod capabilities;
 pub mod controls;
-pub mod dump;
 mod entry;
 pub mod exit;
 pub mod explain;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod fields;
-pub mod frame;
 pub mod hardware;
 pub mod host;
-pub mod inject;
 mod instructions;
 pub mod setup;
 mod state;

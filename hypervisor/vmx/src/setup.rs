@@ -1,26 +1,19 @@
 //! The first contents of a VMCS.
 //!
 //! Controls and host state stay as they are set here; the guest's state is that after reset, and policy sets what its
-//! boot protocol wants over it. SDM vol. 3A 10.1.1 "Processor State After Reset", table 10-1; vol. 3C 25.6 to 25.8.
+//! boot protocol wants over it. SDM vol. 3C 25.6 to 25.8.
 
 use crate::capabilities::Capabilities;
 use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::fields::{self as field, Fields};
 use crate::state;
 use crate::vmcs::VmcsAccess;
-use bulkhead_arch::{Rflags, Segment, SegmentName, Vector};
-use bulkhead_core::{BackendError, Register};
+use bulkhead_arch::{SegmentName, Vector};
+use bulkhead_core::{BackendError, reset};
 use bulkhead_types::Hpa;
 
 /// Exceptions that exit: #DB and #AC can recur without end inside one instruction; a machine check is the host's.
 pub(crate) const EXCEPTIONS: u32 = 1 << Vector::DB.0 | 1 << Vector::AC.0 | 1 << Vector::MC.0;
-
-/// CR0 after reset, as the guest sees it: caching off, extension type.
-const RESET_CR0: u64 = 0x6000_0010;
-/// PAT after reset. SDM vol. 3A 12.12.4 "Programming the PAT".
-const RESET_PAT: u64 = 0x0007_0406_0007_0406;
-/// DR7 after reset.
-const RESET_DR7: u64 = 0x400;
 
 /// Physical addresses and the tag that a VMCS names.
 #[derive(Clone, Copy, Debug)]
@@ -93,45 +86,18 @@ pub(crate) fn write_controls(
 
 /// Writes the guest's state after reset.
 pub(crate) fn write_guest(vmcs: &mut impl VmcsAccess, capabilities: &Capabilities) -> Result<(), BackendError> {
-    let mut set = |register, value| state::write(vmcs, capabilities, register, value);
-    set(Register::Cr0, RESET_CR0)?;
-    set(Register::Cr3, 0)?;
-    set(Register::Cr4, 0)?;
-    set(Register::Efer, 0)?;
-    set(Register::Rip, 0xFFF0)?;
-    set(Register::Rflags, Rflags::FIXED.bits())?;
-    set(Register::Dr7, RESET_DR7)?;
-    set(Register::Pat, RESET_PAT)?;
-    set(Register::GdtBase, 0)?;
-    set(Register::GdtLimit, 0xFFFF)?;
-    set(Register::IdtBase, 0)?;
-    set(Register::IdtLimit, 0xFFFF)?;
-    set(Register::SysenterCs, 0)?;
-    set(Register::SysenterEsp, 0)?;
-    set(Register::SysenterEip, 0)?;
-    for register in [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3] {
-        set(register, 0)?;
+    for (register, value) in reset::REGISTERS {
+        state::write(vmcs, capabilities, register, value)?;
     }
     vmcs.set(field::GUEST_RSP, 0)?;
     for name in SegmentName::ALL {
-        state::set_segment(vmcs, name, reset_segment(name))?;
+        state::set_segment(vmcs, name, reset::segment(name))?;
     }
     vmcs.set(field::GUEST_DEBUGCTL, 0)?;
     vmcs.set(field::LINK_POINTER, u64::MAX)?;
     vmcs.set(field::ACTIVITY_STATE, 0)?;
     vmcs.set(field::INTERRUPTIBILITY, 0)?;
     vmcs.set(field::PENDING_DEBUG, 0)
-}
-
-/// A segment register after reset.
-const fn reset_segment(name: SegmentName) -> Segment {
-    let (selector, attributes, base) = match name {
-        SegmentName::Cs => (0xF000, 0x9B, 0xFFFF_0000),
-        SegmentName::Ldtr => (0, 0x82, 0),
-        SegmentName::Tr => (0, 0x8B, 0),
-        _ => (0, 0x93, 0),
-    };
-    Segment { selector, attributes, limit: 0xFFFF, base }
 }
 
 #[cfg(test)]

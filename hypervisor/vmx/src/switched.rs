@@ -1,10 +1,10 @@
 //! Guest MSRs that the processor does not switch by itself, and which MSRs a guest may be let at.
 //!
-//! The host uses none of [`SWITCHED`], so that they are exchanged only when another guest's vCPU is made active.
 //! An MSR that nothing keeps apart between guests can not be allowed: asking for it has no effect, and it goes on
 //! exiting. SDM vol. 3C 25.6.9 "MSR-Bitmap Address"; vol. 4 2.1 "Architectural MSRs".
 
 use bulkhead_arch::msr;
+use bulkhead_hw::switched::Switched;
 
 /// How many MSRs are switched by software.
 pub const COUNT: usize = 7;
@@ -29,11 +29,10 @@ pub struct Allowable {
 
 /// What a guest can be allowed of the MSR with this index.
 #[must_use]
-pub fn allowable(index: u32, present: [bool; COUNT]) -> Allowable {
+pub fn allowable(index: u32, switched: &Switched<COUNT>) -> Allowable {
     const BOTH: Allowable = Allowable { read: true, write: true };
-    let switched = SWITCHED.iter().zip(present).any(|(&switched, present)| present && switched == index);
     match index {
-        _ if switched => BOTH,
+        _ if switched.has(index) => BOTH,
         // In the VMCS, switched by the processor.
         msr::FS_BASE | msr::GS_BASE | msr::SYSENTER_CS | msr::SYSENTER_ESP | msr::SYSENTER_EIP | msr::PAT => BOTH,
         // In the VMCS too; but a write changes what other fields must hold. The counter is offset when read.
@@ -60,12 +59,12 @@ pub fn bitmap_place(index: u32) -> Option<(usize, usize, u8)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Allowable, COUNT, SPEC_CTRL, SWITCHED, TSC_AUX, allowable, bitmap_place};
+    use super::{Allowable, COUNT, SPEC_CTRL, SWITCHED, Switched, TSC_AUX, allowable, bitmap_place};
     use bulkhead_arch::msr;
 
     #[test]
     fn only_msrs_that_are_kept_apart_can_be_allowed() {
-        let all = [true; COUNT];
+        let all = &Switched::new(SWITCHED, [true; COUNT]);
         assert_eq!(allowable(msr::LSTAR, all), Allowable { read: true, write: true });
         assert_eq!(allowable(msr::TSC, all), Allowable { read: true, write: false });
         assert_eq!(allowable(msr::PRED_CMD, all), Allowable { read: false, write: true });
@@ -78,7 +77,10 @@ mod tests {
     fn an_absent_msr_can_not_be_allowed() {
         let mut present = [true; COUNT];
         present[SPEC_CTRL] = false;
-        assert_eq!(allowable(msr::SPEC_CTRL, present), Allowable { read: false, write: false });
+        assert_eq!(
+            allowable(msr::SPEC_CTRL, &Switched::new(SWITCHED, present)),
+            Allowable { read: false, write: false }
+        );
         assert_eq!(SWITCHED[SPEC_CTRL], msr::SPEC_CTRL);
         assert_eq!(SWITCHED[TSC_AUX], msr::TSC_AUX);
     }

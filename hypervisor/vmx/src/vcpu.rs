@@ -5,30 +5,25 @@
 
 use crate::capabilities::Capabilities;
 use crate::controls::Primary;
-use crate::dump;
 use crate::exit::{self, reason};
 use crate::explain;
 use crate::fields::{self as field, Fields};
-use crate::frame::Frame;
 use crate::hardware::Hardware;
 use crate::host;
-use crate::inject;
 use crate::setup::{self, Addresses};
 use crate::state;
 use crate::switched;
 use crate::vmcs::{Entered, Processor};
 use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
-use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows, injection, reset};
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Switched;
 use bulkhead_types::Hpa;
 use core::fmt;
 
-/// DR6 after reset. SDM vol. 3A table 10-1.
-const RESET_DR6: u64 = 0xFFFF_0FF0;
 /// Exit reasons (modulo 64) after which something may have to be put right.
 const SETTLED: u64 = 1 << reason::EXCEPTION_OR_NMI | 1 << reason::EPT_VIOLATION;
-/// General detect: an access to a debug register faults.
-const DR7_GD: u64 = 1 << 13;
 
 /// What a vCPU is made of; all of it its guest's.
 #[derive(Debug)]
@@ -57,7 +52,7 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     _io_bitmaps: [Region; 2],
     ept_pointer: u64,
     vpid: u16,
-    switched: [u64; switched::COUNT],
+    switched: Switched<{ switched::COUNT }>,
     cr2: u64,
     dr6: u64,
     active: bool,
@@ -111,7 +106,7 @@ impl<P: Processor> VmxVcpu<P> {
             bitmap.fill(0xFF);
         }
         vmcs.fill(0);
-        vmcs.set_revision(capabilities.revision);
+        vmcs.store(0, 4, capabilities.revision.into());
         let ept_pointer = setup::ept_pointer(nested_root, capabilities.ept_accessed_dirty());
         let addresses = Addresses {
             msr_bitmap: msr_bitmap.hpa(),
@@ -138,9 +133,9 @@ impl<P: Processor> VmxVcpu<P> {
             _io_bitmaps: io_bitmaps,
             ept_pointer,
             vpid,
-            switched: [0; switched::COUNT],
+            switched: Switched::new(switched::SWITCHED, capabilities.switched),
             cr2: 0,
-            dr6: RESET_DR6,
+            dr6: reset::DR6,
             active: false,
             launched: false,
             host_rsp: 0,
@@ -208,7 +203,7 @@ impl<P: Processor> VmxVcpu<P> {
     fn record_interrupted(&mut self, info: u32) -> Result<(), BackendError> {
         let error = self.processor.get(field::IDT_ERROR_CODE)?;
         let length = self.processor.get(field::EXIT_INSTRUCTION_LENGTH)?;
-        self.interrupted = inject::decode(info, error, length);
+        self.interrupted = injection::decode(info, error, length);
         if self.interrupted == Some(Event::Nmi) {
             // It has not been handled yet; as long as it seems so it could not be injected. SDM vol. 3C 32.7.1.2
             // "Resuming Guest Software after Handling an Exception".
@@ -225,7 +220,7 @@ impl<P: Processor> VmxVcpu<P> {
         if reason & reason::ENTRY_FAILED != 0 {
             return self.fail(BackendError::Entry { code: reason.into() });
         }
-        if vectoring & inject::VALID != 0 {
+        if vectoring & injection::VALID != 0 {
             self.record_interrupted(vectoring)?;
         }
         match reason & 0xFFFF {
@@ -244,15 +239,15 @@ impl<P: Processor> VmxVcpu<P> {
     fn settle_exception(&mut self, vectoring: u32) -> Result<(), BackendError> {
         let info = self.processor.get(field::EXIT_INTERRUPTION)?;
         let vector = Vector(u8::try_from(info & 0xFF).unwrap_or(0));
-        if info & inject::TYPE == inject::NMI {
+        if info & injection::TYPE == injection::NMI {
             self.processor.deliver_nmi();
             return Ok(());
         }
-        if info & inject::NMI_UNBLOCKED != 0 && vector != Vector::DF {
+        if info & exit::NMI_UNBLOCKED != 0 && vector != Vector::DF {
             self.block_nmis_again(vectoring)?;
         }
         if vector == Vector::DB {
-            self.settle_debug(info & inject::TYPE)?;
+            self.settle_debug(info & injection::TYPE)?;
         }
         Ok(())
     }
@@ -262,7 +257,7 @@ impl<P: Processor> VmxVcpu<P> {
     #[cold]
     #[inline(never)]
     fn block_nmis_again(&mut self, vectoring: u32) -> Result<(), BackendError> {
-        if vectoring & inject::VALID != 0 {
+        if vectoring & injection::VALID != 0 {
             return Ok(());
         }
         let bits = self.processor.get(field::INTERRUPTIBILITY)?;
@@ -273,7 +268,7 @@ impl<P: Processor> VmxVcpu<P> {
     /// have its trap pending, or the entry is refused. SDM vol. 3C 27.3.1.5 "Checks on Guest Non-Register State".
     #[cold]
     fn settle_debug(&mut self, kind: u32) -> Result<(), BackendError> {
-        if kind == inject::PRIVILEGED_EXCEPTION {
+        if kind == injection::PRIVILEGED_EXCEPTION {
             return state::skip_instruction(&mut self.processor);
         }
         let shadow = self.processor.get(field::INTERRUPTIBILITY)? & (state::BY_STI | state::BY_MOV_SS) != 0;
@@ -295,11 +290,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         if self.active {
             return Ok(());
         }
-        for (index, (&value, present)) in self.switched.iter().zip(self.capabilities.switched).enumerate() {
-            if present {
-                self.processor.set_switched_msr(index, value);
-            }
-        }
+        self.switched.load(&mut self.processor);
         self.processor.set_cr2(self.cr2);
         self.processor.set_dr6(self.dr6);
         self.active = true;
@@ -310,11 +301,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
         if !self.active {
             return Ok(());
         }
-        for (index, (value, present)) in self.switched.iter_mut().zip(self.capabilities.switched).enumerate() {
-            if present {
-                *value = self.processor.switched_msr(index);
-            }
-        }
+        self.switched.save(&self.processor);
         self.cr2 = self.processor.cr2();
         self.dr6 = self.processor.dr6();
         self.active = false;
@@ -410,17 +397,12 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
 
     fn inject(&mut self, event: Event) -> Result<(), BackendError> {
         let protected = self.processor.get(field::GUEST_CR0)? & Cr0::PE.bits() != 0;
-        let injection = inject::encode(event, protected);
+        let injection = injection::encode(event, protected);
         if let Some(error) = injection.error {
             self.processor.set(field::ENTRY_ERROR_CODE, error)?;
         }
         if let Some(length) = injection.length {
             self.processor.set(field::ENTRY_INSTRUCTION_LENGTH, length)?;
-        }
-        if let Event::Exception { vector: Vector::DB, .. } = event {
-            // The delivery of #DB ends general detect; an injected one leaves DR7 as it is.
-            let dr7 = self.processor.get(field::GUEST_DR7)?;
-            self.processor.set(field::GUEST_DR7, dr7 & !DR7_GD)?;
         }
         self.processor.set(field::ENTRY_INTERRUPTION, injection.info)
     }
@@ -476,7 +458,7 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     }
 
     fn allow_msr(&mut self, index: u32, write: bool) {
-        let allowable = switched::allowable(index, self.capabilities.switched);
+        let allowable = switched::allowable(index, &self.switched);
         let Some((read_byte, write_byte, bit)) = switched::bitmap_place(index) else { return };
         if allowable.read {
             self.msr_bitmap.clear_bit(read_byte, bit);
@@ -491,7 +473,13 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        dump::write(&self.processor, self, out)
+        for (index, &number) in field::ALL.iter().enumerate() {
+            if let Ok(value) = self.processor.read(number) {
+                let end = if index % 6 == 5 { '\n' } else { ' ' };
+                write!(out, "{}={value:x}{end}", field::name(number))?;
+            }
+        }
+        Ok(())
     }
 }
 

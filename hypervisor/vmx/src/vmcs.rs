@@ -3,10 +3,11 @@
 //! Everything of this crate that is not an instruction is written against them, and so runs on the host against
 //! [`crate::fake::FakeProcessor`].
 
-use crate::frame::Frame;
 use crate::host::HostState;
 use bulkhead_core::BackendError;
+use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
+use bulkhead_hw::switched::Msrs;
 
 /// Access to the fields of the current VMCS by number; [`crate::fields::Fields`] gives it types.
 pub trait VmcsAccess {
@@ -41,7 +42,7 @@ pub enum Entered {
 }
 
 /// What a processor in VMX root operation does for one vCPU.
-pub trait Processor: VmcsAccess {
+pub trait Processor: VmcsAccess + Msrs {
     /// VMCLEAR.
     ///
     /// # Errors
@@ -71,12 +72,6 @@ pub trait Processor: VmcsAccess {
 
     /// What the host's half of a VMCS holds if an exit shall lead back to the present state.
     fn host_state(&self) -> HostState;
-
-    /// RDMSR of one of [`crate::switched::SWITCHED`].
-    fn switched_msr(&self, index: usize) -> u64;
-
-    /// WRMSR of one of [`crate::switched::SWITCHED`].
-    fn set_switched_msr(&mut self, index: usize, value: u64);
 
     /// CR2.
     fn cr2(&self) -> u64;

@@ -3,8 +3,8 @@
 use super::Checks;
 use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::fields as field;
-use crate::inject;
 use bulkhead_arch::{Cr0, Vector};
+use bulkhead_core::injection;
 
 pub(super) fn check(checks: &mut Checks<'_>) {
     words(checks);
@@ -112,26 +112,27 @@ fn exit_and_entry(checks: &mut Checks<'_>) {
 /// 27.2.1.3, about event injection.
 fn injection(checks: &mut Checks<'_>) {
     let info = checks.value(field::ENTRY_INTERRUPTION);
-    if info & inject::VALID == 0 {
+    if info & injection::VALID == 0 {
         return;
     }
-    let kind = info & inject::TYPE;
+    let kind = info & injection::TYPE;
     let number = info & 0xFF;
     let word = field::ENTRY_INTERRUPTION;
     checks.rule(word, info & 0x7FFF_F000 == 0, "bits 30:12 must be 0");
     checks.rule(word, !matches!(kind >> 8, 1 | 7), "type (bits 10:8) must not be 1 or 7");
-    checks.rule(word, kind != inject::NMI || number == 2, "an NMI must have vector 2");
-    checks.rule(word, kind != inject::HARDWARE_EXCEPTION || number < 32, "an exception must have a vector below 32");
+    checks.rule(word, kind != injection::NMI || number == 2, "an NMI must have vector 2");
+    checks.rule(word, kind != injection::HARDWARE_EXCEPTION || number < 32, "an exception must have a vector below 32");
     let vector = Vector(u8::try_from(number).unwrap_or(0));
     let protected = checks.value(field::GUEST_CR0) & Cr0::PE.bits() != 0;
-    let pushes = kind == inject::HARDWARE_EXCEPTION && vector.has_error_code() && protected;
-    let with_error = info & inject::WITH_ERROR != 0;
+    let pushes = kind == injection::HARDWARE_EXCEPTION && vector.has_error_code() && protected;
+    let with_error = info & injection::WITH_ERROR != 0;
     checks.rule(word, with_error == pushes, "bit 11 must say whether this vector has an error code in this mode");
     let error = checks.value(field::ENTRY_ERROR_CODE);
     checks.rule(field::ENTRY_ERROR_CODE, !with_error || error >> 16 == 0, "bits 31:16 must be 0");
     let length = checks.value(field::ENTRY_INSTRUCTION_LENGTH);
     let shortest = if checks.capabilities.zero_length { 0 } else { 1 };
-    let sized = matches!(kind, inject::SOFTWARE_INTERRUPT | inject::PRIVILEGED_EXCEPTION | inject::SOFTWARE_EXCEPTION);
+    let sized =
+        matches!(kind, injection::SOFTWARE_INTERRUPT | injection::PRIVILEGED_EXCEPTION | injection::SOFTWARE_EXCEPTION);
     let holds = !sized || (shortest..=15).contains(&length);
     checks.rule(field::ENTRY_INSTRUCTION_LENGTH, holds, "must be an instruction's length, 1 to 15");
 }

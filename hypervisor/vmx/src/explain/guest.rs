@@ -3,9 +3,9 @@
 use super::{Checks, controls, is_canonical};
 use crate::controls::{EntryControls, Pin, Secondary};
 use crate::fields as field;
-use crate::inject;
 use crate::state::{BY_MOV_SS, BY_NMI, BY_STI, PENDING_STEP};
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment};
+use bulkhead_core::injection;
 
 /// Blocking by SMI.
 const BY_SMI: u32 = 1 << 2;
@@ -98,7 +98,7 @@ fn rip_and_flags(checks: &mut Checks<'_>) {
         !virtual_8086 || protected && !long,
         "VM needs protected mode without IA-32e mode",
     );
-    let interrupt = injected(checks) == Some(inject::EXTERNAL_INTERRUPT);
+    let interrupt = injected(checks) == Some(injection::EXTERNAL_INTERRUPT);
     let enabled = rflags & Rflags::IF.bits() != 0;
     checks.rule(field::GUEST_RFLAGS, !interrupt || enabled, "an injected interrupt needs IF");
 }
@@ -106,7 +106,7 @@ fn rip_and_flags(checks: &mut Checks<'_>) {
 /// The type of the event that is to be injected.
 fn injected(checks: &Checks<'_>) -> Option<u32> {
     let info = checks.value(field::ENTRY_INTERRUPTION);
-    (info & inject::VALID != 0).then_some(info & inject::TYPE)
+    (info & injection::VALID != 0).then_some(info & injection::TYPE)
 }
 
 /// 27.3.1.5 "Checks on Guest Non-Register State", interruptibility.
@@ -116,8 +116,8 @@ fn interruptibility(checks: &mut Checks<'_>) {
     let enabled = checks.value(field::GUEST_RFLAGS) & Rflags::IF.bits() != 0;
     let virtual_nmis = checks.value(field::PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0;
     let event = injected(checks);
-    let interrupt = event == Some(inject::EXTERNAL_INTERRUPT);
-    let nmi = event == Some(inject::NMI);
+    let interrupt = event == Some(injection::EXTERNAL_INTERRUPT);
+    let nmi = event == Some(injection::NMI);
     checks.rule(word, bits & !0x1F == 0, "bits 31:5 must be 0");
     checks.rule(word, bits & BY_STI == 0 || bits & BY_MOV_SS == 0, "not both of STI and MOV SS can block");
     checks.rule(word, bits & BY_STI == 0 || enabled, "blocking by STI needs IF");

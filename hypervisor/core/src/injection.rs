@@ -1,42 +1,41 @@
-//! Events to and from the two interruption-information formats.
+//! How a processor writes an event down, to deliver it and when its delivery was interrupted.
 //!
-//! VM-entry interruption information says what to deliver; IDT-vectoring information says what was being delivered when
-//! an exit came. SDM vol. 3C 25.8.3 "VM-Entry Controls for Event Injection", table 25-18; 25.9.3 "Information for VM
-//! Exits That Occur During Event Delivery"; 27.2.1.3 "VM-Entry Control Fields".
+//! All processors with hardware virtualization have the same 32 bits for it, with an error code beside them: interruption
+//! information (SDM vol. 3C 25.8.3 "VM-Entry Controls for Event Injection", table 25-18; 25.9.3 "Information for VM Exits
+//! That Occur During Event Delivery") and EVENTINJ and EXITINTINFO (APM vol. 2 15.20 "Event Injection", 15.7.2 "Intercepts
+//! During IDT Interrupt Delivery"). What only one of them has, its backend leaves out.
 
+use crate::event::Event;
 use bulkhead_arch::Vector;
-use bulkhead_core::Event;
 
 /// The information is valid.
-pub(crate) const VALID: u32 = 1 << 31;
+pub const VALID: u32 = 1 << 31;
 /// An error code goes with it.
-pub(crate) const WITH_ERROR: u32 = 1 << 11;
-/// Of an exit: IRET had unblocked NMIs when its fault came.
-pub(crate) const NMI_UNBLOCKED: u32 = 1 << 12;
+pub const WITH_ERROR: u32 = 1 << 11;
 /// Bits of the event type.
-pub(crate) const TYPE: u32 = 7 << 8;
+pub const TYPE: u32 = 7 << 8;
 
-/// Event types. Table 25-18.
-pub(crate) const EXTERNAL_INTERRUPT: u32 = 0 << 8;
+/// External interrupt.
+pub const EXTERNAL_INTERRUPT: u32 = 0 << 8;
 /// Non-maskable interrupt.
-pub(crate) const NMI: u32 = 2 << 8;
+pub const NMI: u32 = 2 << 8;
 /// Hardware exception.
-pub(crate) const HARDWARE_EXCEPTION: u32 = 3 << 8;
+pub const HARDWARE_EXCEPTION: u32 = 3 << 8;
 /// INT n.
-pub(crate) const SOFTWARE_INTERRUPT: u32 = 4 << 8;
+pub const SOFTWARE_INTERRUPT: u32 = 4 << 8;
 /// INT1.
-pub(crate) const PRIVILEGED_EXCEPTION: u32 = 5 << 8;
+pub const PRIVILEGED_EXCEPTION: u32 = 5 << 8;
 /// INT3 or INTO.
-pub(crate) const SOFTWARE_EXCEPTION: u32 = 6 << 8;
+pub const SOFTWARE_EXCEPTION: u32 = 6 << 8;
 
 /// What an injection writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Injection {
-    /// VM-entry interruption information.
+    /// The 32 bits.
     pub info: u32,
-    /// VM-entry exception error code, if one is pushed.
+    /// The error code, if one is pushed.
     pub error: Option<u32>,
-    /// VM-entry instruction length, for the events of instructions.
+    /// Bytes of the instruction, for the events of instructions.
     pub length: Option<u32>,
 }
 
@@ -63,13 +62,14 @@ pub fn encode(event: Event, protected_mode: bool) -> Injection {
     }
 }
 
-/// Decodes IDT-vectoring (or exit-interruption) information; `None` if it is not valid.
+/// Decodes what an exit tells of an event; `None` if it is not valid. `error` and `length` count only for events that have
+/// them.
 #[must_use]
 pub fn decode(info: u32, error: u32, length: u32) -> Option<Event> {
     if info & VALID == 0 {
         return None;
     }
-    let number = u8::try_from(info & 0xFF).unwrap_or(0);
+    let [number, ..] = info.to_le_bytes();
     let vector = Vector(number);
     let length = u8::try_from(length & 0xF).unwrap_or(0);
     match info & TYPE {
@@ -86,8 +86,8 @@ pub fn decode(info: u32, error: u32, length: u32) -> Option<Event> {
 #[cfg(test)]
 mod tests {
     use super::{VALID, WITH_ERROR, decode, encode};
+    use crate::event::Event;
     use bulkhead_arch::Vector;
-    use bulkhead_core::Event;
     use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
     /// Events as a processor can be interrupted in them.
