@@ -7,7 +7,7 @@ use crate::manifest::{self, ImageRef, Machine};
 use crate::{cargo, workspace::Workspace, xen};
 use bulkhead_core::load::{Protocol, detect};
 use bulkhead_types::PAGE_SIZE;
-use bulkhead_types::manifest::{Guest, Image, LoadAs, Manifest, Module, PackHeader, Zone};
+use bulkhead_types::manifest::{Guest, Image, LoadAs, Manifest, Module, PackHeader};
 use std::path::PathBuf;
 
 /// The file that `image` stands for; it is fetched or built if need be.
@@ -36,12 +36,8 @@ pub fn resolve_all(workspace: &Workspace, machine: &Machine) -> Outcome<()> {
 /// Packs `machine` with its images.
 pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
     let mut images = Images::default();
-    let mut manifest = Manifest {
-        console: machine.console,
-        audit: machine.audit,
-        zones: machine.zones.iter().map(|name| Zone { name: name.clone() }).collect(),
-        guests: Vec::new(),
-    };
+    let mut manifest =
+        Manifest { console: machine.console, audit: machine.audit, zones: machine.zones.clone(), guests: Vec::new() };
     for guest in &machine.guests {
         let mut modules = Vec::new();
         let (kernel, cmdline) = kernel(workspace, guest)?;

@@ -5,6 +5,7 @@
 mod adapter;
 pub mod audit;
 pub mod backend;
+pub mod barrier;
 pub mod control;
 pub mod counters;
 pub mod cpuid;

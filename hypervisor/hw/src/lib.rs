@@ -8,6 +8,7 @@
 extern crate std;
 
 pub mod apic;
+pub mod barrier;
 pub mod calibrate;
 pub mod clock;
 pub mod compartment;

@@ -12,13 +12,19 @@ use crate::machine::{Command, FACTS, FRAMES, Facts, LOADED, SLOTS, State, slot};
 use crate::start::{IDLE_SPACE, refuse};
 use bulkhead_core::frames::{Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
-use bulkhead_hw::{apic, cpu, descriptors};
+use bulkhead_hw::{apic, barrier, cpu, descriptors};
 use bulkhead_types::manifest::Guest;
-use bulkhead_types::{Frame, GuestId, PAGE_SIZE};
-use core::sync::atomic::Ordering;
+use bulkhead_types::{Barriers, Frame, GuestId, PAGE_SIZE};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 /// Slices and looks at the console in a second.
 const SLICES_PER_SECOND: u64 = 100;
+
+/// The zone of the guest that ran last, or [`NO_ZONE`].
+static ZONE: AtomicU16 = AtomicU16::new(NO_ZONE);
+const NO_ZONE: u16 = u16::MAX;
+/// Times that the CPU went from one zone to another.
+pub static CROSSINGS: AtomicU64 = AtomicU64::new(0);
 
 /// What the idle compartment executes.
 pub extern "C" fn main() -> ! {
@@ -92,7 +98,7 @@ fn run(facts: &Facts, idle: &Compartment) {
             Some(index) => {
                 last = index;
                 let id = GuestId::new(u16::try_from(index + 1).unwrap_or(0));
-                turn(id, now, slice);
+                turn(facts, id, now, slice);
                 if facts.manifest.audit
                     && SLOTS.get(index).is_some_and(|slot| matches!(slot.state(), State::Ended | State::Failed))
                 {
@@ -127,12 +133,36 @@ fn wake(now: u64) {
     }
 }
 
-fn turn(id: GuestId, now: u64, slice: u64) {
+fn turn(facts: &Facts, id: GuestId, now: u64, slice: u64) {
     let Some(slot) = slot(id) else { return };
     park_unless(id);
+    enter_zone(facts, id);
     slot.wake.store(now.saturating_add(slice), Ordering::Relaxed);
     slot.enter(id, Command::Run);
     slot.used.fetch_add(cpu::tsc().saturating_sub(now), Ordering::Relaxed);
+}
+
+/// Puts the barriers between the guest that runs next and what ran before, unless that was of the same zone.
+fn enter_zone(facts: &Facts, id: GuestId) {
+    let guests = &facts.manifest.guests;
+    let zone = usize::from(id.number()).checked_sub(1).and_then(|index| guests.get(index)).map_or(NO_ZONE, |g| g.zone);
+    let left = ZONE.swap(zone, Ordering::Relaxed);
+    if left == zone {
+        return;
+    }
+    CROSSINGS.fetch_add(1, Ordering::Relaxed);
+    // What has no zone is guarded as one that wants everything.
+    let wants = |zone: u16| facts.manifest.zones.get(usize::from(zone)).map_or(Barriers::ALL, |zone| zone.barriers);
+    #[expect(unsafe_code, reason = "here what start-up found meets the instructions")]
+    // SAFETY: start-up probed this CPU, which is the only one.
+    unsafe {
+        barrier::obey(facts.barriers.between(wants(left), wants(zone)));
+    }
+}
+
+/// Makes the next turn one of another zone than what ran before it.
+pub fn leave_zone() {
+    ZONE.store(NO_ZONE, Ordering::Relaxed);
 }
 
 /// Takes the registers of whoever has them in the CPU out of it, unless that is `id`.

@@ -2,6 +2,7 @@
 
 use crate::backend::Virtualization;
 use alloc::vec::Vec;
+use bulkhead_core::barrier::Present;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_hw::compartment::Context;
@@ -21,6 +22,8 @@ pub struct Facts {
     pub shared: Shared,
     /// What the processor can do.
     pub capabilities: Virtualization,
+    /// What the processor has against leaks between zones.
+    pub barriers: Present,
     /// Rate of the time-stamp counter.
     pub tsc: Frequency,
     /// Seconds since 1970 at count 0 of the time-stamp counter.

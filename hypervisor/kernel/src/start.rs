@@ -8,9 +8,9 @@ use bulkhead_boot::{BootInfo, Physical, Region};
 use bulkhead_core::frames::{FrameTable, Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
 use bulkhead_hw::startup::{self, Identity, Shared};
-use bulkhead_hw::{apic, calibrate, clock, cpu, descriptors, heap, layout, ports, serial, trap};
+use bulkhead_hw::{apic, barrier, calibrate, clock, cpu, descriptors, heap, layout, ports, serial, trap};
 use bulkhead_types::manifest::{Manifest, PackHeader};
-use bulkhead_types::{Frame, Frequency, Hpa, PAGE_SIZE};
+use bulkhead_types::{Frame, Hpa, PAGE_SIZE};
 use spin::{Mutex, Once};
 
 /// Highest frame that the frame table reaches to: 1 TiB.
@@ -70,13 +70,14 @@ pub fn start(magic: u32, info: Hpa) -> ! {
         pack: pack.start,
         shared,
         capabilities,
+        barriers: barrier::probe(),
         tsc,
         epoch: clock::wall_clock().saturating_sub(cpu::tsc() / tsc.as_hertz()),
         local_apic,
     };
     let facts = FACTS.call_once(|| facts);
     let frames = FRAMES.call_once(|| Mutex::new(frames));
-    describe(&mut frames.lock(), tsc);
+    describe(facts, &mut frames.lock());
     let idle = Compartment::build(&mut frames.lock(), &facts.shared, &Needs::IDLE, &mut identity, dispatch::main);
     match idle {
         Ok(idle) => {
@@ -88,9 +89,14 @@ pub fn start(magic: u32, info: Hpa) -> ! {
     }
 }
 
-fn describe(frames: &mut FrameTable<'_>, tsc: Frequency) {
+fn describe(facts: &Facts, frames: &mut FrameTable<'_>) {
     let free = (frames.count(|owner| owner == Owner::Free) * PAGE_SIZE) >> 20;
-    log!("memory {free} MiB free, time-stamp counter {} kHz", tsc.as_hertz() / 1000);
+    log!("memory {free} MiB free, time-stamp counter {} kHz", facts.tsc.as_hertz() / 1000);
+    let has = facts.barriers.barriers;
+    log!("barriers between zones: this processor has {has}");
+    for zone in &facts.manifest.zones {
+        log!("zone {}: wants {}, gets {}", zone.name, zone.barriers, zone.barriers.and(has));
+    }
 }
 
 fn read_pack(identity: &Identity, boot: &BootInfo) -> (Region, PackHeader, Manifest) {

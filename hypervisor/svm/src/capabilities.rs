@@ -75,16 +75,13 @@ impl Capabilities {
         if asids < FEWEST_ASIDS {
             return Err(Missing::Asids);
         }
-        let [.., seven_edx] = source.cpuid(7, 0);
-        let [_, eight_ebx, ..] = source.cpuid(0x8000_0008, 0);
-        // RDTSCP; speculation control by Intel's bits (7) or AMD's (8000_0008).
-        let speculation = seven_edx & (1 << 26 | 1 << 31) != 0 || eight_ebx & (1 << 14 | 1 << 15 | 1 << 24) != 0;
         Ok(Self {
             asids,
             next_rip: features & 1 << 3 != 0,
             decode_assists: features & 1 << 7 != 0,
             flush_by_asid: features & 1 << 6 != 0,
-            switched: [extended_edx & 1 << 27 != 0, speculation],
+            // RDTSCP.
+            switched: [extended_edx & 1 << 27 != 0],
         })
     }
 }
@@ -133,6 +130,6 @@ mod tests {
     fn what_is_there_is_used() {
         let capabilities = Capabilities::read(&GOOD).unwrap();
         assert!(capabilities.next_rip && !capabilities.decode_assists && !capabilities.flush_by_asid);
-        assert_eq!(capabilities.switched, [true, false]);
+        assert_eq!(capabilities.switched, [true]);
     }
 }

@@ -6,9 +6,9 @@ use bulkhead_arch::msr;
 use bulkhead_hw::switched::Switched;
 
 /// How many MSRs are switched by software.
-pub const COUNT: usize = 2;
+pub const COUNT: usize = 1;
 /// MSRs that are exchanged when a vCPU is made active.
-pub const SWITCHED: [u32; COUNT] = [msr::TSC_AUX, msr::SPEC_CTRL];
+pub const SWITCHED: [u32; COUNT] = [msr::TSC_AUX];
 
 /// Whether a guest may read and write the MSR with this index without an exit.
 #[must_use]

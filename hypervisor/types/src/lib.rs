@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod addr;
+mod barrier;
 mod id;
 pub mod manifest;
 mod memory;
@@ -15,6 +16,7 @@ mod time;
 mod width;
 
 pub use addr::{Frame, Gpa, Gva, Hpa, Hva, PAGE_BITS, PAGE_SIZE};
+pub use barrier::Barriers;
 pub use id::GuestId;
 pub use memory::{GuestMemory, MemoryError};
 pub use time::{Frequency, Ticks};

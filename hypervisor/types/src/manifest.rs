@@ -4,7 +4,7 @@
 //! each at a page boundary. Offsets count from the start of the pack. The host tool writes it from a TOML file that it
 //! has checked; the hypervisor checks it again with [`Manifest::check`], since nothing tells it who packed it.
 
-use crate::PAGE_SIZE;
+use crate::{Barriers, PAGE_SIZE};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// First bytes of a pack.
 pub const MAGIC: [u8; 8] = *b"BULKHEAD";
 /// Version of the encoding; a pack of another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most guests of one machine.
 pub const MAX_GUESTS: usize = 64;
 /// Longest name of a guest or zone, in bytes.
@@ -101,6 +101,8 @@ pub enum ConsoleMode {
 pub struct Zone {
     /// Its name.
     pub name: String,
+    /// What is done when a CPU goes between a guest of it and one of another zone.
+    pub barriers: Barriers,
 }
 
 /// A range of the pack.
@@ -278,11 +280,12 @@ impl Guest {
 #[cfg(test)]
 mod tests {
     use super::{Guest, Image, Manifest, ManifestError, PackHeader, Zone};
+    use crate::Barriers;
     use alloc::vec;
 
     fn good() -> Manifest {
         Manifest {
-            zones: vec![Zone { name: "a".into() }],
+            zones: vec![Zone { name: "a".into(), barriers: Barriers::ALL }],
             guests: vec![Guest {
                 name: "g".into(),
                 kernel: Image { offset: 4096, bytes: 10 },

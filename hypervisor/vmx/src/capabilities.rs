@@ -276,17 +276,12 @@ impl Capabilities {
 /// Which of [`switched::SWITCHED`] exist.
 fn switched_msrs(source: &impl Source) -> [bool; switched::COUNT] {
     let [features, ..] = source.cpuid(0, 0);
-    let [_, _, ecx, edx] = if features >= 7 { source.cpuid(7, 0) } else { [0; 4] };
+    let [_, _, ecx, _] = if features >= 7 { source.cpuid(7, 0) } else { [0; 4] };
     let [.., extended] = source.cpuid(0x8000_0001, 0);
     let mut present = [true; switched::COUNT];
-    // RDPID or RDTSCP; IBRS, STIBP or SSBD.
-    for (index, there) in [
-        (switched::TSC_AUX, ecx & 1 << 22 != 0 || extended & 1 << 27 != 0),
-        (switched::SPEC_CTRL, edx & (1 << 26 | 1 << 27 | 1 << 31) != 0),
-    ] {
-        if let Some(place) = present.get_mut(index) {
-            *place = there;
-        }
+    if let Some(there) = present.get_mut(switched::TSC_AUX) {
+        // RDPID or RDTSCP.
+        *there = ecx & 1 << 22 != 0 || extended & 1 << 27 != 0;
     }
     present
 }

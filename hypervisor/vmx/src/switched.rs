@@ -7,16 +7,13 @@ use bulkhead_arch::msr;
 use bulkhead_hw::switched::Switched;
 
 /// How many MSRs are switched by software.
-pub const COUNT: usize = 7;
+pub const COUNT: usize = 6;
 
 /// MSRs that are exchanged when a vCPU is made active.
-pub const SWITCHED: [u32; COUNT] =
-    [msr::STAR, msr::LSTAR, msr::CSTAR, msr::FMASK, msr::KERNEL_GS_BASE, msr::TSC_AUX, msr::SPEC_CTRL];
+pub const SWITCHED: [u32; COUNT] = [msr::STAR, msr::LSTAR, msr::CSTAR, msr::FMASK, msr::KERNEL_GS_BASE, msr::TSC_AUX];
 
 /// Place of [`msr::TSC_AUX`] in [`SWITCHED`].
 pub const TSC_AUX: usize = 5;
-/// Place of [`msr::SPEC_CTRL`] in [`SWITCHED`].
-pub const SPEC_CTRL: usize = 6;
 
 /// What a guest can be allowed of an MSR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,8 +34,6 @@ pub fn allowable(index: u32, switched: &Switched<COUNT>) -> Allowable {
         msr::FS_BASE | msr::GS_BASE | msr::SYSENTER_CS | msr::SYSENTER_ESP | msr::SYSENTER_EIP | msr::PAT => BOTH,
         // In the VMCS too; but a write changes what other fields must hold. The counter is offset when read.
         msr::EFER | msr::TSC => Allowable { read: true, write: false },
-        // Commands without state.
-        msr::PRED_CMD | msr::FLUSH_CMD => Allowable { read: false, write: true },
         _ => Allowable { read: false, write: false },
     }
 }
@@ -59,7 +54,7 @@ pub fn bitmap_place(index: u32) -> Option<(usize, usize, u8)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Allowable, COUNT, SPEC_CTRL, SWITCHED, Switched, TSC_AUX, allowable, bitmap_place};
+    use super::{Allowable, COUNT, SWITCHED, Switched, TSC_AUX, allowable, bitmap_place};
     use bulkhead_arch::msr;
 
     #[test]
@@ -67,8 +62,16 @@ mod tests {
         let all = &Switched::new(SWITCHED, [true; COUNT]);
         assert_eq!(allowable(msr::LSTAR, all), Allowable { read: true, write: true });
         assert_eq!(allowable(msr::TSC, all), Allowable { read: true, write: false });
-        assert_eq!(allowable(msr::PRED_CMD, all), Allowable { read: false, write: true });
-        for index in [msr::APIC_BASE, msr::FEATURE_CONTROL, msr::MTRR_DEF_TYPE, msr::VMX_BASIC, 0x832, u32::MAX] {
+        for index in [
+            msr::APIC_BASE,
+            msr::SPEC_CTRL,
+            msr::PRED_CMD,
+            msr::FEATURE_CONTROL,
+            msr::MTRR_DEF_TYPE,
+            msr::VMX_BASIC,
+            0x832,
+            u32::MAX,
+        ] {
             assert_eq!(allowable(index, all), Allowable { read: false, write: false }, "{index:#x}");
         }
     }
@@ -76,12 +79,9 @@ mod tests {
     #[test]
     fn an_absent_msr_can_not_be_allowed() {
         let mut present = [true; COUNT];
-        present[SPEC_CTRL] = false;
-        assert_eq!(
-            allowable(msr::SPEC_CTRL, &Switched::new(SWITCHED, present)),
-            Allowable { read: false, write: false }
-        );
-        assert_eq!(SWITCHED[SPEC_CTRL], msr::SPEC_CTRL);
+        present[TSC_AUX] = false;
+        let absent = Switched::new(SWITCHED, present);
+        assert_eq!(allowable(msr::TSC_AUX, &absent), Allowable { read: false, write: false });
         assert_eq!(SWITCHED[TSC_AUX], msr::TSC_AUX);
     }
 

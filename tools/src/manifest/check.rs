@@ -2,9 +2,10 @@
 
 use super::diagnostic::Diagnostic;
 use super::near::nearest;
-use super::toml_file::{self, File, Load};
+use super::toml_file::{self, Barrier, File, Load};
 use super::{Guest, ImageRef, Machine, Module, parse_size};
-use bulkhead_types::manifest::{ConsoleMode, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, is_name};
+use bulkhead_types::Barriers;
+use bulkhead_types::manifest::{ConsoleMode, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, Zone, is_name};
 use std::path::Path;
 use toml::Spanned;
 
@@ -17,10 +18,10 @@ pub fn check(file: File, folder: &Path) -> Result<Machine, Diagnostic> {
         Machine { console: ConsoleMode::Framed, audit: file.audit, zones: Vec::new(), guests: Vec::new() };
     for zone in &file.zones {
         check_name(&zone.name, "zone")?;
-        if machine.zones.contains(zone.name.get_ref()) {
+        if machine.zones.iter().any(|other| other.name == *zone.name.get_ref()) {
             return Err(Diagnostic::new(zone.name.span(), "this zone is there already", "give it another name"));
         }
-        machine.zones.push(zone.name.get_ref().clone());
+        machine.zones.push(Zone { name: zone.name.get_ref().clone(), barriers: barriers(zone.barriers.as_deref()) });
     }
     if file.guests.is_empty() || file.guests.len() > MAX_GUESTS {
         let hint = format!("a machine has 1 to {MAX_GUESTS} guests: begin each with [[guest]]");
@@ -38,6 +39,13 @@ pub fn check(file: File, folder: &Path) -> Result<Machine, Diagnostic> {
     Ok(machine)
 }
 
+/// The barriers that a zone names; all of them if it does not say.
+fn barriers(named: Option<&[Barrier]>) -> Barriers {
+    let Some(named) = named else { return Barriers::ALL };
+    let has = |barrier| named.contains(&barrier);
+    Barriers { ibpb: has(Barrier::Ibpb), l1d: has(Barrier::L1d), verw: has(Barrier::Verw), ssbd: has(Barrier::Ssbd) }
+}
+
 fn check_name(name: &Spanned<String>, what: &str) -> Result<(), Diagnostic> {
     if is_name(name.get_ref()) {
         return Ok(());
@@ -46,17 +54,17 @@ fn check_name(name: &Spanned<String>, what: &str) -> Result<(), Diagnostic> {
     Err(Diagnostic::new(name.span(), message, "use 1 to 32 letters, digits, - and _"))
 }
 
-fn zone_of(zones: &mut Vec<String>, guest: &toml_file::Guest) -> Result<u16, Diagnostic> {
+fn zone_of(zones: &mut Vec<Zone>, guest: &toml_file::Guest) -> Result<u16, Diagnostic> {
     let found = match &guest.zone {
-        Some(zone) => zones.iter().position(|z| z == zone.get_ref()).ok_or_else(|| {
-            let hint = match nearest(zone.get_ref(), zones.iter().map(String::as_str)) {
+        Some(zone) => zones.iter().position(|z| z.name == *zone.get_ref()).ok_or_else(|| {
+            let hint = match nearest(zone.get_ref(), zones.iter().map(|z| z.name.as_str())) {
                 Some(meant) => format!("did you mean `{meant}`?"),
                 None => format!("add [[zone]] with name = \"{}\"", zone.get_ref()),
             };
             Diagnostic::new(zone.span(), format!("there is no zone `{}`", zone.get_ref()), hint)
         })?,
         None => {
-            zones.push(guest.name.get_ref().clone());
+            zones.push(Zone { name: guest.name.get_ref().clone(), barriers: Barriers::ALL });
             zones.len() - 1
         }
     };

@@ -13,7 +13,7 @@ pub use check::{DEFAULT_MEMORY, check_memory};
 pub use size::parse_size;
 
 use crate::failure::Outcome;
-use bulkhead_types::manifest::{ConsoleMode, LoadAs};
+use bulkhead_types::manifest::{ConsoleMode, LoadAs, Zone};
 use std::path::Path;
 
 /// A machine, checked as far as that can be done without reading its images.
@@ -23,8 +23,8 @@ pub struct Machine {
     pub console: ConsoleMode,
     /// Whether the isolation audit runs after each guest's end.
     pub audit: bool,
-    /// Names of the zones.
-    pub zones: Vec<String>,
+    /// The zones.
+    pub zones: Vec<Zone>,
     /// Guests, in order.
     pub guests: Vec<Guest>,
 }
@@ -120,6 +120,7 @@ pub fn parse(text: &str, path: &Path) -> Outcome<Machine> {
 #[cfg(test)]
 mod tests {
     use super::{ImageRef, Machine, parse};
+    use bulkhead_types::Barriers;
     use bulkhead_types::manifest::LoadAs;
     use std::path::Path;
 
@@ -137,6 +138,7 @@ mod tests {
             audit = false
             [[zone]]
             name = "red"
+            barriers = ["verw", "ibpb"]
             [[guest]]
             name = "a"
             zone = "red"
@@ -157,7 +159,8 @@ mod tests {
             "#,
         )
         .unwrap();
-        assert_eq!(machine.zones, ["red", "b"]);
+        let zones = machine.zones.iter().map(|zone| (zone.name.as_str(), zone.barriers.to_string()));
+        assert!(zones.eq([("red", "ibpb+verw".to_owned()), ("b", Barriers::ALL.to_string())]));
         let [a, b] = machine.guests.as_slice() else { panic!() };
         assert_eq!(a.kernel, ImageRef::File("dir/k".into()));
         assert_eq!(a.modules.iter().map(|m| m.cmdline.as_str()).collect::<Vec<_>>(), ["", "x y"]);
@@ -176,6 +179,7 @@ mod tests {
             (format!("{guest}memory = 64\n"), "dir/m.toml:4:10: ", "256M"),
             (format!("{guest}kernal = \"k\"\n"), "dir/m.toml:4:1: ", "kernel"),
             (format!("{guest}zone = \"rd\"\n[[zone]]\nname = \"red\"\n"), "dir/m.toml:4:8: ", "red"),
+            (format!("{guest}[[zone]]\nname = \"z\"\nbarriers = [\"l2d\"]\n"), "dir/m.toml:6:13: ", "l1d"),
             (format!("{guest}vcpus = 2\n"), "dir/m.toml:4:9: ", "1"),
             (format!("{guest}{guest}"), "dir/m.toml:5:8: ", "another"),
             ("[[guest]]\nname = \"a b\"\nkernel = \"k\"\n".to_owned(), "dir/m.toml:2:8: ", "letters"),

@@ -26,6 +26,18 @@ pub struct File {
 pub struct Zone {
     /// Its name.
     pub name: Spanned<String>,
+    /// What is done when a CPU goes between a guest of it and one of another zone; everything if it does not say.
+    pub barriers: Option<Vec<Barrier>>,
+}
+
+/// A barrier between zones, by its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Barrier {
+    Ibpb,
+    L1d,
+    Verw,
+    Ssbd,
 }
 
 /// A guest as it is written.

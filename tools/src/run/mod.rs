@@ -10,7 +10,8 @@ use crate::manifest::{self, Guest, ImageRef, Machine, Module};
 use crate::session::{Finish, Report, Session, View};
 use crate::workspace::Workspace;
 use crate::{style, symbols, terminal};
-use bulkhead_types::manifest::{ConsoleMode, LoadAs};
+use bulkhead_types::Barriers;
+use bulkhead_types::manifest::{ConsoleMode, LoadAs, Zone};
 use clap::Args;
 use std::io::{IsTerminal as _, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -171,7 +172,8 @@ pub fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
         test_exit: true,
         test_device: args.test_device,
     };
-    Ok(Machine { console: ConsoleMode::Framed, audit: true, zones: vec!["guest".to_owned()], guests: vec![guest] })
+    let zone = Zone { name: "guest".to_owned(), barriers: Barriers::ALL };
+    Ok(Machine { console: ConsoleMode::Framed, audit: true, zones: vec![zone], guests: vec![guest] })
 }
 
 /// Number of the guest whose console goes to standard output; all of them if `None`.

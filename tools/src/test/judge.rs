@@ -50,6 +50,7 @@ impl Watch {
                 None => wrong.push(format!("the machine has no guest {name}")),
             }
         }
+        in_order("hypervisor", &self.log.join("\n"), &case.log, &mut wrong);
         wrong.extend(report.audit_failures.iter().map(|text| format!("the isolation audit failed: {text}")));
         if report.audits == 0 && !case.ends_by_time() {
             wrong.push("the isolation audit gave no verdict".to_owned());
@@ -76,14 +77,7 @@ impl Guest {
     fn judge(&self, expected: &Expected, on: Kind, report: &Report, wrong: &mut Vec<String>) {
         let name = &self.name;
         let text = self.text();
-        let mut rest = text.as_str();
-        for piece in &expected.lines {
-            match rest.split_once(piece.as_str()) {
-                Some((_, after)) => rest = after,
-                None if text.contains(piece.as_str()) => wrong.push(format!("{name}: {piece:?} comes too early")),
-                None => wrong.push(format!("{name}: {piece:?} does not come")),
-            }
-        }
+        in_order(name, &text, &expected.lines, wrong);
         for piece in &expected.never {
             if let Some(line) = text.lines().find(|line| line.contains(piece.as_str())) {
                 wrong.push(format!("{name}: says {line:?}"));
@@ -123,6 +117,18 @@ impl Guest {
         self.looked += at + awaited.len();
         self.done += 1;
         Some(typed.as_bytes().to_vec())
+    }
+}
+
+/// Notes which of `pieces` do not come in `text`, in this order.
+fn in_order(whose: &str, text: &str, pieces: &[String], wrong: &mut Vec<String>) {
+    let mut rest = text;
+    for piece in pieces {
+        match rest.split_once(piece.as_str()) {
+            Some((_, after)) => rest = after,
+            None if text.contains(piece.as_str()) => wrong.push(format!("{whose}: {piece:?} comes too early")),
+            None => wrong.push(format!("{whose}: {piece:?} does not come")),
+        }
     }
 }
 

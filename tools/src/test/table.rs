@@ -2,7 +2,7 @@
 //!
 //! A case has either `kernel` (one guest called `guest`, with test exit and test device) or `manifest`, and then one
 //! `[[case.guest]]` for each guest that is looked at. `lines` are pieces of the guest's console, in this order. `never`
-//! are pieces that must not be there. `type` are pairs: when the first has come (behind the one before it), the second
+//! are pieces that must not be there. `log` are pieces of the hypervisor's own lines, in this order. `type` are pairs: when the first has come (behind the one before it), the second
 //! is typed. `ends` is how the guest must end, or `time-out`. `timeout` is in seconds.
 //!
 //! Each case runs on each machine, with the same expectations. `not-on.MACHINE` is why it can not apply to a machine.
@@ -55,6 +55,9 @@ pub struct Case {
     /// What must be seen of its only guest.
     #[serde(flatten)]
     pub expected: Expected,
+    /// Pieces of the hypervisor's own lines, in this order.
+    #[serde(default)]
+    pub log: Vec<String>,
     /// What must be seen of the manifest's guests.
     #[serde(default, rename = "guest")]
     pub guests: Vec<GuestCase>,

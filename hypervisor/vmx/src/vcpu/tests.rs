@@ -252,14 +252,14 @@ fn switched_registers_follow_the_active_vcpu() {
     vcpu.activate().unwrap();
     assert_eq!(vcpu.processor().msrs, [0; switched::COUNT], "nothing of another guest is left");
     assert_eq!((vcpu.processor().cr2, vcpu.processor().dr6), (0x1234, 0xFFFF_0FF0));
-    vcpu.processor().msrs = [1, 2, 3, 4, 5, 6, 7];
+    vcpu.processor().msrs = [1, 2, 3, 4, 5, 6];
     vcpu.write(Register::Dr6, 0xFFFF_0FF1).unwrap();
     vcpu.deactivate().unwrap();
     vcpu.processor().msrs = [99; switched::COUNT];
     vcpu.processor().dr6 = 0;
     assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_0FF1));
     vcpu.activate().unwrap();
-    assert_eq!(vcpu.processor().msrs, [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(vcpu.processor().msrs, [1, 2, 3, 4, 5, 6]);
     assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_0FF1));
 }
 
