@@ -3,13 +3,38 @@
 use crate::lexer::{Kind, lex, without_tests};
 use crate::tree::{File, is_test, rust};
 
-/// Folders whose code knows no vendor. (The page-table crate has the vendors' entry formats, side by side.)
-pub const VENDOR_NEUTRAL: [&str; 4] =
-    ["hypervisor/types", "hypervisor/devices", "hypervisor/emulate", "hypervisor/core"];
+/// Folders that know no vendor, neither in code nor in prose.
+pub const VENDOR_NEUTRAL: [&str; 5] =
+    ["hypervisor/types", "hypervisor/paging", "hypervisor/devices", "hypervisor/emulate", "hypervisor/core"];
 
-/// Words of one vendor's extension.
-const VENDOR: [&str; 12] =
-    ["vmx", "vtx", "svm", "vmcs", "vmcb", "ept", "npt", "intel", "amd", "vmread", "vmwrite", "vpid"];
+/// Of the page-table crate, the files that hold the vendors' entry formats side by side, and name them.
+const FORMATS: [&str; 2] = ["hypervisor/paging/src/format.rs", "hypervisor/paging/src/lib.rs"];
+
+/// The vendors, and words of one vendor's extension.
+const VENDOR: [&str; 20] = [
+    "intel",
+    "amd",
+    "vmx",
+    "vtx",
+    "vt-x",
+    "svm",
+    "amd-v",
+    "vmcs",
+    "vmcb",
+    "ept",
+    "npt",
+    "vpid",
+    "asid",
+    "vmread",
+    "vmwrite",
+    "vmrun",
+    "vmcall",
+    "vmmcall",
+    "eventinj",
+    "exitintinfo",
+];
+/// Where prose may name a maker: the title of a data sheet.
+const DATA_SHEET: &str = "data sheet";
 
 /// Folders of the backends, which know no device.
 pub const BACKENDS: [&str; 2] = ["hypervisor/vmx", "hypervisor/svm"];
@@ -47,10 +72,30 @@ fn identifiers_with(files: &[File], folders: &[&str], wrong: &[&str]) -> Vec<Str
     found
 }
 
-/// Identifiers in vendor-neutral code that name a vendor.
+/// The vendor's word in a comment or literal, if there is one.
+fn vendor_in(text: &str) -> Option<&'static str> {
+    let text = text.to_lowercase();
+    let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '-');
+    let found = words.find_map(|word| VENDOR.into_iter().find(|vendor| *vendor == word));
+    found.filter(|_| !text.contains(DATA_SHEET))
+}
+
+/// Identifiers, comments and literals in vendor-neutral code that name a vendor.
 #[must_use]
 pub fn vendors(files: &[File]) -> Vec<String> {
-    identifiers_with(files, &VENDOR_NEUTRAL, &VENDOR)
+    let mut found = identifiers_with(files, &VENDOR_NEUTRAL, &VENDOR);
+    let inside = |file: &&File| VENDOR_NEUTRAL.iter().any(|folder| file.is_in(folder)) && !is_test(file, files);
+    for file in rust(files).filter(inside) {
+        let source = lex(&file.text);
+        let (tokens, _) = without_tests(&source.tokens);
+        let literals = tokens.iter().filter(|token| token.kind == Kind::Literal).map(|token| (token.text, token.line));
+        let comments = source.comments.iter().map(|comment| (comment.text, comment.line));
+        for (text, line) in literals.chain(comments) {
+            found.extend(vendor_in(text).map(|word| format!("{}:{line}: {word}", file.path)));
+        }
+    }
+    found.retain(|place| !FORMATS.iter().any(|format| place.starts_with(format)));
+    found
 }
 
 /// Identifiers in a backend that name a device.
@@ -119,7 +164,14 @@ mod tests {
 
     #[test]
     fn a_vendor_in_the_core_is_found() {
-        assert_eq!(vendors(&file("hypervisor/core/src/a.rs", "// VMX\nlet x = \"vmx\";\nfn read_vmcs() {}")).len(), 1);
+        for text in ["fn read_vmcs() {}", "// as VT-x has it", "let x = \"SVM\";", "/// [`Ept`]", "// Intel's"] {
+            assert_eq!(vendors(&file("hypervisor/core/src/a.rs", text)).len(), 1, "{text}");
+        }
+        for text in ["//! Intel 8259A data sheet", "// SDM vol. 3C 25.8", "fn except() {}", "#[cfg(test)] fn vmx() {}"]
+        {
+            assert_eq!(vendors(&file("hypervisor/core/src/a.rs", text)).len(), 0, "{text}");
+        }
+        assert_eq!(vendors(&file("hypervisor/paging/src/format.rs", "struct Ept;")).len(), 0);
         assert_eq!(vendors(&file("hypervisor/vmx/src/a.rs", "fn read_vmcs() {}")).len(), 0);
     }
 

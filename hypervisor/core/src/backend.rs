@@ -12,14 +12,14 @@ pub enum BackendError {
     Field {
         /// The backend's number of the field.
         field: u32,
-        /// The processor's error number (VM-instruction error), 0 if none.
+        /// The processor's error number, 0 if none.
         code: u32,
     },
     /// The processor refused an instruction of its virtualization extension.
     Instruction {
         /// The instruction's mnemonic.
         name: &'static str,
-        /// The processor's error number (VM-instruction error), 0 if none.
+        /// The processor's error number, 0 if none.
         code: u32,
     },
     /// The processor refused to enter the guest. [`Vcpu::explain_entry_failure`] says why.

@@ -29,7 +29,7 @@ const LEAF7_EBX_SET: u32 = bits(&[1]);
 const LEAFD1_EAX: u32 = bits(&[0, 1, 2]);
 /// Leaf 0x8000_0001 ECX: LAHF, LZCNT, 3DNow! prefetch.
 const EXT1_ECX: u32 = bits(&[0, 5, 8]);
-/// Leaf 0x8000_0001 EDX: SYSCALL, NX, 1-GiB pages, RDTSCP, long mode, and AMD's copies of leaf 1.
+/// Leaf 0x8000_0001 EDX: SYSCALL, NX, 1-GiB pages, RDTSCP, long mode, and copies of leaf 1.
 const EXT1_EDX: u32 = bits(&[11, 20, 26, 27, 29]) | (LEAF1_EDX & 0x0183_F3FF);
 /// Leaf 0x8000_0007 EDX: the time-stamp counter runs at one rate.
 const INVARIANT_TSC: u32 = 1 << 8;

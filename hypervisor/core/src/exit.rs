@@ -37,7 +37,7 @@ pub enum Exit {
     Cpuid,
     /// HLT.
     Halt,
-    /// VMCALL or VMMCALL.
+    /// The instruction by which a guest calls its hypervisor.
     Hypercall,
     /// IN, OUT, INS, OUTS.
     Io(IoAccess),
@@ -68,8 +68,8 @@ pub enum Exit {
     Xsetbv,
     /// INVD or WBINVD.
     CacheFlush,
-    /// MONITOR, MWAIT, RDPMC, RDTSCP where absent, a VMX or SVM instruction, or another that this machine does not have:
-    /// #UD for the guest.
+    /// MONITOR, MWAIT, RDPMC, RDTSCP where absent, an instruction of virtualization, or another that this machine does
+    /// not have: #UD for the guest.
     Undefined,
     /// The guest named guest-physical memory that its nested tables do not map, or not so.
     Nested(NestedFault),
@@ -103,7 +103,7 @@ pub struct IoAccess {
     pub address_bytes: Option<u8>,
 }
 
-/// A nested page fault: EPT violation or #NPF.
+/// An access that the nested tables do not allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NestedFault {
     /// Guest-physical address.
@@ -118,6 +118,6 @@ pub struct NestedFault {
     pub table_walk: bool,
     /// A mapping was there but did not allow this.
     pub present: bool,
-    /// The nested tables themselves are malformed (EPT misconfiguration, reserved bit): the hypervisor's fault.
+    /// The nested tables themselves are malformed (a reserved bit): the hypervisor's fault.
     pub malformed: bool,
 }

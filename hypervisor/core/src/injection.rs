@@ -1,9 +1,9 @@
 //! How a processor writes an event down, to deliver it and when its delivery was interrupted.
 //!
-//! All processors with hardware virtualization have the same 32 bits for it, with an error code beside them: interruption
-//! information (SDM vol. 3C 25.8.3 "VM-Entry Controls for Event Injection", table 25-18; 25.9.3 "Information for VM Exits
-//! That Occur During Event Delivery") and EVENTINJ and EXITINTINFO (APM vol. 2 15.20 "Event Injection", 15.7.2 "Intercepts
-//! During IDT Interrupt Delivery"). What only one of them has, its backend leaves out.
+//! All processors with hardware virtualization have the same 32 bits for it, with an error code beside them. What only one
+//! of them has, its backend leaves out. SDM vol. 3C 25.8.3 "VM-Entry Controls for Event Injection", table 25-18; 25.9.3
+//! "Information for VM Exits That Occur During Event Delivery"; APM vol. 2 15.20 "Event Injection", 15.7.2 "Intercepts
+//! During IDT Interrupt Delivery".
 
 use crate::event::Event;
 use bulkhead_arch::Vector;

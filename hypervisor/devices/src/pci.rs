@@ -19,7 +19,7 @@ const ENABLE: u32 = 1 << 31;
 /// Bits of the address register that stay as written: enable, bus, device, function, register.
 const ADDRESS_MASK: u32 = 0x80FF_FFFC;
 
-/// The host bridge's first registers: Intel's number for the bridge of a virtual machine, class 06.00.00, type 0.
+/// The host bridge's first registers: device 0D57H of vendor 8086H, a virtual machine's bridge, class 06.00.00, type 0.
 const HOST_BRIDGE: [u32; 3] = [0x0D57_8086, 0x0000_0000, 0x0600_0000];
 
 /// The configuration address register.

@@ -4,7 +4,7 @@
 //! what the caller must see to. Nothing here decides anything.
 #![no_std]
 
-#[cfg(feature = "fake")]
+#[cfg(any(test, feature = "fake"))]
 extern crate std;
 
 pub mod apic;

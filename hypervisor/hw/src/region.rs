@@ -83,7 +83,7 @@ impl Region {
 }
 
 /// A page of its own for a test, at page `number` of physical memory as it says.
-#[cfg(feature = "fake")]
+#[cfg(any(test, feature = "fake"))]
 #[must_use]
 pub fn fake(number: u64) -> Region {
     #[repr(align(4096))]

@@ -8,7 +8,7 @@ use crate::backend::{Svm, Virtualization, Vmx};
 use crate::console;
 use crate::guest;
 use crate::log;
-use crate::machine::{Command, FACTS, FRAMES, Facts, LOADED, SLOTS, State, slot};
+use crate::machine::{Command, FACTS, FRAMES, Facts, LOADED, SLOTS, Slot, State, slot};
 use crate::start::{IDLE_SPACE, refuse};
 use bulkhead_core::frames::{Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
@@ -99,9 +99,10 @@ fn run(facts: &Facts, idle: &Compartment) {
                 last = index;
                 let id = GuestId::new(u16::try_from(index + 1).unwrap_or(0));
                 turn(facts, id, now, slice);
-                if facts.manifest.audit
-                    && SLOTS.get(index).is_some_and(|slot| matches!(slot.state(), State::Ended | State::Failed))
-                {
+                // The audit after the last one's end is the one below.
+                let ended = |slot: &Slot| matches!(slot.state(), State::Ended | State::Failed);
+                let left = SLOTS.iter().any(|slot| matches!(slot.state(), State::Ready | State::Waiting));
+                if facts.manifest.audit && left && SLOTS.get(index).is_some_and(ended) {
                     audit::audit_all(facts, idle);
                 }
             }

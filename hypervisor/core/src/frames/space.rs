@@ -5,18 +5,18 @@
 //!
 //! ```
 //! # use bulkhead_core::frames::{NestedSpace, Ram, Scrubbed};
-//! # use bulkhead_paging::{Ept, Size, Tables};
+//! # use bulkhead_paging::{Format, Size, Tables};
 //! # use bulkhead_types::Gpa;
-//! fn gives(nested: &NestedSpace<Ept>, tables: &mut impl Tables, ram: Scrubbed<'_, Ram>) {
+//! fn gives<F: Format>(nested: &NestedSpace<F>, tables: &mut impl Tables, ram: Scrubbed<'_, Ram>) {
 //!     let _ = nested.map(tables, Gpa::new(0), ram, Size::Page4K);
 //! }
 //! ```
 //!
 //! ```compile_fail,E0308
 //! # use bulkhead_core::frames::{NestedSpace, Scrubbed, State};
-//! # use bulkhead_paging::{Ept, Size, Tables};
+//! # use bulkhead_paging::{Format, Size, Tables};
 //! # use bulkhead_types::Gpa;
-//! fn gives_away(nested: &NestedSpace<Ept>, tables: &mut impl Tables, state: Scrubbed<'_, State>) {
+//! fn gives_away<F: Format>(nested: &NestedSpace<F>, tables: &mut impl Tables, state: Scrubbed<'_, State>) {
 //!     let _ = nested.map(tables, Gpa::new(0), state, Size::Page4K); // expected `Ram`, found `State`
 //! }
 //! ```
