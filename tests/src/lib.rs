@@ -9,5 +9,6 @@ pub mod layers;
 pub mod lexer;
 pub mod size;
 pub mod tree;
+pub mod twice;
 pub mod unsafety;
 pub mod words;

@@ -2,7 +2,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests: a panic is a failed test")]
 
 use bulkhead_tests::tree::{File, files, is_test, rust};
-use bulkhead_tests::{cases, layers, size, unsafety, words};
+use bulkhead_tests::{cases, layers, size, twice, unsafety, words};
 use std::path::Path;
 
 /// Numbers that may only go down; `UPDATE_RATCHET=1` writes them anew.
@@ -63,6 +63,11 @@ fn the_core_names_no_vendor() {
 #[test]
 fn backends_name_no_device() {
     none("devices in a backend", &words::devices(&files()));
+}
+
+#[test]
+fn nothing_stands_in_both_backends() {
+    none("lines that stand in both backends", &twice::in_both(&files()));
 }
 
 #[test]

@@ -36,6 +36,10 @@ impl Msrs for FakeProcessor {
 }
 
 impl Processor for FakeProcessor {
+    fn msrs(&mut self) -> &mut dyn Msrs {
+        self
+    }
+
     fn save_host(&mut self, _: &Region) {}
 
     fn enter(&mut self, _: &mut Frame, vmcb: &mut Vmcb, _: &Region) {

@@ -7,7 +7,7 @@ use bulkhead_arch::{Efer, msr};
 use bulkhead_hw::frame::Frame;
 use bulkhead_hw::probe::ThisProcessor;
 use bulkhead_hw::region::Region;
-use bulkhead_hw::switched::Msrs;
+use bulkhead_hw::switched::{Msrs, ProcessorMsrs};
 use bulkhead_hw::{apic, cpu};
 use core::arch::asm;
 
@@ -35,7 +35,7 @@ pub unsafe fn enable(mut host_save: Region) {
 
 /// The processor with SVM switched on, for the vCPU that owns this value.
 #[derive(Debug)]
-pub struct Hardware(());
+pub struct Hardware(ProcessorMsrs);
 
 impl Hardware {
     /// The processor.
@@ -45,25 +45,17 @@ impl Hardware {
     /// holds it lets no guest run with nested tables or permission maps that break what the host relies on.
     #[must_use]
     pub const unsafe fn new() -> Self {
-        Self(())
-    }
-}
-
-impl Msrs for Hardware {
-    fn switched_msr(&self, msr: u32) -> u64 {
-        // SAFETY: the vCPU asks only for registers that `Capabilities::switched` has.
-        unsafe { cpu::read_msr(msr) }
-    }
-
-    fn set_switched_msr(&mut self, msr: u32, value: u64) {
-        // SAFETY: the vCPU sets only registers that `Capabilities::switched` has, and only to 0 or to what the processor
-        // had accepted there from the guest. The host itself uses none of them: no SYSCALL, no SWAPGS, no RDTSCP;
-        // speculation control changes no result.
-        unsafe { cpu::write_msr(msr, value) }
+        // SAFETY: the vCPU uses it for the registers that `Capabilities::switched` has. The host itself uses none of them:
+        // no SYSCALL, no SWAPGS, no RDTSCP; speculation control changes no result.
+        Self(unsafe { ProcessorMsrs::new() })
     }
 }
 
 impl Processor for Hardware {
+    fn msrs(&mut self) -> &mut dyn Msrs {
+        &mut self.0
+    }
+
     fn save_host(&mut self, host: &Region) {
         // SAFETY: SVM is on (`Hardware::new`); a `Region` is used by nothing else (`Region::new`).
         unsafe { asm!("vmsave rax", in("rax") host.hpa().as_u64(), options(nostack, preserves_flags)) }

@@ -58,7 +58,6 @@ pub struct SvmVcpu<M, P: Processor = Hardware> {
     _io_map: [Region; 3],
     memory: M,
     switched: Switched<{ switched::COUNT }>,
-    active: bool,
     /// Where the instruction of the last exit ends, if that is known.
     next_rip: Option<u64>,
     interrupted: Option<Event>,
@@ -130,7 +129,6 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             _io_map: io_map,
             memory,
             switched: Switched::new(switched::SWITCHED, capabilities.switched),
-            active: false,
             next_rip: None,
             interrupted: None,
             windows: Windows::default(),
@@ -267,21 +265,14 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
 
 impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     fn activate(&mut self) -> Result<(), BackendError> {
-        if self.active {
-            return Ok(());
+        if self.switched.load(self.processor.msrs()) {
+            self.processor.save_host(&self.host);
         }
-        self.processor.save_host(&self.host);
-        self.switched.load(&mut self.processor);
-        self.active = true;
         Ok(())
     }
 
     fn deactivate(&mut self) -> Result<(), BackendError> {
-        if !self.active {
-            return Ok(());
-        }
-        self.switched.save(&self.processor);
-        self.active = false;
+        self.switched.save(self.processor.msrs());
         Ok(())
     }
 

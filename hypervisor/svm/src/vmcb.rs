@@ -47,7 +47,10 @@ impl Vmcb {
 }
 
 /// What a processor with SVM does for one vCPU.
-pub trait Processor: Msrs {
+pub trait Processor {
+    /// The MSRs that it does not switch at entry and exit.
+    fn msrs(&mut self) -> &mut dyn Msrs;
+
     /// VMSAVE of the host's own state (TR, LDTR, FS, GS and the SYSCALL registers) to `host`.
     fn save_host(&mut self, host: &Region);
 

@@ -106,6 +106,10 @@ impl Msrs for FakeProcessor {
 }
 
 impl Processor for FakeProcessor {
+    fn msrs(&mut self) -> &mut dyn Msrs {
+        self
+    }
+
     fn clear(&mut self, _: &Region) -> Result<(), BackendError> {
         self.log.push("vmclear");
         Ok(())

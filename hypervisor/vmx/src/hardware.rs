@@ -12,7 +12,7 @@ use bulkhead_hw::cpu;
 use bulkhead_hw::frame::Frame;
 use bulkhead_hw::probe::ThisProcessor;
 use bulkhead_hw::region::Region;
-use bulkhead_hw::switched::Msrs;
+use bulkhead_hw::switched::{Msrs, ProcessorMsrs};
 use core::arch::asm;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control;
@@ -60,7 +60,7 @@ pub unsafe fn enable(capabilities: &Capabilities, mut vmxon: Region) -> Result<(
 
 /// The processor in VMX root operation, for the vCPU that owns this value.
 #[derive(Debug)]
-pub struct Hardware(());
+pub struct Hardware(ProcessorMsrs);
 
 impl Hardware {
     /// The processor.
@@ -70,7 +70,9 @@ impl Hardware {
     /// whoever holds it lets no guest run with host state or nested tables that break what the host relies on.
     #[must_use]
     pub const unsafe fn new() -> Self {
-        Self(())
+        // SAFETY: the vCPU uses it for the registers that `Capabilities::switched` has. The host itself uses none of them:
+        // no SYSCALL, no SWAPGS, no RDTSCP; speculation control changes no result.
+        Self(unsafe { ProcessorMsrs::new() })
     }
 }
 
@@ -94,21 +96,11 @@ impl VmcsAccess for Hardware {
     }
 }
 
-impl Msrs for Hardware {
-    fn switched_msr(&self, msr: u32) -> u64 {
-        // SAFETY: the vCPU asks only for registers that `Capabilities::switched` has.
-        unsafe { cpu::read_msr(msr) }
-    }
-
-    fn set_switched_msr(&mut self, msr: u32, value: u64) {
-        // SAFETY: the vCPU sets only registers that `Capabilities::switched` has, and only to 0 or to what the processor
-        // had accepted there from the guest. The host itself uses none of them: no SYSCALL, no SWAPGS, no RDTSCP;
-        // speculation control changes no result.
-        unsafe { cpu::write_msr(msr, value) }
-    }
-}
-
 impl Processor for Hardware {
+    fn msrs(&mut self) -> &mut dyn Msrs {
+        &mut self.0
+    }
+
     fn clear(&mut self, vmcs: &Region) -> Result<(), BackendError> {
         // SAFETY: VMX root operation (`Hardware::new`); a `Region` is used by nothing else (`Region::new`).
         unsafe { instructions::vmclear(vmcs.hpa().as_u64()) }

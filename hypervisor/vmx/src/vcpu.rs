@@ -55,7 +55,6 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     switched: Switched<{ switched::COUNT }>,
     cr2: u64,
     dr6: u64,
-    active: bool,
     launched: bool,
     /// As the VMCS has it; 0 before the first entry and after a failure.
     host_rsp: u64,
@@ -136,7 +135,6 @@ impl<P: Processor> VmxVcpu<P> {
             switched: Switched::new(switched::SWITCHED, capabilities.switched),
             cr2: 0,
             dr6: reset::DR6,
-            active: false,
             launched: false,
             host_rsp: 0,
             primary: setup::primary_controls(&capabilities),
@@ -287,24 +285,18 @@ impl<P: Processor> VmxVcpu<P> {
 impl<P: Processor> Vcpu for VmxVcpu<P> {
     fn activate(&mut self) -> Result<(), BackendError> {
         self.processor.load(&self.vmcs)?;
-        if self.active {
-            return Ok(());
+        if self.switched.load(self.processor.msrs()) {
+            self.processor.set_cr2(self.cr2);
+            self.processor.set_dr6(self.dr6);
         }
-        self.switched.load(&mut self.processor);
-        self.processor.set_cr2(self.cr2);
-        self.processor.set_dr6(self.dr6);
-        self.active = true;
         Ok(())
     }
 
     fn deactivate(&mut self) -> Result<(), BackendError> {
-        if !self.active {
-            return Ok(());
+        if self.switched.save(self.processor.msrs()) {
+            self.cr2 = self.processor.cr2();
+            self.dr6 = self.processor.dr6();
         }
-        self.switched.save(&self.processor);
-        self.cr2 = self.processor.cr2();
-        self.dr6 = self.processor.dr6();
-        self.active = false;
         Ok(())
     }
 
@@ -350,17 +342,17 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
     #[inline(always)]
     fn read(&self, register: Register) -> Result<u64, BackendError> {
         match register {
-            Register::Cr2 => Ok(if self.active { self.processor.cr2() } else { self.cr2 }),
-            Register::Dr6 => Ok(if self.active { self.processor.dr6() } else { self.dr6 }),
+            Register::Cr2 => Ok(if self.switched.is_loaded() { self.processor.cr2() } else { self.cr2 }),
+            Register::Dr6 => Ok(if self.switched.is_loaded() { self.processor.dr6() } else { self.dr6 }),
             _ => Ok(state::read(&self.processor, &self.capabilities, register)),
         }
     }
 
     fn write(&mut self, register: Register, value: u64) -> Result<(), BackendError> {
         match register {
-            Register::Cr2 if self.active => self.processor.set_cr2(value),
+            Register::Cr2 if self.switched.is_loaded() => self.processor.set_cr2(value),
             Register::Cr2 => self.cr2 = value,
-            Register::Dr6 if self.active => self.processor.set_dr6(value),
+            Register::Dr6 if self.switched.is_loaded() => self.processor.set_dr6(value),
             Register::Dr6 => self.dr6 = value,
             Register::Cr0 | Register::Cr3 | Register::Cr4 => {
                 state::write(&mut self.processor, &self.capabilities, register, value)?;

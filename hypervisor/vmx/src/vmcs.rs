@@ -42,7 +42,10 @@ pub enum Entered {
 }
 
 /// What a processor in VMX root operation does for one vCPU.
-pub trait Processor: VmcsAccess + Msrs {
+pub trait Processor: VmcsAccess {
+    /// The MSRs that it does not switch at entry and exit.
+    fn msrs(&mut self) -> &mut dyn Msrs;
+
     /// VMCLEAR.
     ///
     /// # Errors
