@@ -16,8 +16,6 @@ pub const PRED_CMD: u32 = 0x49;
 pub const BIOS_SIGN_ID: u32 = 0x8B;
 /// Memory-type range capabilities.
 pub const MTRRCAP: u32 = 0xFE;
-/// Architectural capabilities.
-pub const ARCH_CAPABILITIES: u32 = 0x10A;
 /// Flush command.
 pub const FLUSH_CMD: u32 = 0x10B;
 /// SYSENTER code segment.

@@ -3,10 +3,8 @@
 //! ```text
 //!             mark                allocate             scrub
 //!   firmware ------> free, dirty ---------> owned, dirty ----> owned
-//!                     ^      | scrub_free                        |
-//!                     |      v           allocate                |
-//!                     |    free, clean ------------------------> |
-//!                     +------------------------------------------+ release
+//!                     ^                                     |
+//!                     +-------------------------------------+ release
 //! ```
 //!
 //! A frame has one owner, and what an earlier owner left is gone before a guest can see it: a guest's frames are handed
@@ -210,22 +208,6 @@ impl<'a> FrameTable<'a> {
             *state = to(state);
         }
         Ok(())
-    }
-
-    /// Cleans up to `at_most` free frames ahead of need: `zero` fills a frame with zeros. Returns how many it did.
-    pub fn scrub_free(&mut self, at_most: u64, mut zero: impl FnMut(Frame)) -> u64 {
-        let mut done = 0;
-        for (state, frame) in self.states.iter_mut().zip(0..) {
-            if done == at_most {
-                break;
-            }
-            if *state == FrameState::new(Owner::Free, true) {
-                zero(Frame::new(frame));
-                *state = FrameState::new(Owner::Free, false);
-                done += 1;
-            }
-        }
-        done
     }
 
     /// How many frames are owned so that `which` holds.

@@ -366,12 +366,6 @@ impl Compartment {
         // SAFETY: mapped just now, read-only, from frames that belong to this guest for good and that nobody writes.
         Ok(unsafe { core::slice::from_raw_parts(start.as_u64() as *const u8, bytes) })
     }
-
-    /// How many frames its skeleton and tables have.
-    #[must_use]
-    pub fn own_frames(&self) -> u64 {
-        self.tables.count() + self.skeleton.iter().map(Frames::count).sum::<u64>()
-    }
 }
 
 /// The RAM of a guest: frames and where they begin in its physical memory.

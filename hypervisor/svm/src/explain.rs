@@ -10,6 +10,7 @@ use crate::state;
 use crate::vmcb::Vmcb;
 use bulkhead_arch::{Cr0, Cr4, Efer, Segment, SegmentName};
 use bulkhead_core::BackendError;
+use bulkhead_core::control::check_pat;
 use core::fmt;
 
 /// VMRUN must be intercepted: bit 0 of its word.
@@ -60,8 +61,7 @@ fn controls(vmcb: &Vmcb, rule: &mut dyn FnMut(Field, bool, &'static str)) {
     for map in [field::IOPM_BASE, field::MSRPM_BASE, field::NESTED_CR3] {
         rule(map, page(map), "must be a page in the physical address width");
     }
-    let types = vmcb.get(field::PAT).to_le_bytes();
-    let legal = types.into_iter().all(|kind| matches!(kind, 0 | 1 | 4..=7));
+    let legal = check_pat(vmcb.get(field::PAT)).is_ok();
     rule(field::PAT, legal, "each byte must be a memory type: 0, 1, 4, 5, 6 or 7");
     let event = vmcb.get(field::EVENT_INJECTION);
     let [vector, kind, ..] = event.to_le_bytes();

@@ -77,8 +77,6 @@ bitflags! {
         const SAVE_DEBUG = 1 << 2;
         /// The host runs in 64-bit mode.
         const HOST_64 = 1 << 9;
-        /// Take a host interrupt's vector from the interrupt controller at its exit.
-        const ACKNOWLEDGE_INTERRUPT = 1 << 15;
         /// Save IA32_PAT.
         const SAVE_PAT = 1 << 18;
         /// Load IA32_PAT.

@@ -15,6 +15,7 @@ use crate::fields::{self as field, Field, Fields, Size};
 use crate::instructions::error_name;
 use crate::vmcs::VmcsAccess;
 use bulkhead_core::BackendError;
+use bulkhead_core::control::check_pat;
 use core::fmt;
 
 /// A check that a field fails.
@@ -123,8 +124,7 @@ impl Checks<'_> {
     }
 
     fn pat<A>(&mut self, field: Field<field::Bits64, A>) {
-        let types = self.value(field).to_le_bytes();
-        let holds = types.iter().all(|kind| matches!(kind, 0 | 1 | 4..=7));
+        let holds = check_pat(self.value(field)).is_ok();
         self.rule(field, holds, "each byte must be a memory type: 0, 1, 4, 5, 6 or 7");
     }
 

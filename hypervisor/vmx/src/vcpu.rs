@@ -144,18 +144,6 @@ impl<P: Processor> VmxVcpu<P> {
         })
     }
 
-    /// Ends the vCPU: the processor forgets its VMCS and all translations, so that its frames can be given away. No VMCS
-    /// is current then.
-    ///
-    /// # Errors
-    /// If the processor refuses; the frames must not be used again then.
-    pub fn release(mut self) -> Result<(), BackendError> {
-        self.deactivate()?;
-        self.processor.clear(&self.vmcs)?;
-        self.processor.invalidate_nested(self.ept_pointer)?;
-        self.processor.invalidate_vpid(self.vpid, self.capabilities.invvpid_single())
-    }
-
     /// The processor, for tests.
     #[cfg(any(test, feature = "fake"))]
     pub const fn processor(&mut self) -> &mut P {

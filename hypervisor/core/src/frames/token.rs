@@ -155,7 +155,7 @@ impl<K: Kind> Scrubbed<'_, K> {
 
 /// A guest's frames, all of which are known to hold nothing of an earlier owner.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Clean<K>(Frames<K>);
+pub struct Clean<K>(pub(super) Frames<K>);
 
 impl<K: Kind> Frames<K> {
     /// Makes sure that all of them are clean, for good: see [`Frames::scrub`].
@@ -179,10 +179,5 @@ impl<K: Kind> Clean<K> {
     /// The frames.
     pub const fn frames(&self) -> &Frames<K> {
         &self.0
-    }
-
-    /// The frames, to be released.
-    pub fn into_frames(self) -> Frames<K> {
-        self.0
     }
 }

@@ -349,15 +349,6 @@ impl LocalApic {
         }
     }
 
-    /// Sends a pulse to LINT1, where the machine's NMI is. With the local APIC disabled it is the processor's NMI pin.
-    pub fn pulse_lint1(&mut self) {
-        if self.is_enabled() {
-            self.raise(self.lvt.lint1);
-        } else {
-            self.nmi = true;
-        }
-    }
-
     /// Whether the PICs' interrupts go through to the processor: by LINT0 as ExtINT, or with the local APIC disabled.
     #[must_use]
     pub(super) const fn passes_ext_int(&self) -> bool {

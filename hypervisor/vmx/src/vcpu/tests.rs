@@ -292,13 +292,6 @@ fn a_guest_whose_old_translations_stay_does_not_run_again() {
 }
 
 #[test]
-fn release_leaves_nothing_in_the_processor() {
-    let mut vcpu = vcpu();
-    vcpu.activate().unwrap();
-    vcpu.release().unwrap();
-}
-
-#[test]
 fn a_dump_has_the_registers_and_every_field_that_can_be_read() {
     let (mut vcpu, _) = after_exit(&[(REASON, 10)]);
     vcpu.processor().broken.push(INTERRUPTION);
