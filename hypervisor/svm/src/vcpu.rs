@@ -248,8 +248,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         Some(decoded.operand)
     }
 
-    /// A page-directory-pointer entry: under nested paging they are read when used, not cached. APM vol. 2 15.25.10
-    /// "Legacy PAE Mode".
+    /// A page-directory-pointer entry.
     fn pdpte(&self, index: u64) -> u64 {
         let table = Gpa::new(self.vmcb.get(field::CR3) & 0xFFFF_FFE0);
         self.memory.read_u64(table.wrapping_add(8 * index)).unwrap_or(0)
@@ -354,6 +353,12 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
             self.flush();
         }
         Ok(())
+    }
+
+    /// A malformed entry is a page fault when it is used, not #GP when CR0 or CR4 is written. APM vol. 2 15.25.10 "Legacy
+    /// PAE Mode".
+    fn caches_pdptes(&self) -> bool {
+        false
     }
 
     #[inline]
