@@ -15,7 +15,7 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
 pub enum Machine {
     /// A hypervisor.
     Virtual,
-    /// QEMU's interpreter, which leaves out some checks of a processor (segment limits, alignment, SIMD exceptions).
+    /// QEMU's interpreter and the machine that it comes with.
     Tcg,
     /// No hypervisor: metal or an emulator of it.
     Native,
@@ -31,6 +31,16 @@ pub fn machine() -> Machine {
     let tcg = [leaf.ebx, leaf.ecx, leaf.edx]
         == [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")];
     if tcg { Machine::Tcg } else { Machine::Virtual }
+}
+
+/// Whether QEMU's interpreter (TCG) executes this guest, below a hypervisor or not: by the processor's name in CPUID, which
+/// is the processor's own. It leaves out some checks of a processor; see
+/// [`check_or_defect!`](crate::check_or_defect).
+#[must_use]
+pub fn is_tcg() -> bool {
+    let name = cpuid(0x8000_0002, 0);
+    let start = [name.eax, name.ebx, name.ecx].map(u32::to_le_bytes);
+    start.as_flattened() == b"QEMU TCG CPU"
 }
 
 /// Time-stamp counter, after all earlier loads (LFENCE).

@@ -5,8 +5,8 @@
 //! sets up long mode with the first 4 GiB mapped one to one (2-MiB pages), its own descriptor tables and one stack, and
 //! calls the scenario. There is one processor and no interrupt is enabled until the scenario enables it.
 //!
-//! What is printed on COM1 is the protocol: `ok NAME` or `FAIL FILE:LINE NAME` for each check, `skip NAME` for what this
-//! machine does not have, and `PASS` as the last line if nothing failed. The exit code (0 or 1) goes to port 0xF4.
+//! What is printed on COM1 is the protocol: `ok NAME` or `FAIL FILE:LINE NAME` for each check, `skip NAME` for
+//! what this machine can not show (the case table says why), and `PASS` as the last line if nothing failed. The exit code (0 or 1) goes to port 0xF4.
 #![no_std]
 #![allow(clippy::indexing_slicing, reason = "a panic ends a test guest as a failure, which is right")]
 #![allow(clippy::cast_possible_truncation, reason = "a guest of 64 bits, whose own objects lie below 4 GiB")]

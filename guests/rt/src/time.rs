@@ -60,3 +60,9 @@ pub fn wait_until(microseconds: u64, mut condition: impl FnMut() -> bool) -> boo
 pub fn delay(microseconds: u64) {
     wait_until(microseconds, || false);
 }
+
+/// Ticks that an interrupt may take from its moment to its handler. Where time is the host's, which may be busy: 20 ms.
+#[must_use]
+pub fn latency() -> u64 {
+    if cpu::is_tcg() { ticks(20_000) } else { 10_000 }
+}

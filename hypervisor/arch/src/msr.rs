@@ -70,6 +70,8 @@ pub const PERF_COUNTER3: u32 = 0xC001_0007;
 pub const SYSCFG: u32 = 0xC001_0010;
 /// Hardware configuration; APM vol. 2 appendix A.
 pub const HWCR: u32 = 0xC001_0015;
+/// How a pending interrupt is told to the chipset; APM vol. 2 appendix A.
+pub const INT_PENDING: u32 = 0xC001_0055;
 /// SVM control.
 pub const VM_CR: u32 = 0xC001_0114;
 /// SVM host state area.

@@ -54,7 +54,7 @@ pub enum Register {
     SysenterCs,
     SysenterEsp,
     SysenterEip,
-    /// The four page-directory-pointer entries that PAE paging caches.
+    /// The four page-directory-pointer entries of PAE paging; see [`Vcpu::caches_pdptes`].
     Pdpte0,
     Pdpte1,
     Pdpte2,
@@ -124,6 +124,12 @@ pub trait Vcpu {
     /// # Errors
     /// If the processor refuses.
     fn write(&mut self, register: Register, value: u64) -> Result<(), BackendError>;
+
+    /// Whether the processor keeps the page-directory-pointer entries of PAE paging, so that they are loaded with CR0 and
+    /// CR4. Else it reads them from memory when it uses them, and so do we.
+    fn caches_pdptes(&self) -> bool {
+        true
+    }
 
     /// A segment register with its hidden part.
     ///

@@ -209,7 +209,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             _ => old.with_cr4(value, self.limits.cr4),
         };
         let Ok(new) = new else { return self.raise(Vector::GP, Some(0)) };
-        if new.is_pae() && !self.load_pdptes(&old, &new)? {
+        if new.is_pae() && self.vcpu.caches_pdptes() && !self.load_pdptes(&old, &new)? {
             return self.raise(Vector::GP, Some(0));
         }
         if number == 0 {

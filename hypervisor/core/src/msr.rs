@@ -89,7 +89,11 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             msr::MCG_CAP | msr::MCG_STATUS | msr::DEBUGCTL | PLATFORM_ID => Ok(0),
             MISC_ENABLE => Ok(MISC_ENABLE_VALUE),
             msr::BIOS_SIGN_ID => Ok(MICROCODE),
-            msr::SYSCFG | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3 if self.limits.configuration => Ok(0),
+            msr::SYSCFG | msr::INT_PENDING | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3
+                if self.limits.configuration =>
+            {
+                Ok(0)
+            }
             msr::HWCR if self.limits.configuration => Ok(HWCR_VALUE),
             _ => self.mtrrs.read(index).ok_or(Refusal::Unknown),
         }
@@ -122,11 +126,15 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             // Writing the revision register selects it for reading (SDM vol. 3A 10.11.7); other bits have no effect.
             msr::BIOS_SIGN_ID => Ok(()),
             MISC_ENABLE if value == MISC_ENABLE_VALUE => Ok(()),
-            msr::SYSCFG | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3 if self.limits.configuration && value == 0 => {
+            msr::SYSCFG | msr::INT_PENDING | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3
+                if self.limits.configuration && value == 0 =>
+            {
                 Ok(())
             }
             msr::HWCR if self.limits.configuration && value & !HWCR_DROPPED == HWCR_VALUE => Ok(()),
-            msr::SYSCFG | msr::HWCR | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3 if self.limits.configuration => {
+            msr::SYSCFG | msr::INT_PENDING | msr::HWCR | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3
+                if self.limits.configuration =>
+            {
                 Err(Refusal::Illegal)
             }
             msr::MCG_CAP | msr::MCG_STATUS | msr::DEBUGCTL | MISC_ENABLE => Err(Refusal::Illegal),

@@ -18,8 +18,8 @@ pub struct XsaveArea([u8; AREA_BYTES]);
 #[repr(C)]
 pub struct ExtendedState {
     area: XsaveArea,
-    /// XCR0 as the guest set it.
-    pub xcr0: u64,
+    /// XCR0 as the guest left it.
+    xcr0: u64,
     /// DR0 to DR3.
     debug_addresses: [u64; 4],
     /// State components that this CPU saves: a bit mask as in XCR0.
@@ -80,6 +80,8 @@ impl ExtendedState {
         let (d0, d1, d2, d3): (u64, u64, u64, u64);
         // SAFETY: as for `load`; the area has room for all that the processor has (`new`).
         unsafe {
+            // What the processor has counts: not every emulator of SVM lets us see XSETBV.
+            self.xcr0 = get_xcr0() & self.components;
             set_xcr0(self.components);
             asm!("xsave64 [{}]", in(reg) &raw mut self.area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack));
             asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) d0, out(reg) d1, out(reg) d2, out(reg) d3,
@@ -90,11 +92,10 @@ impl ExtendedState {
 
     /// Sets XCR0 as the guest asked, while its state is in the processor. The value has been checked; one with other
     /// components than the guest may use is ignored.
-    pub fn set_guest_xcr0(&mut self, value: u64) {
+    pub fn set_guest_xcr0(&self, value: u64) {
         if value & !self.components != 0 || value & 1 == 0 {
             return;
         }
-        self.xcr0 = value;
         // SAFETY: XSAVE is on, and the components are the processor's.
         unsafe { set_xcr0(value) }
     }
@@ -104,6 +105,13 @@ unsafe fn set_xcr0(value: u64) {
     let [low, high] = halves(value);
     // SAFETY: the callers vouch for the value; XCR0 has no effect on code built without floating point.
     unsafe { asm!("xsetbv", in("ecx") 0, in("eax") low, in("edx") high, options(nomem, nostack, preserves_flags)) }
+}
+
+unsafe fn get_xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the callers vouch that XSAVE is on.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    u64::from(high) << 32 | u64::from(low)
 }
 
 const fn halves(value: u64) -> [u32; 2] {

@@ -11,6 +11,7 @@ pub(crate) const READ_CR8: u64 = 0x08;
 pub(crate) const WRITE_CR0: u64 = 0x10;
 pub(crate) const WRITE_CR8: u64 = 0x18;
 pub(crate) const DEBUG: u64 = 0x41;
+pub(crate) const PAGE_FAULT: u64 = 0x4E;
 pub(crate) const INTERRUPT: u64 = 0x60;
 pub(crate) const IRET: u64 = 0x74;
 pub(crate) const IO: u64 = 0x7B;
@@ -22,7 +23,8 @@ pub(crate) const INVALID: u64 = u64::MAX;
 pub fn decode(code: u64, info: [u64; 2]) -> Exit {
     match code {
         DEBUG => Exit::Exception { vector: Vector::DB, error: None, debug_status: info[0] },
-        0x51 => Exit::Exception { vector: Vector::AC, error: Some(0), debug_status: 0 },
+        // A machine check is the host's.
+        0x40..=0x51 | 0x53..=0x5F => exception(code, info[0]),
         // Interrupts, NMIs and INIT are pending for the host, which takes them by itself.
         INTERRUPT | 0x61 | 0x63 => Exit::Host,
         0x64 => Exit::InterruptWindow,
@@ -41,6 +43,15 @@ pub fn decode(code: u64, info: [u64; 2]) -> Exit {
         0x400 => Exit::Nested(nested(info)),
         _ => Exit::Unexpected { reason: code, info: info[0] },
     }
+}
+
+/// An exception; EXITINFO1 is its error code, if it has one. APM vol. 2 15.12 "Exception Intercepts".
+fn exception(code: u64, info: u64) -> Exit {
+    let [number, ..] = (code & 0x1F).to_le_bytes();
+    let vector = Vector(number);
+    let [a, b, c, d, ..] = info.to_le_bytes();
+    let error = vector.has_error_code().then_some(u32::from_le_bytes([a, b, c, d]));
+    Exit::Exception { vector, error, debug_status: 0 }
 }
 
 /// What EXITINFO1 says of a port access.

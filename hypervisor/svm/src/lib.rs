@@ -21,6 +21,7 @@ pub mod hardware;
 pub mod inject;
 mod setup;
 mod state;
+mod step;
 pub mod switched;
 mod vcpu;
 pub mod vmcb;

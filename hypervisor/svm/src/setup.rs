@@ -13,7 +13,7 @@ use bulkhead_types::Hpa;
 /// Writes of CR0, CR4 and CR8; reads of CR8.
 const CONTROL_REGISTERS: u64 = 1 << 8 | (1 << 0 | 1 << 4 | 1 << 8) << 16;
 /// #DB and #AC can recur without end inside one instruction; a machine check is the host's.
-const EXCEPTIONS: u64 = 1 << Vector::DB.0 | 1 << Vector::AC.0 | 1 << Vector::MC.0;
+pub(crate) const EXCEPTIONS: u64 = 1 << Vector::DB.0 | 1 << Vector::AC.0 | 1 << Vector::MC.0;
 /// Interrupts, NMIs, INIT, RDPMC, CPUID, INVD, HLT, INVLPGA, ports, MSRs, task switches, shutdown.
 const MISC: u64 =
     1 << 0 | 1 << 1 | 1 << 3 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 31;

@@ -10,6 +10,7 @@ use crate::exit;
 use crate::fields as field;
 use crate::hardware::Hardware;
 use crate::setup::{self, Addresses};
+use crate::step::{Outcome, SINGLE_STEP, Step};
 use crate::vmcb::{Processor, Vmcb};
 use crate::{explain, inject, state, switched};
 use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
@@ -21,10 +22,10 @@ use bulkhead_hw::switched::Switched;
 use bulkhead_types::{Gpa, GuestMemory, Hpa, PAGE_SIZE};
 use core::fmt;
 
-/// DR6: a single step was done.
-const SINGLE_STEP: u64 = 1 << 14;
 /// INTERRUPT_CONTROL: a virtual interrupt is pending, of the highest priority, whatever CR8 holds.
 const WINDOW_REQUEST: u64 = 1 << 8 | 0xF << 16 | 1 << 20;
+/// Ticks after which the end of a shadow is looked for: a shadow is one instruction long.
+const SHADOW_TICKS: u64 = 2000;
 
 /// What a vCPU is made of; all of it its guest's.
 #[derive(Debug)]
@@ -64,8 +65,10 @@ pub struct SvmVcpu<M, P: Processor = Hardware> {
     windows: Windows,
     /// An NMI is being handled.
     in_nmi: bool,
-    /// The IRET that ends an NMI's handling is being stepped over.
-    stepping: bool,
+    /// The next instruction is the IRET that ends an NMI's handling.
+    at_iret: bool,
+    /// This entry steps over it.
+    step: Option<Step>,
     /// The single step of an instruction that was gone past is due.
     step_due: bool,
     /// When the turn ends.
@@ -133,7 +136,8 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             interrupted: None,
             windows: Windows::default(),
             in_nmi: false,
-            stepping: false,
+            at_iret: false,
+            step: None,
             step_due: false,
             deadline: u64::MAX,
             failed: None,
@@ -156,17 +160,77 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         self.vmcb.set(field::TLB_CONTROL, if self.capabilities.flush_by_asid { THIS_ASID } else { ALL });
     }
 
+    /// Enters the guest once; `None` if nobody needs to know of the exit.
+    #[inline]
+    fn enter(&mut self) -> Result<Option<Exit>, BackendError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.prepare();
+        self.processor.enter(&mut self.frame, &mut self.vmcb, &self.host);
+        let code = self.vmcb.get(field::EXIT_CODE);
+        if code == exit::INVALID {
+            let error = BackendError::Entry { code };
+            self.failed = Some(error);
+            return Err(error);
+        }
+        self.vmcb.set(field::TLB_CONTROL, 0);
+        self.vmcb.set(field::EVENT_INJECTION, 0);
+        self.interrupted = inject::decode(self.vmcb.get(field::EXIT_EVENT));
+        if self.interrupted == Some(Event::Nmi) {
+            // It has not been handled yet; as long as it seems so it could not be injected.
+            self.set_in_nmi(false);
+        }
+        let info = [self.vmcb.get(field::EXIT_INFO_1), self.vmcb.get(field::EXIT_INFO_2)];
+        self.next_rip = match code {
+            exit::IO => Some(info[1]),
+            _ if self.capabilities.next_rip => Some(self.vmcb.get(field::NEXT_RIP)).filter(|&rip| rip != 0),
+            _ => None,
+        };
+        if let Some(step) = self.step.take()
+            && let Some(exit) = self.end_step(step)
+        {
+            return Ok(Some(exit));
+        }
+        Ok(Some(match code {
+            exit::INTERRUPT => self.interrupted_by_host(),
+            exit::READ_CR8 | exit::WRITE_CR0..=exit::WRITE_CR8 => self.control_register(code, info[0])?,
+            exit::IRET => {
+                self.at_iret = true;
+                return Ok(None);
+            }
+            exit::DEBUG => self.debug(),
+            _ => exit::decode(code, info),
+        }))
+    }
+
     /// Sets what the next entry needs beside the guest's registers.
     fn prepare(&mut self) {
-        self.processor.interrupt_by(self.deadline);
-        if core::mem::take(&mut self.step_due) && self.vmcb.get(field::EVENT_INJECTION) & inject::VALID == 0 {
-            let status = self.vmcb.get(field::DR6);
-            self.vmcb.set(field::DR6, status | SINGLE_STEP);
-            self.vmcb.set(field::EVENT_INJECTION, inject::encode(Event::exception(Vector::DB), true));
+        let deadline = if self.nmi_waits() { self.processor.tsc().saturating_add(SHADOW_TICKS) } else { self.deadline };
+        self.processor.interrupt_by(deadline.min(self.deadline));
+        if self.vmcb.get(field::EVENT_INJECTION) & inject::VALID == 0 {
+            if core::mem::take(&mut self.step_due) {
+                let status = self.vmcb.get(field::DR6);
+                self.vmcb.set(field::DR6, status | SINGLE_STEP);
+                self.vmcb.set(field::EVENT_INJECTION, inject::encode(Event::exception(Vector::DB), true));
+            } else if self.at_iret {
+                self.intercept(setup::IRET, false);
+                self.step = Some(Step::begin(&mut self.vmcb));
+            }
         }
+        self.at_iret = false;
         if self.windows.interrupt {
             self.vmcb.set(field::INTERRUPT_CONTROL, setup::INTERRUPTS_MASKED | WINDOW_REQUEST);
         }
+    }
+
+    fn in_shadow(&self) -> bool {
+        self.vmcb.get(field::INTERRUPT_STATE) & state::SHADOW != 0
+    }
+
+    /// An NMI waits for nothing but the end of a shadow, for which there is no window.
+    fn nmi_waits(&self) -> bool {
+        self.windows.nmi && !self.in_nmi && self.in_shadow()
     }
 
     /// Sets or clears one bit of the intercepts.
@@ -180,33 +244,41 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         self.intercept(setup::IRET, on);
     }
 
-    /// The IRET of an NMI's handler is about to be executed: NMIs are let in after it, so it is stepped over.
+    /// Ends the step over IRET; the exit, if that is all of it.
     #[cold]
-    fn step_over_iret(&mut self) -> Exit {
-        self.intercept(setup::IRET, false);
-        self.stepping = true;
-        let flags = self.vmcb.get(field::RFLAGS);
-        self.vmcb.set(field::RFLAGS, flags | Rflags::TF.bits());
-        Exit::Host
+    fn end_step(&mut self, step: Step) -> Option<Exit> {
+        let outcome = step.end(&mut self.vmcb);
+        self.set_in_nmi(outcome == Outcome::Not);
+        match outcome {
+            Outcome::Done => Some(Exit::NmiWindow),
+            Outcome::Debug => Some(self.debug()),
+            Outcome::Not => {
+                if self.vmcb.get(field::EXIT_CODE) == exit::PAGE_FAULT {
+                    let address = self.vmcb.get(field::EXIT_INFO_2);
+                    self.vmcb.set(field::CR2, address);
+                }
+                None
+            }
+        }
     }
 
-    /// #DB: the step over IRET is done, or the guest's own exception. The processor has written DR6.
+    /// #DB of the guest's. The processor has written DR6. Policy clears B0 to B3 before it adds what is told here: those,
+    /// general detect, single step, task switch.
     #[cold]
-    fn debug(&mut self) -> Exit {
-        if !core::mem::take(&mut self.stepping) {
-            // Policy clears B0 to B3 before it adds what is told here: those, general detect, single step, task switch.
-            return exit::decode(exit::DEBUG, [self.vmcb.get(field::DR6) & 0xE00F, 0]);
-        }
-        let status = self.vmcb.get(field::DR6);
-        self.vmcb.set(field::DR6, status & !SINGLE_STEP);
-        self.set_in_nmi(false);
-        if self.windows.nmi { Exit::NmiWindow } else { Exit::Host }
+    fn debug(&self) -> Exit {
+        exit::decode(exit::DEBUG, [self.vmcb.get(field::DR6) & 0xE00F, 0])
     }
 
     /// An interrupt of the host's: it takes it now, or it would end every entry at once.
     fn interrupted_by_host(&mut self) -> Exit {
         self.processor.take_interrupts();
-        if self.processor.tsc() < self.deadline { Exit::Host } else { Exit::Timer }
+        if self.processor.tsc() >= self.deadline {
+            Exit::Timer
+        } else if self.windows.nmi && !self.in_nmi && !self.in_shadow() {
+            Exit::NmiWindow
+        } else {
+            Exit::Host
+        }
     }
 
     /// A control register, or the machine status word.
@@ -246,8 +318,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         Some(decoded.operand)
     }
 
-    /// A page-directory-pointer entry: under nested paging they are read when used, not cached. APM vol. 2 15.25.10
-    /// "Legacy PAE Mode".
+    /// A page-directory-pointer entry.
     fn pdpte(&self, index: u64) -> u64 {
         let table = Gpa::new(self.vmcb.get(field::CR3) & 0xFFFF_FFE0);
         self.memory.read_u64(table.wrapping_add(8 * index)).unwrap_or(0)
@@ -277,36 +348,13 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     }
 
     fn run(&mut self) -> Result<Exit, BackendError> {
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
-        self.prepare();
-        self.processor.enter(&mut self.frame, &mut self.vmcb, &self.host);
-        let code = self.vmcb.get(field::EXIT_CODE);
-        if code == exit::INVALID {
-            let error = BackendError::Entry { code };
-            self.failed = Some(error);
-            return Err(error);
-        }
-        self.vmcb.set(field::TLB_CONTROL, 0);
-        self.vmcb.set(field::EVENT_INJECTION, 0);
-        self.interrupted = inject::decode(self.vmcb.get(field::EXIT_EVENT));
-        if self.interrupted == Some(Event::Nmi) {
-            // It has not been handled yet; as long as it seems so it could not be injected.
-            self.set_in_nmi(false);
-        }
-        let info = [self.vmcb.get(field::EXIT_INFO_1), self.vmcb.get(field::EXIT_INFO_2)];
-        self.next_rip = match code {
-            exit::IO => Some(info[1]),
-            _ if self.capabilities.next_rip => Some(self.vmcb.get(field::NEXT_RIP)).filter(|&rip| rip != 0),
-            _ => None,
-        };
-        match code {
-            exit::INTERRUPT => Ok(self.interrupted_by_host()),
-            exit::READ_CR8 | exit::WRITE_CR0..=exit::WRITE_CR8 => self.control_register(code, info[0]),
-            exit::IRET => Ok(self.step_over_iret()),
-            exit::DEBUG => Ok(self.debug()),
-            _ => Ok(exit::decode(code, info)),
+        loop {
+            // Again at most twice: over the IRET that ends an NMI's handling, and on behind it.
+            match self.enter()? {
+                None => {}
+                Some(Exit::NmiWindow) if !self.windows.nmi => {}
+                Some(exit) => return Ok(exit),
+            }
         }
     }
 
@@ -345,6 +393,12 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
             self.flush();
         }
         Ok(())
+    }
+
+    /// A malformed entry is a page fault when it is used, not #GP when CR0 or CR4 is written. APM vol. 2 15.25.10 "Legacy
+    /// PAE Mode".
+    fn caches_pdptes(&self) -> bool {
+        false
     }
 
     #[inline]
@@ -397,10 +451,10 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
         self.interrupted.take()
     }
 
-    /// The processor knows one shadow: it counts as that of STI.
+    /// The processor knows one shadow: it counts as that of STI. A single step that is due comes before all that could be
+    /// injected: it counts as one too.
     fn interruptibility(&self) -> Result<Interruptibility, BackendError> {
-        let shadow = self.vmcb.get(field::INTERRUPT_STATE) & state::SHADOW != 0;
-        Ok(Interruptibility { sti: shadow, mov_ss: false, nmi: self.in_nmi })
+        Ok(Interruptibility { sti: self.in_shadow() || self.step_due, mov_ss: false, nmi: self.in_nmi })
     }
 
     fn set_interruptibility(&mut self, value: Interruptibility) -> Result<(), BackendError> {
@@ -410,8 +464,8 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
         Ok(())
     }
 
-    /// An NMI waits for the IRET that is intercepted as long as one is being handled, or for the end of a shadow, which an
-    /// interrupt window finds if the guest takes interrupts.
+    /// An NMI waits for the IRET that is intercepted as long as one is being handled, or for the end of a shadow, which
+    /// the host's timer finds.
     fn request_windows(&mut self, windows: Windows) -> Result<(), BackendError> {
         self.windows = windows;
         self.intercept(setup::WINDOW, windows.interrupt);

@@ -100,6 +100,9 @@ impl<V: Vcpu> Vcpu for Broken<V> {
     fn write(&mut self, register: Register, value: u64) -> Done {
         self.inner.write(register, value)
     }
+    fn caches_pdptes(&self) -> bool {
+        self.inner.caches_pdptes()
+    }
     fn segment(&self, name: SegmentName) -> Result<Segment, BackendError> {
         let mut segment = self.inner.segment(name)?;
         if self.is(Way::Unusable) {

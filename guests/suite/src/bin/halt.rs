@@ -9,7 +9,7 @@
 )]
 
 use bulkhead_rt::apic::register::{INITIAL_COUNT, TIMER};
-use bulkhead_rt::cpu::{rdtsc, wait_for_interrupt};
+use bulkhead_rt::cpu::{is_tcg, rdtsc, wait_for_interrupt};
 use bulkhead_rt::{apic, check, check_eq, pic, println, scenario, time, trap};
 
 scenario!(main);
@@ -24,17 +24,22 @@ fn main() {
     apic::send_self(VECTOR);
     wait_for_interrupt();
     check_eq!(trap::count(VECTOR), 1, "a pending interrupt ends HLT");
-    // How fast the timer counts, from one long run.
+    // How fast the timer counts, from one long run; where the host may be busy, the shortest of several.
     apic::write(apic::register::DIVIDE, 0xB);
-    let (count, length) = (4_000_000, measure(4_000_000));
+    let runs = if is_tcg() { 20 } else { 1 };
+    let count = 4_000_000;
+    let length = (0..runs).map(|_| measure(count)).min().unwrap_or_default();
     println!("{count} counts are {length} TSC ticks");
     for part in [2, 10, 100] {
         let (expected, seen) = (length / part, measure(count / part as u32));
         println!("asked {expected} slept {seen}");
         check!(seen * 100 >= expected * 98, "HLT of 1/{part} does not end early");
-        check!(seen <= expected + expected / 20 + time::ticks(2000), "HLT of 1/{part} does not end late");
+        check!(
+            seen <= expected + expected / 20 + time::ticks(2000) + time::latency(),
+            "HLT of 1/{part} does not end late"
+        );
     }
-    check_eq!(trap::count(VECTOR), 5, "each HLT took one interrupt");
+    check_eq!(trap::count(VECTOR), 4 + runs, "each HLT took one interrupt");
 }
 
 /// Halts until the one-shot timer has counted `count` down; TSC ticks that it took.

@@ -9,9 +9,11 @@
 )]
 
 use bulkhead_rt::apic::register::{LINT0, PPR, TPR};
-use bulkhead_rt::cpu::{self, Machine, machine};
+use bulkhead_rt::cpu::{self, Machine, is_tcg, machine};
 use bulkhead_rt::memory::Region;
-use bulkhead_rt::{apic, catch, check, check_eq, ioapic, paging, pic, pit, port, scenario, segments, skip, time, trap};
+use bulkhead_rt::{
+    apic, catch, check, check_eq, check_or_defect, ioapic, paging, pic, pit, port, scenario, segments, skip, time, trap,
+};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -24,6 +26,9 @@ const DEVICE: u8 = 0x71;
 const TIMER: u8 = 0x81;
 /// Input of the test device.
 const DEVICE_INPUT: u8 = 16;
+
+/// Microseconds to wait for what should come soon: time may be a busy host's.
+const LONG: u64 = 500_000;
 
 /// Vectors in the order of their handlers, a byte each, the last one lowest.
 static LOG: AtomicU64 = AtomicU64::new(0);
@@ -140,17 +145,12 @@ fn non_maskable() {
         DEPTH.fetch_sub(1, Relaxed);
     });
     apic::send(NMI);
-    time::wait_until(1000, || trap::count(2) == 2);
+    time::wait_until(LONG, || trap::count(2) == 2);
     check_eq!(trap::count(2), 2, "NMI comes with IF clear, and a second one behind it");
     check_eq!(DEEPEST.load(Relaxed), 1, "and not inside its handler");
     apic::send(NMI);
-    // SAFETY: NMI ends HLT; should it be over already, the timer below does.
-    apic::write(apic::register::TIMER, u32::from(HIGH));
-    apic::write(apic::register::INITIAL_COUNT, 10_000_000);
-    time::wait_until(1000, || trap::count(2) == 3);
+    time::wait_until(LONG, || trap::count(2) == 3);
     check_eq!(trap::count(2), 3, "a third one");
-    apic::write(apic::register::INITIAL_COUNT, 0);
-    apic::write(apic::register::TIMER, 1 << 16);
     trap::off(2);
 }
 
@@ -192,7 +192,7 @@ fn shadows() {
 /// The interval timer through the PICs.
 fn legacy() {
     pit::start(0, 1000);
-    check!(time::wait_until(10_000, || pic::requests() & 1 != 0), "a masked line is requested");
+    check!(time::wait_until(LONG, || pic::requests() & 1 != 0), "a masked line is requested");
     trap::on(0x20, |_| {
         check_eq!(pic::in_service(), 1, "line 0 is in service while its handler runs");
         pic::end_of_interrupt(0);
@@ -219,7 +219,7 @@ fn edge() {
     port::write8(0x3FC, 0x0B);
     port::write8(0x3F9, 2);
     cpu::enable_interrupts();
-    let came = time::wait_until(10_000, || trap::count(DEVICE) == 1);
+    let came = time::wait_until(LONG, || trap::count(DEVICE) == 1);
     port::write8(0x3F9, 0);
     port::write8(0x3FC, 0x03);
     cpu::disable_interrupts();
@@ -234,7 +234,9 @@ fn edge() {
     }
     ioapic::set_entry(2, ioapic::MASKED);
     pit::start(0, 0);
-    check_eq!(trap::count(TIMER), 5, "the interval timer comes through input 2");
+    let came = trap::count(TIMER);
+    // Where time is a busy host's, one more may come before it is masked.
+    check!(came == 5 || is_tcg() && came > 5, "the interval timer comes through input 2");
 }
 
 /// A level-triggered input: the test device.
@@ -270,13 +272,15 @@ fn level() {
 
 /// Faults while an interrupt is delivered: the fault comes instead, and the interrupt counts as taken.
 fn faults_in_delivery() {
-    if machine() == Machine::Tcg {
-        return skip!("faults while an interrupt is delivered");
-    }
     trap::set_gate_kind(LOW, segments::CODE, 0x0E, 0);
     apic::send_self(LOW);
     let caught = catch(open);
-    check_eq!(caught.map(|e| e.code()), Some((11, 0x41 * 8 + 3)), "an absent gate is #NP with the external bit");
+    check_or_defect!(
+        caught.map(|e| e.code()),
+        Some((11, 0x41 * 8 + 3)),
+        Some((11, 0x41 * 16 + 2)),
+        "an absent gate is #NP with the external bit"
+    );
     check!(apic::in_service(LOW), "and the interrupt is in service");
     apic::end_of_interrupt();
     let absent = paging::set(1, 0);

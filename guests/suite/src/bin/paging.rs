@@ -14,7 +14,7 @@ use bulkhead_rt::cpu::{self, Machine, cpuid, machine, rdmsr, wrmsr};
 use bulkhead_rt::memory::Region;
 use bulkhead_rt::paging::{A, D, NX, P, U, W, get, set, set_gigabyte};
 use bulkhead_rt::segments::USER_CODE;
-use bulkhead_rt::{Exception, catch, check, check_eq, scenario, skip, user};
+use bulkhead_rt::{Exception, catch, check, check_eq, check_or_defect, scenario, skip, user};
 use core::arch::{asm, global_asm};
 
 scenario!(main);
@@ -77,9 +77,12 @@ fn in_ring3(entry: *const u8, argument: u64) -> (u64, u64, u64) {
 }
 
 fn fault(error: u64, address: u64) -> Outcome {
-    // QEMU's interpreter does not set P beside RSVD.
-    let error = if machine() == Machine::Tcg && error & 8 != 0 { error & !1 } else { error };
     Err((14, error, address))
+}
+
+/// An entry has a reserved bit. QEMU's interpreter leaves P out of the error code.
+fn check_reserved(seen: Outcome, error: u64, address: u64, name: &str) {
+    check_or_defect!(seen, fault(error, address), fault(error & !1, address), "{name}");
 }
 
 fn main() {
@@ -141,12 +144,12 @@ fn reserved() {
     if width == 52 {
         skip!("reserved address bits");
     } else {
-        check_eq!(read(page), fault(9, page), "a reserved address bit");
-        check_eq!(write(page, 0), fault(0xB, page), "on a write");
+        check_reserved(read(page), 9, page, "a reserved address bit");
+        check_reserved(write(page, 0), 0xB, page, "a reserved address bit on a write");
     }
     if machine() == Machine::Virtual {
         let page = set(3, RAM | P | W | 1 << width);
-        check_eq!(read(page), fault(9, page), "the first bit beyond the announced width");
+        check_reserved(read(page), 9, page, "the first bit beyond the announced width");
     }
     set(3, 0);
 }
@@ -158,7 +161,7 @@ fn execution() {
     if cpuid(0x8000_0001, 0).edx & 1 << 20 == 0 {
         return skip!("NX");
     }
-    check_eq!(read(page), fault(9, page), "without NXE bit 63 is reserved");
+    check_reserved(read(page), 9, page, "without NXE bit 63 is reserved");
     let efer = rdmsr(EFER).unwrap_or_default();
     check!(wrmsr(EFER, efer | 1 << 11).is_ok(), "NXE");
     set(4, RAM | P | W | NX);
@@ -257,6 +260,6 @@ fn gigabyte() {
     let base = set_gigabyte(4, P | W | 1 << 7);
     check_eq!(read(base + RAM + 0x2000), Ok(0x6666), "a 1-GiB page");
     set_gigabyte(4, P | W | 1 << 7 | 1 << 20);
-    check_eq!(read(base + RAM), fault(9, base + RAM), "with a reserved bit");
+    check_reserved(read(base + RAM), 9, base + RAM, "a 1-GiB page with a reserved bit");
     set_gigabyte(4, 0);
 }

@@ -14,7 +14,7 @@ use bulkhead_rt::cpu::{Machine, machine};
 use bulkhead_rt::memory::Region;
 use bulkhead_rt::modes::{Outcome, PAGED, PROTECTED, call32};
 use bulkhead_rt::segments::{descriptor, set_descriptor};
-use bulkhead_rt::{check_eq, code32, scenario, skip};
+use bulkhead_rt::{check_eq, check_or_defect, code32, scenario};
 
 scenario!(main);
 
@@ -118,15 +118,20 @@ fn segments() {
     flat("inside the limit", &raw const p_limit_in, Outcome::Done(1));
     flat("#GP by an execute-only segment in DS", &raw const p_code_to_ds, fault(13, 0x78));
     flat("a readable code segment", &raw const p_execute_only, Outcome::Done(1));
-    if machine() == Machine::Tcg {
-        return skip!("segment limits");
-    }
-    flat("#GP across the limit", &raw const p_limit, fault(13, 0));
-    flat("#GP beyond the limit", &raw const p_limit_write, fault(13, 0));
-    flat("#GP by a write to a read-only segment", &raw const p_read_only, fault(13, 0));
-    flat("#GP below an expand-down segment", &raw const p_down, fault(13, 0));
-    flat("#SS beyond the stack's limit", &raw const p_stack_limit, fault(12, 0));
-    flat("#GP by a null segment", &raw const p_null, fault(13, 0));
+    unchecked("#GP across the limit", &raw const p_limit, 13);
+    unchecked("#GP beyond the limit", &raw const p_limit_write, 13);
+    unchecked("#GP by a write to a read-only segment", &raw const p_read_only, 13);
+    unchecked("#GP below an expand-down segment", &raw const p_down, 13);
+    unchecked("#SS beyond the stack's limit", &raw const p_stack_limit, 12);
+    unchecked("#GP by a null segment", &raw const p_null, 13);
+}
+
+/// A fault of segmentation that QEMU's interpreter does not raise: there the access is carried out.
+fn unchecked(name: &str, entry: *const u8, vector: u32) {
+    // SAFETY: as for `flat`; what is beyond the limits is RAM that holds no Rust object, or the image to be read.
+    let seen = unsafe { call32(entry, PROTECTED, 0, 0) };
+    let done = if let Outcome::Done(_) = seen { seen } else { fault(vector, 0) };
+    check_or_defect!(seen, fault(vector, 0), done, "{name}");
 }
 
 /// 0xC0_0000 is mapped to 0x40_0000 by a 4-KiB page with `bits`, all else below 16 MiB one to one by 4-MiB pages.
@@ -187,6 +192,6 @@ fn paging_pae() {
         check_eq!(device.read32(4), 7, "PAE: a write to a device page");
         check_eq!(run(&raw const p_write_at, u64::from(DEVICE) | 1), page_fault(3), "PAE: a read-only device page");
     }
-    let reserved = if machine() == Machine::Tcg { 8 } else { 9 };
-    check_eq!(run(&raw const p_read_at, 3 | 1 << 62), page_fault(reserved), "PAE: a reserved bit");
+    check_or_defect!(run(&raw const p_read_at, 3 | 1 << 62), page_fault(9), page_fault(8), "PAE: a reserved bit");
+    check_or_defect!(TABLES.read64(0) & 0xFFF, 1, 0x21, "PAE: a pointer has no accessed bit");
 }

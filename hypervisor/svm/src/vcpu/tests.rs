@@ -98,16 +98,63 @@ fn translations_are_forgotten_once() {
     assert_eq!(vcpu.processor().seen, [[1], [0], [1]]);
 }
 
-#[test]
-fn nmis_are_let_in_after_iret() {
-    let mut vcpu = vcpu(&[], &[&[(field::EXIT_CODE, exit::IRET)], &[(field::EXIT_CODE, exit::DEBUG)]]);
+const IRET: &[(Field, u64)] = &[(field::EXIT_CODE, exit::IRET)];
+
+/// In an NMI's handler that comes to its IRET, with another NMI waiting.
+fn at_iret(then: &[(Field, u64)]) -> SvmVcpu<Ram, FakeProcessor> {
+    let mut vcpu = vcpu(&[field::RFLAGS, field::INTERCEPT_EXCEPTIONS, field::DR6], &[IRET, then]);
+    vcpu.write(Register::Rflags, 0x46).unwrap();
+    vcpu.write(Register::Dr6, 0xFFFF_0FF2).unwrap();
     vcpu.inject(Event::Nmi).unwrap();
     vcpu.request_windows(Windows { interrupt: false, nmi: true }).unwrap();
-    assert_eq!(vcpu.run(), Ok(Exit::Host));
-    assert!(vcpu.interruptibility().unwrap().nmi);
-    assert_ne!(vcpu.read(Register::Rflags).unwrap() & Rflags::TF.bits(), 0);
+    vcpu
+}
+
+#[test]
+fn nmis_are_let_in_after_iret() {
+    let flags = 0x246;
+    let done = [(field::EXIT_CODE, exit::DEBUG), (field::DR6, 0xFFFF_4FF0), (field::RFLAGS, flags)];
+    let mut vcpu = at_iret(&done);
     assert_eq!(vcpu.run(), Ok(Exit::NmiWindow));
     assert_eq!(vcpu.interruptibility(), Ok(Interruptibility::default()));
+    assert_eq!(vcpu.read(Register::Rflags), Ok(flags), "what IRET has loaded");
+    assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_0FF2), "nothing is seen of the step");
+    assert_eq!(vcpu.processor().seen, [[0x46, 0x6_0002, 0xFFFF_0FF2], [0x146, 0xFFFF_FFFB, 0xFFFF_0FF0]]);
+}
+
+#[test]
+fn an_iret_that_faults_does_not_show_the_step() {
+    let fault =
+        [(field::EXIT_CODE, exit::PAGE_FAULT), (field::EXIT_INFO_1, 4), (field::EXIT_INFO_2, 0x7000), (field::DR6, 0)];
+    let mut vcpu = at_iret(&fault);
+    let exit = Exit::Exception { vector: Vector::PF, error: Some(4), debug_status: 0 };
+    assert_eq!(vcpu.run(), Ok(exit));
+    assert!(vcpu.interruptibility().unwrap().nmi, "it is still in the handler");
+    assert_eq!(vcpu.read(Register::Rflags), Ok(0x46));
+    assert_eq!(vcpu.read(Register::Cr2), Ok(0x7000));
+    assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_0FF2));
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.processor().seen.last().unwrap()[..2], [0x46, 0x6_0002], "and no step is on");
+}
+
+#[test]
+fn a_step_of_the_guests_own_over_iret_is_told() {
+    let done = [(field::EXIT_CODE, exit::DEBUG), (field::DR6, 0xFFFF_4FF0), (field::RFLAGS, 2)];
+    let mut vcpu = at_iret(&done);
+    vcpu.write(Register::Rflags, 0x146).unwrap();
+    assert_eq!(vcpu.run(), Ok(Exit::Exception { vector: Vector::DB, error: None, debug_status: 0x4000 }));
+    assert!(!vcpu.interruptibility().unwrap().nmi);
+}
+
+#[test]
+fn the_end_of_a_shadow_lets_an_nmi_in() {
+    let ended = [(field::EXIT_CODE, exit::INTERRUPT), (field::INTERRUPT_STATE, 0)];
+    let mut vcpu = vcpu(&[], &[&ended]);
+    vcpu.set_interruptibility(Interruptibility { mov_ss: true, ..Interruptibility::default() }).unwrap();
+    vcpu.request_windows(Windows { interrupt: false, nmi: true }).unwrap();
+    vcpu.set_timer(1_000_000).unwrap();
+    assert_eq!(vcpu.run(), Ok(Exit::NmiWindow));
+    assert_eq!(vcpu.processor().deadlines, [2000], "long before the turn ends");
 }
 
 #[test]
@@ -127,7 +174,9 @@ fn a_single_step_is_due_after_an_instruction_that_was_gone_past() {
     let mut vcpu = vcpu(&[field::EVENT_INJECTION], &[]);
     vcpu.write(Register::Rflags, Rflags::TF.bits()).unwrap();
     vcpu.skip_bytes(2).unwrap();
+    assert!(vcpu.interruptibility().unwrap().sti, "it comes before an interrupt");
     vcpu.run().unwrap();
+    assert_eq!(vcpu.interruptibility(), Ok(Interruptibility::default()));
     assert_eq!(vcpu.processor().seen, [[0x8000_0300 | u64::from(Vector::DB.0)]]);
     assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_4FF0));
 }
