@@ -18,6 +18,8 @@ pub const BIOS_SIGN_ID: u32 = 0x8B;
 pub const MTRRCAP: u32 = 0xFE;
 /// Flush command.
 pub const FLUSH_CMD: u32 = 0x10B;
+/// Architectural capabilities.
+pub const ARCH_CAPABILITIES: u32 = 0x10A;
 /// SYSENTER code segment.
 pub const SYSENTER_CS: u32 = 0x174;
 /// SYSENTER stack pointer.
