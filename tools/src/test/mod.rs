@@ -59,7 +59,7 @@ pub fn test(args: &TestArgs) -> Outcome<u8> {
 
 fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcome<()> {
     let machines = match args.on {
-        None => vec![Kind::Bochs],
+        None => vec![Kind::Bochs, Kind::Qemu],
         Some(on) => vec![emulator::choose(on)?],
     };
     let cases = table::read(workspace)?.into_iter();
