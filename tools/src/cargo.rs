@@ -20,6 +20,14 @@ pub fn hypervisor(workspace: &Workspace) -> Outcome<PathBuf> {
     Ok(workspace.target().join(TARGET).join("image/bulkhead"))
 }
 
+/// Builds the hypervisor with the conformance suite in its guest's place; its ELF.
+pub fn conformance(workspace: &Workspace) -> Outcome<PathBuf> {
+    let mut command = bare(workspace, "build", "image");
+    command.args(["-p", "bulkhead-conformance-image"]);
+    run(command, "the conformance suite")?;
+    Ok(workspace.target().join(TARGET).join("image/conformance"))
+}
+
 /// The cargo command that builds the hypervisor, or with another `verb` does something else with it.
 pub fn hypervisor_command(workspace: &Workspace, verb: &str) -> Command {
     let mut command = bare(workspace, verb, "image");

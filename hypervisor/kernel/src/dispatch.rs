@@ -4,7 +4,6 @@
 //! leave it only when another guest's turn has come ([`Command::Park`]): a guest alone never pays for a switch.
 
 use crate::audit;
-use crate::backend::{Svm, Virtualization, Vmx};
 use crate::console;
 use crate::guest;
 use crate::log;
@@ -67,11 +66,7 @@ fn create(facts: &Facts, idle: &mut Compartment, id: GuestId, guest: &Guest) {
     let images = guest.modules.iter().map(|module| module.image).chain([guest.kernel]);
     let images = images.map(|image| image.bytes.next_multiple_of(PAGE_SIZE)).sum();
     let needs = Needs { memory: guest.memory, lazy: guest.lazy, images };
-    let main = match facts.capabilities {
-        Virtualization::Vmx(_) => guest::main::<Vmx>,
-        Virtualization::Svm(_) => guest::main::<Svm>,
-    };
-    match idle.build_for(id, &mut frames.lock(), &facts.shared, &needs, main) {
+    match idle.build_for(id, &mut frames.lock(), &facts.shared, &needs, (facts.program)(&facts.capabilities)) {
         Ok(made) => {
             slot.context.set(&made);
             guest::hand_over(id, made);
@@ -140,7 +135,6 @@ fn turn(facts: &Facts, id: GuestId, now: u64, slice: u64) {
     enter_zone(facts, id);
     slot.wake.store(now.saturating_add(slice), Ordering::Relaxed);
     slot.enter(id, Command::Run);
-    slot.used.fetch_add(cpu::tsc().saturating_sub(now), Ordering::Relaxed);
 }
 
 /// Puts the barriers between the guest that runs next and what ran before, unless that was of the same zone.

@@ -3,7 +3,7 @@
 //! Everything about the guest is a local variable of [`main`], on the stack in the window: it is in no other address
 //! space, and so it is nowhere while another guest is served.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Svm, Virtualization, Vmx};
 use crate::console::GuestConsole;
 use crate::log;
 use crate::machine::{Asking, CURRENT, Command, FACTS, FRAMES, Facts, IDLE, LOADED, Slot, State, cpuid, slot};
@@ -40,10 +40,15 @@ pub fn hand_over(id: GuestId, made: Compartment) {
 
 /// Why a guest could not be started.
 pub enum StartError {
+    /// Its compartment can not be completed.
     Build(BuildError),
+    /// Its kernel can not be loaded.
     Load(load::LoadError),
+    /// Its memory has no room for what it must find there.
     Memory(MemoryError),
+    /// The processor refuses.
     Backend(BackendError),
+    /// Something else.
     Missing(&'static str),
 }
 
@@ -59,26 +64,16 @@ impl fmt::Display for StartError {
     }
 }
 
-impl From<BuildError> for StartError {
-    fn from(error: BuildError) -> Self {
-        Self::Build(error)
-    }
+macro_rules! from {
+    ($($error:ty => $variant:ident),*) => {$(
+        impl From<$error> for StartError {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        }
+    )*};
 }
-impl From<load::LoadError> for StartError {
-    fn from(error: load::LoadError) -> Self {
-        Self::Load(error)
-    }
-}
-impl From<MemoryError> for StartError {
-    fn from(error: MemoryError) -> Self {
-        Self::Memory(error)
-    }
-}
-impl From<BackendError> for StartError {
-    fn from(error: BackendError) -> Self {
-        Self::Backend(error)
-    }
-}
+from!(BuildError => Build, load::LoadError => Load, MemoryError => Memory, BackendError => Backend);
 
 /// What belongs to the guest beside its processor, memory and devices.
 struct Local {
@@ -124,14 +119,26 @@ impl<F: Format> Host for Serving<'_, F> {
 
 type GuestOn<B> = Guest<<B as Backend>::Vcpu, WindowRam>;
 
-/// What a guest's compartment executes.
-pub extern "C" fn main<B: Backend>() -> ! {
+/// What the guests' compartments execute.
+pub fn program(capabilities: &Virtualization) -> extern "C" fn() -> ! {
+    match capabilities {
+        Virtualization::Vmx(_) => main::<Vmx>,
+        Virtualization::Svm(_) => main::<Svm>,
+    }
+}
+
+/// The guest whose compartment was just entered for the first time, and the compartment, which is its own from now on.
+#[must_use]
+pub fn take() -> Option<(GuestId, Compartment)> {
     let id = GuestId::new(CURRENT.load(Ordering::Relaxed));
-    let index = usize::from(id.number()).wrapping_sub(1);
-    let taken = MADE.get(index).and_then(|place| place.lock().take());
-    let (Some(facts), Some(slot), Some(compartment)) = (FACTS.get(), slot(id), taken) else { cpu::stop() };
-    let Some(config) = facts.manifest.guests.get(index) else { cpu::stop() };
-    let mut compartment = compartment;
+    let place = MADE.get(usize::from(id.number()).checked_sub(1)?)?;
+    Some((id, place.lock().take()?))
+}
+
+/// What a guest's compartment executes.
+extern "C" fn main<B: Backend>() -> ! {
+    let (Some((id, mut compartment)), Some(facts)) = (take(), FACTS.get()) else { cpu::stop() };
+    let (Some(config), Some(slot)) = (facts.guest(id), slot(id)) else { cpu::stop() };
     let mut made = start::<B>(facts, id, config, &mut compartment);
     match &made {
         Ok(_) => log!("event guest {id} {} started", config.name),
@@ -143,7 +150,11 @@ pub extern "C" fn main<B: Backend>() -> ! {
     loop {
         match (slot.command(), &mut made) {
             (Command::Audit, _) => audit::audit_here(facts, id, &compartment, true),
-            (Command::Park, Ok((guest, local))) => parked::<B>(guest, local, slot),
+            (Command::Park, Ok((guest, local))) => {
+                if park::<B>(guest, local).is_err() {
+                    slot.set_state(State::Failed);
+                }
+            }
             (Command::Run, Ok((guest, local))) => {
                 let mut serving = Serving { compartment: &mut compartment, local, nested: PhantomData::<B::Nested> };
                 run::<B>(id, config, slot, guest, &mut serving);
@@ -198,12 +209,6 @@ fn park<B: Backend>(guest: &mut GuestOn<B>, local: &mut Local) -> Result<(), Bac
     LOADED.store(0, Ordering::Relaxed);
     local.extended.save();
     guest.vcpu.deactivate()
-}
-
-fn parked<B: Backend>(guest: &mut GuestOn<B>, local: &mut Local, slot: &Slot) {
-    if park::<B>(guest, local).is_err() {
-        slot.set_state(State::Failed);
-    }
 }
 
 fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest: &GuestOn<B>) {

@@ -7,10 +7,13 @@ use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_hw::compartment::Context;
 use bulkhead_hw::startup::Shared;
-use bulkhead_types::manifest::{MAX_GUESTS, Manifest};
+use bulkhead_types::manifest::{Guest, MAX_GUESTS, Manifest};
 use bulkhead_types::{Frequency, GuestId, Hpa};
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use spin::{Mutex, Once};
+
+/// What a guest's compartment executes, on a processor with this extension.
+pub type Program = fn(&Virtualization) -> extern "C" fn() -> !;
 
 /// What start-up found.
 pub struct Facts {
@@ -24,6 +27,8 @@ pub struct Facts {
     pub capabilities: Virtualization,
     /// What the processor has against leaks between zones.
     pub barriers: Present,
+    /// What the guests' compartments execute.
+    pub program: Program,
     /// Rate of the time-stamp counter.
     pub tsc: Frequency,
     /// Seconds since 1970 at count 0 of the time-stamp counter.
@@ -32,6 +37,13 @@ pub struct Facts {
     pub leftovers: Vec<(u64, u64)>,
     /// Physical page of the local APIC, where it is mapped.
     pub local_apic: Option<Hpa>,
+}
+
+impl Facts {
+    /// A guest as the manifest has it.
+    pub fn guest(&self, id: GuestId) -> Option<&Guest> {
+        self.manifest.guests.get(usize::from(id.number()).checked_sub(1)?)
+    }
 }
 
 /// Set once, by start-up.
@@ -83,8 +95,6 @@ pub struct Slot {
     command: AtomicU8,
     /// Host's time-stamp count: end of the turn when it is entered, when to wake it when it is left.
     pub wake: AtomicU64,
-    /// Ticks that it had the CPU.
-    pub used: AtomicU64,
 }
 
 impl Slot {
@@ -94,7 +104,6 @@ impl Slot {
             state: AtomicU8::new(State::Absent as u8),
             command: AtomicU8::new(Command::Run as u8),
             wake: AtomicU64::new(0),
-            used: AtomicU64::new(0),
         }
     }
 

@@ -1,29 +1,16 @@
-//! The hypervisor image: start-up order and wiring.
-//!
-//! The loader's entry code (`boot/entry.S`) calls [`boot_main`]; [`start`] prepares the machine and enters the idle
-//! compartment, in which [`dispatch`] makes the guests and gives them their turns; [`guest`] is what runs in a guest's own
-//! compartment. Nothing here decides what a guest's exit means: that is the core's.
+//! The hypervisor's image: what its entry code calls, and what a panic does.
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
 
-extern crate alloc;
+use bulkhead_kernel::{backtrace, guest, start};
 
-mod audit;
-mod backend;
-mod backtrace;
-mod console;
-mod dispatch;
-mod guest;
-mod machine;
-mod start;
-
-/// Called by the entry code, with interrupts off, on the start-up stack: what the loader said, see `boot/entry.S`.
+/// Called by the entry code (`boot/entry.S`), with interrupts off, on the start-up stack: what the loader said.
 #[expect(unsafe_code, reason = "the one name that assembly calls; nothing else in the image has it")]
 // SAFETY: `entry.S` is the only caller, and declares it so.
 #[unsafe(no_mangle)]
 extern "C" fn boot_main(magic: u32, info: u64) -> ! {
-    start::start(magic, bulkhead_types::Hpa::new(info))
+    start::start(magic, bulkhead_types::Hpa::new(info), guest::program)
 }
 
 /// A panic is a bug of the hypervisor: it says where and stops the machine.

@@ -1,7 +1,7 @@
 //! Start-up: from the loader's hand-over to the idle compartment.
 
 use crate::backend::Virtualization;
-use crate::machine::{FACTS, FRAMES, Facts, IDLE};
+use crate::machine::{FACTS, FRAMES, Facts, IDLE, Program};
 use crate::{backtrace, console, dispatch, log};
 use alloc::vec::Vec;
 use bulkhead_boot::{BootInfo, Physical, Region};
@@ -37,8 +37,8 @@ pub fn refuse(message: impl core::fmt::Display) -> ! {
     cpu::stop()
 }
 
-/// Prepares the machine; `magic` and `info` are the loader's.
-pub fn start(magic: u32, info: Hpa) -> ! {
+/// Prepares the machine; `magic` and `info` are the loader's, `program` is what the guests' compartments execute.
+pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
     let _ = serial::Serial::init();
     descriptors::load_early();
     trap::set_report(backtrace::faulted);
@@ -71,6 +71,7 @@ pub fn start(magic: u32, info: Hpa) -> ! {
         shared,
         capabilities,
         barriers: barrier::probe(),
+        program,
         tsc,
         epoch: clock::wall_clock().saturating_sub(cpu::tsc() / tsc.as_hertz()),
         local_apic,

@@ -16,7 +16,7 @@ pub(crate) const INTERRUPT: u64 = 0x60;
 pub(crate) const IRET: u64 = 0x74;
 pub(crate) const IO: u64 = 0x7B;
 /// The processor refused the VMCB.
-pub(crate) const INVALID: u64 = u64::MAX;
+pub(crate) const INVALID: u64 = 0xFFFF_FFFF;
 
 /// Decodes an exit that is more than its code says in [`crate::SvmVcpu`].
 #[must_use]

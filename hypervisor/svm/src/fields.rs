@@ -47,8 +47,8 @@ fields! {
     INTERRUPT_CONTROL = 0x060, 8;
     /// Interrupt shadow.
     INTERRUPT_STATE = 0x068, 8;
-    /// Why the exit came.
-    EXIT_CODE = 0x070, 8;
+    /// Why the exit came. All codes are in the low half; of -1 (invalid) QEMU's TCG writes nothing else.
+    EXIT_CODE = 0x070, 4;
     /// First word about it.
     EXIT_INFO_1 = 0x078, 8;
     /// Second word about it.

@@ -30,10 +30,6 @@ pub struct FakeProcessor {
     fields: BTreeMap<u32, u64>,
     /// What the next entries come to; none left: an exit with nothing set.
     pub script: VecDeque<Scripted>,
-    /// Fields to be looked at at each entry.
-    pub watch: Vec<u32>,
-    /// What they held.
-    pub seen: Vec<Vec<u64>>,
     /// Fields whose access fails.
     pub broken: Vec<u32>,
     /// Whether INVEPT fails.
@@ -122,7 +118,6 @@ impl Processor for FakeProcessor {
 
     fn enter(&mut self, _: &mut Frame, launched: bool) -> Entered {
         self.log.push(if launched { "vmresume" } else { "vmlaunch" });
-        self.seen.push(self.watch.iter().map(|&encoding| self.get_raw(encoding)).collect());
         // Each exit clears these unless it says otherwise.
         self.force(fields::IDT_VECTORING.encoding(), 0);
         let injection = fields::ENTRY_INTERRUPTION.encoding();

@@ -7,6 +7,7 @@ mod boots;
 mod budgets;
 mod cases;
 mod command;
+mod conformance;
 mod host;
 mod judge;
 mod table;
@@ -93,6 +94,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         budgets::run(workspace, args, tally)?;
     }
     boots::run(workspace, args, tally);
+    conformance::run(workspace, args, tally)?;
     if tally.is_empty() {
         return Err(Failure::usage("no test has that in its name").hint("leave --filter out to see all names"));
     }

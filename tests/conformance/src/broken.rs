@@ -2,7 +2,7 @@
 
 use bulkhead_arch::{Gpr, Segment, SegmentName};
 use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows};
-use std::fmt;
+use core::fmt;
 
 /// A way to break a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,11 +21,13 @@ pub enum Way {
     NestedWalk,
     /// An interrupt is delivered in a shadow: none is reported.
     Shadow,
+    /// An interrupt is delivered in a shadow: one that is set has no effect.
+    ShadowLost,
     /// An NMI seems never to be in service.
     NmiInService,
     /// The window is not asked for.
     Window,
-    /// The turn does not end.
+    /// The turn ends too late.
     Timer,
     /// The time-stamp counter is the host's.
     TscOffset,
@@ -36,7 +38,8 @@ pub enum Way {
 }
 
 impl Way {
-    pub const ALL: [Self; 13] = [
+    /// All of them.
+    pub const ALL: [Self; 14] = [
         Self::NextRip,
         Self::LostInjection,
         Self::LostDelivery,
@@ -44,6 +47,7 @@ impl Way {
         Self::NestedError,
         Self::NestedWalk,
         Self::Shadow,
+        Self::ShadowLost,
         Self::NmiInService,
         Self::Window,
         Self::Timer,
@@ -54,12 +58,15 @@ impl Way {
 }
 
 /// A vCPU, broken in this way, or whole.
+#[derive(Debug)]
 pub struct Broken<V> {
+    /// The whole one.
     pub inner: V,
     way: Option<Way>,
 }
 
 impl<V> Broken<V> {
+    /// Breaks `inner`, if asked to.
     pub const fn new(inner: V, way: Option<Way>) -> Self {
         Self { inner, way }
     }
@@ -138,7 +145,8 @@ impl<V: Vcpu> Vcpu for Broken<V> {
         Ok(blocked)
     }
     fn set_interruptibility(&mut self, value: Interruptibility) -> Done {
-        self.inner.set_interruptibility(value)
+        let lost = Interruptibility { sti: false, mov_ss: false, ..value };
+        self.inner.set_interruptibility(if self.is(Way::ShadowLost) { lost } else { value })
     }
     fn request_windows(&mut self, windows: Windows) -> Done {
         if self.is(Way::Window) { Ok(()) } else { self.inner.request_windows(windows) }
@@ -152,7 +160,7 @@ impl<V: Vcpu> Vcpu for Broken<V> {
         if self.is(Way::TscOffset) { Ok(()) } else { self.inner.set_tsc_offset(offset) }
     }
     fn set_timer(&mut self, ticks: u64) -> Done {
-        self.inner.set_timer(if self.is(Way::Timer) { 1 << 30 } else { ticks })
+        self.inner.set_timer(if self.is(Way::Timer) { ticks * 64 } else { ticks })
     }
     fn allow_msr(&mut self, index: u32, write: bool) {
         self.inner.allow_msr(index, write);

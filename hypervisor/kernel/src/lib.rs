@@ -1,0 +1,18 @@
+//! The hypervisor: start-up order and wiring.
+//!
+//! [`start`] prepares the machine and enters the idle compartment, in which `dispatch` makes the guests and gives them
+//! their turns; [`guest`] is what runs in a guest's own compartment. Nothing here decides what a guest's exit means: that
+//! is the core's.
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+pub mod audit;
+pub mod backend;
+pub mod backtrace;
+pub mod console;
+mod dispatch;
+pub mod guest;
+pub mod machine;
+pub mod start;
