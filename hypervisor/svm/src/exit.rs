@@ -7,6 +7,7 @@ use bulkhead_arch::Vector;
 use bulkhead_core::{Exit, IoAccess, NestedFault};
 use bulkhead_types::{Gpa, Width};
 
+pub(crate) const READ_CR4: u64 = 0x04;
 pub(crate) const READ_CR8: u64 = 0x08;
 pub(crate) const WRITE_CR0: u64 = 0x10;
 pub(crate) const WRITE_CR8: u64 = 0x18;

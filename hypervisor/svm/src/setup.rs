@@ -10,6 +10,8 @@ use bulkhead_arch::{SegmentName, Vector};
 use bulkhead_core::reset;
 use bulkhead_types::Hpa;
 
+/// Reads of CR4, in the word of the control registers: on while the guest believes that CR4.MCE is clear.
+pub(crate) const READ_CR4: u64 = 1 << 4;
 /// Writes of CR0, CR4 and CR8; reads of CR8.
 const CONTROL_REGISTERS: u64 = 1 << 8 | (1 << 0 | 1 << 4 | 1 << 8) << 16;
 /// #DB and #AC can recur without end inside one instruction; a machine check is the host's.
