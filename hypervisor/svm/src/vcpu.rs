@@ -224,6 +224,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         if self.windows.interrupt {
             self.vmcb.set(field::INTERRUPT_CONTROL, setup::INTERRUPTS_MASKED | WINDOW_REQUEST);
         }
+        self.vmcb.declare_clean(self.capabilities.clean_bits);
     }
 
     fn in_shadow(&self) -> bool {
