@@ -67,6 +67,8 @@ fields! {
     INTERCEPT_MISC = 0x00C, 4;
     /// Intercepted instructions, those of SVM among them.
     INTERCEPT_MORE = 0x010, 4;
+    /// Intercepted instructions that came last.
+    INTERCEPT_LAST = 0x014, 4;
     /// I/O permission map.
     IOPM_BASE = 0x040, 8;
     /// MSR permission map.
