@@ -52,17 +52,18 @@ pub enum Exit {
         /// Source register.
         from: Gpr,
     },
-    /// MOV from CR8: the task priority is the local APIC's, which is not the processor's.
+    /// MOV from CR8 (the task priority is the local APIC's, which is not the processor's), or from CR4 where the processor
+    /// can not show the guest its own bits.
     ReadCr {
-        /// 8 (others never exit).
+        /// 4 or 8 (others never exit).
         number: u8,
         /// Destination register.
         to: Gpr,
     },
-    /// LMSW that changes a bit the host owns.
+    /// LMSW that changes a bit the host owns, or CLTS.
     Lmsw {
-        /// The new low 16 bits of CR0.
-        value: u16,
+        /// The new low 16 bits of CR0; `None`: they are in the instruction's operand, which the processor has not read.
+        value: Option<u16>,
     },
     /// XSETBV.
     Xsetbv,

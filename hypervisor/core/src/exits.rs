@@ -55,16 +55,13 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 let value = self.vcpu.gpr(from)?;
                 self.write_control(number, value)
             }
-            Exit::ReadCr { to, .. } => {
-                let value = u64::from(self.machine.interrupts().cr8());
+            Exit::ReadCr { number, to } => {
+                let task_priority = || self.machine.interrupts().cr8().into();
+                let value = if number == 4 { self.vcpu.read(Register::Cr4)? } else { task_priority() };
                 self.vcpu.set_gpr(to, value)?;
                 Ok(self.vcpu.skip_instruction()?)
             }
-            Exit::Lmsw { value } => {
-                // LMSW sets PE but does not clear it (SDM vol. 2A "LMSW").
-                let old = self.vcpu.read(Register::Cr0)?;
-                self.write_control(0, (old & !0xE) | u64::from(value & 0xF))
-            }
+            Exit::Lmsw { value } => self.lmsw(value, host),
             Exit::Xsetbv => self.xsetbv(host),
             // Guest memory is write-back and coherent with all that the guest can reach: nothing to flush.
             Exit::CacheFlush => Ok(self.vcpu.skip_instruction()?),
@@ -253,6 +250,26 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             self.vcpu.write(Register::Dr7, control & !(1 << 13))?;
         }
         self.raise(vector, error)
+    }
+
+    #[cold]
+    fn lmsw(&mut self, value: Option<u16>, host: &impl Host) -> Result<(), End> {
+        let value = match value {
+            Some(value) => value.into(),
+            None => {
+                let now = self.time(host.tsc());
+                let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits: self.limits.address_bits };
+                let mut wires = Wires { machine: &mut self.machine, now };
+                match bulkhead_emulate::source(&mut registers, &mut self.memory, &mut wires) {
+                    Ok(Some(value)) => value,
+                    Ok(None) => return Ok(()),
+                    Err(stop) => return self.finish(Err(stop)),
+                }
+            }
+        };
+        // LMSW sets PE but does not clear it (SDM vol. 2A "LMSW").
+        let old = self.vcpu.read(Register::Cr0)?;
+        self.write_control(0, (old & !0xE) | value & 0xF)
     }
 
     #[inline(never)]

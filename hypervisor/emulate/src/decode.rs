@@ -2,6 +2,8 @@
 //!
 //! The processor has recognized it; what is asked is how long it is, and which register it names.
 
+use crate::access::Machine;
+use crate::cpu::{Bus, Cpu, Stop};
 use crate::fetch::{Code, Fetched};
 use crate::operand::Part;
 use bulkhead_arch::{Gpr, Segment};
@@ -27,8 +29,8 @@ pub enum Named {
     General(Gpr),
     /// CLTS.
     ClearTaskSwitched,
-    /// LMSW of a register.
-    MachineStatus(Gpr),
+    /// LMSW; [`source`] has its operand.
+    MachineStatus,
 }
 
 /// Decodes the instruction at `rip` in the code segment `code`; `None` if it is out of reach, or none.
@@ -47,6 +49,29 @@ pub fn decode<M: GuestMemory + ?Sized>(
     Some(Decoded { length: fetched.length, operand: named(instruction) })
 }
 
+/// The first operand of the instruction at RIP, to be read; `None` if memory changed under the hands: let the guest run the
+/// instruction again.
+///
+/// # Errors
+/// See [`Stop`].
+pub fn source<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized>(
+    cpu: &mut C,
+    memory: &mut M,
+    bus: &mut B,
+) -> Result<Option<u64>, Stop<C::Error>> {
+    let mut machine = Machine::new(cpu, memory, bus, None)?;
+    let mut fetched = Fetched::default();
+    let rip = machine.cpu.rip().map_err(Stop::Cpu)?;
+    let read = machine.fetch(rip, &mut fetched).and_then(|()| {
+        let operand = machine.operand(&fetched.instruction, 0, false)?;
+        machine.get(operand)
+    });
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(trap) => trap.end(Some(&fetched)).map(|_| None),
+    }
+}
+
 fn named(instruction: &Instruction) -> Named {
     let general = || {
         let registers = [instruction.op0_register(), instruction.op1_register()];
@@ -54,7 +79,7 @@ fn named(instruction: &Instruction) -> Named {
     };
     match (instruction.mnemonic(), general()) {
         (Mnemonic::Clts, _) => Named::ClearTaskSwitched,
-        (Mnemonic::Lmsw, Some(gpr)) => Named::MachineStatus(gpr),
+        (Mnemonic::Lmsw, _) => Named::MachineStatus,
         (Mnemonic::Mov, Some(gpr)) => Named::General(gpr),
         _ => Named::Nothing,
     }

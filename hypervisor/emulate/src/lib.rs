@@ -40,7 +40,7 @@ mod port;
 mod string;
 
 pub use cpu::{Bus, Cpu, Hint, Outcome, Stop};
-pub use decode::{Decoded, Named, decode};
+pub use decode::{Decoded, Named, decode, source};
 pub use fetch::DecodeCache;
 pub use port::{StringIo, string_io};
 pub use string::CHUNK;

@@ -3,9 +3,13 @@
 
 mod common;
 
-use bulkhead_arch::{Gpr, SegmentName};
-use bulkhead_emulate::{Decoded, Named, decode};
-use common::{CODE, World};
+use bulkhead_arch::{Gpr, SegmentName, Vector};
+use bulkhead_emulate::{Decoded, Named, Stop, decode, source};
+use bulkhead_types::Gva;
+use common::{CODE, PAGES, World};
+
+/// Where the first of the pages is.
+const PAGES_RAM: u64 = 0x1_0000;
 
 fn decoded(mut world: World, code: &[u8]) -> Option<Decoded> {
     let mut padded = [0xCC; 16];
@@ -48,9 +52,27 @@ fn control_registers_and_the_machine_status_word() {
     assert_eq!(long(&[0x41, 0x0F, 0x22, 0xE7]).operand, Named::General(Gpr::R15));
     assert_eq!(long(&[0x44, 0x0F, 0x20, 0xC3]).operand, Named::General(Gpr::Rbx));
     assert_eq!(long(&[0x0F, 0x06]).operand, Named::ClearTaskSwitched);
-    assert_eq!(long(&[0x0F, 0x01, 0xF2]).operand, Named::MachineStatus(Gpr::Rdx));
+    assert_eq!(long(&[0x0F, 0x01, 0xF2]).operand, Named::MachineStatus);
+    assert_eq!(long(&[0x0F, 0x01, 0x33]).operand, Named::MachineStatus);
     let real = decoded(World::real(), &[0x0F, 0x22, 0xC1]).unwrap();
     assert_eq!(real, Decoded { length: 3, operand: Named::General(Gpr::Rcx) });
+}
+
+#[test]
+fn an_operand_is_read_where_it_is() {
+    let read = |code: &[u8], rbx: u64| {
+        let mut world = World::bits64();
+        world.put(CODE, code);
+        world.put(PAGES_RAM, &[0x3B, 0x80, 0xFF]);
+        world.set(Gpr::Rbx, rbx).set(Gpr::Rdx, 0x1234_5678);
+        source(&mut world.cpu, &mut world.ram, &mut world.device)
+    };
+    assert_eq!(read(&[0x0F, 0x01, 0xF2], 0), Ok(Some(0x1234_5678)), "LMSW of EDX");
+    assert_eq!(read(&[0x0F, 0x01, 0x33], PAGES), Ok(Some(0x803B)), "LMSW of a word at RBX");
+    let absent = PAGES + 0x2000;
+    let fault = Stop::Exception { vector: Vector::PF, error: 0, cr2: Some(Gva::new(absent)) };
+    assert_eq!(read(&[0x0F, 0x01, 0x33], absent), Err(fault));
+    assert!(matches!(read(&[0x0F, 0xA2], 0), Err(Stop::Unsupported { .. })), "CPUID has none");
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub struct Capabilities {
     pub next_rip: bool,
     /// An exit says what a MOV to or from a control register named.
     pub decode_assists: bool,
+    /// An entry can be told what has not changed.
+    pub clean_bits: bool,
     /// One identifier's translations can be forgotten alone.
     pub flush_by_asid: bool,
     /// Which of [`switched::SWITCHED`] exist.
@@ -78,6 +80,7 @@ impl Capabilities {
         Ok(Self {
             asids,
             next_rip: features & 1 << 3 != 0,
+            clean_bits: features & 1 << 5 != 0,
             decode_assists: features & 1 << 7 != 0,
             flush_by_asid: features & 1 << 6 != 0,
             // RDTSCP.

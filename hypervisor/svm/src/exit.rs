@@ -7,6 +7,7 @@ use bulkhead_arch::Vector;
 use bulkhead_core::{Exit, IoAccess, NestedFault};
 use bulkhead_types::{Gpa, Width};
 
+pub(crate) const READ_CR4: u64 = 0x04;
 pub(crate) const READ_CR8: u64 = 0x08;
 pub(crate) const WRITE_CR0: u64 = 0x10;
 pub(crate) const WRITE_CR8: u64 = 0x18;
@@ -37,8 +38,8 @@ pub fn decode(code: u64, info: [u64; 2]) -> Exit {
         0x7D => Exit::TaskSwitch,
         0x7F => Exit::TripleFault,
         0x81 => Exit::Hypercall,
-        // RDPMC, INVLPGA, VMRUN, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, MONITOR, MWAIT, RDPRU.
-        0x6F | 0x7A | 0x80 | 0x82..=0x86 | 0x8A..=0x8C | 0x8E => Exit::Undefined,
+        // RDPMC, INVLPGA, VMRUN, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, MONITOR, MWAIT, RDPRU, INVLPGB, MCOMMIT, TLBSYNC.
+        0x6F | 0x7A | 0x80 | 0x82..=0x86 | 0x8A..=0x8C | 0x8E | 0xA0 | 0xA1 | 0xA3 | 0xA4 => Exit::Undefined,
         0x8D => Exit::Xsetbv,
         0x400 => Exit::Nested(nested(info)),
         _ => Exit::Unexpected { reason: code, info: info[0] },

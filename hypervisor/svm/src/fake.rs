@@ -45,7 +45,7 @@ impl Processor for FakeProcessor {
     fn enter(&mut self, _: &mut Frame, vmcb: &mut Vmcb, _: &Region) {
         self.seen.push(self.watch.iter().map(|&field| vmcb.get(field)).collect());
         for (field, value) in self.script.pop_front().unwrap_or_default() {
-            vmcb.set(field, value);
+            vmcb.leave(field, value);
         }
     }
 

@@ -9,12 +9,46 @@ use bulkhead_arch::SegmentName;
 pub struct Field {
     pub(crate) offset: usize,
     pub(crate) bytes: usize,
+    /// Its bit of [`CLEAN`]; 0: it is read at each entry.
+    pub(crate) group: u64,
 }
 
 const fn field(offset: usize, bytes: usize) -> Field {
     assert!(offset.is_multiple_of(bytes) && offset + bytes <= 4096);
-    Field { offset, bytes }
+    Field { offset, bytes, group: group(offset) }
 }
+
+/// What a processor may keep from the entry before. APM vol. 2 15.15.3 "VMCB Clean Field", 15.15.4 "VMCB Clean Field
+/// Details", table 15-9; branch records (bit 10) and the AVIC (bit 11) are never written.
+const fn group(offset: usize) -> u64 {
+    let bit = match offset {
+        // Intercepts, TSC offset.
+        0x000..0x040 | 0x050 => 0,
+        // Permission maps.
+        0x040..0x050 => 1,
+        // ASID.
+        0x058 => 2,
+        // Virtual interrupts.
+        0x060 => 3,
+        // Nested paging, PAT.
+        0x090 | 0x0B0 | 0x668 => 4,
+        // CR0, CR3, CR4, EFER.
+        0x4D0 | 0x548..0x560 => 5,
+        // DR6, DR7.
+        0x560..0x570 => 6,
+        // GDT, IDT.
+        0x460..0x470 | 0x480..0x490 => 7,
+        // ES, CS, SS, DS, CPL.
+        0x400..0x440 | 0x4CB => 8,
+        // CR2.
+        0x640 => 9,
+        _ => return 0,
+    };
+    1 << bit
+}
+
+/// All bits of [`CLEAN`] that are used.
+pub(crate) const GROUPS: u64 = 0xFFF;
 
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident = $offset:literal, $bytes:literal;)*) => {
@@ -33,6 +67,8 @@ fields! {
     INTERCEPT_MISC = 0x00C, 4;
     /// Intercepted instructions, those of SVM among them.
     INTERCEPT_MORE = 0x010, 4;
+    /// Intercepted instructions that came last.
+    INTERCEPT_LAST = 0x014, 4;
     /// I/O permission map.
     IOPM_BASE = 0x040, 8;
     /// MSR permission map.

@@ -10,6 +10,8 @@ use bulkhead_arch::{SegmentName, Vector};
 use bulkhead_core::reset;
 use bulkhead_types::Hpa;
 
+/// Reads of CR4, in the word of the control registers: on while the guest believes that CR4.MCE is clear.
+pub(crate) const READ_CR4: u64 = 1 << 4;
 /// Writes of CR0, CR4 and CR8; reads of CR8.
 const CONTROL_REGISTERS: u64 = 1 << 8 | (1 << 0 | 1 << 4 | 1 << 8) << 16;
 /// #DB and #AC can recur without end inside one instruction; a machine check is the host's.
@@ -23,6 +25,8 @@ pub(crate) const WINDOW: u64 = 1 << 4;
 pub(crate) const IRET: u64 = 1 << 20;
 /// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT; WBINVD, MONITOR, MWAIT (armed or not), XSETBV, RDPRU.
 const MORE: u64 = 0x7F | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14;
+/// INVLPGB (legal or not), MCOMMIT, TLBSYNC.
+const LAST: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4;
 /// Physical interrupts obey the host's flags, CR8 is the guest's own.
 pub(crate) const INTERRUPTS_MASKED: u64 = 1 << 24;
 
@@ -41,6 +45,7 @@ pub(crate) fn write_controls(vmcb: &mut Vmcb, addresses: &Addresses) {
     vmcb.set(field::INTERCEPT_EXCEPTIONS, EXCEPTIONS);
     vmcb.set(field::INTERCEPT_MISC, MISC);
     vmcb.set(field::INTERCEPT_MORE, MORE);
+    vmcb.set(field::INTERCEPT_LAST, LAST);
     vmcb.set(field::IOPM_BASE, addresses.io_map.as_u64());
     vmcb.set(field::MSRPM_BASE, addresses.msr_map.as_u64());
     vmcb.set(field::ASID, addresses.asid.into());

@@ -4,8 +4,9 @@
 //! Operation", "Segment State in the VMCB"; appendix B.
 
 use crate::fields::{self as field, Field};
+use crate::setup;
 use crate::vmcb::Vmcb;
-use bulkhead_arch::{Cr0, Efer, Rflags, Segment, SegmentName};
+use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName};
 use bulkhead_core::Register;
 
 /// INTERRUPT_STATE: the guest is in an interrupt shadow.
@@ -36,17 +37,28 @@ const fn place(register: Register) -> Option<Field> {
     })
 }
 
-/// Reads a register that is in the VMCB. EFER.SVME is the host's.
+/// Reads a register that is in the VMCB. EFER.SVME is the host's, and so is CR4.MCE: without it a machine check would shut
+/// the guest down, and the host would not hear of it.
 #[inline]
 pub(crate) fn read(vmcb: &Vmcb, register: Register) -> Option<u64> {
     let value = place(register).map(|place| vmcb.get(place))?;
-    Some(if register == Register::Efer { value & !Efer::SVME.bits() } else { value })
+    Some(match register {
+        Register::Efer => value & !Efer::SVME.bits(),
+        Register::Cr4 if vmcb.get(field::INTERCEPT_CR) & setup::READ_CR4 != 0 => value & !Cr4::MCE.bits(),
+        _ => value,
+    })
 }
 
 /// Writes a register that is in the VMCB. Bits that VMRUN refuses are left out.
 pub(crate) fn write(vmcb: &mut Vmcb, register: Register, value: u64) {
+    if register == Register::Cr4 {
+        let seen = if value & Cr4::MCE.bits() == 0 { setup::READ_CR4 } else { 0 };
+        let others = vmcb.get(field::INTERCEPT_CR) & !setup::READ_CR4;
+        vmcb.set(field::INTERCEPT_CR, others | seen);
+    }
     let value = match register {
         Register::Efer => value | Efer::SVME.bits(),
+        Register::Cr4 => value | Cr4::MCE.bits(),
         Register::Rflags => value | Rflags::FIXED.bits(),
         Register::Cr0 => value & 0xFFFF_FFFF | Cr0::ET.bits(),
         Register::Dr6 | Register::Dr7 => value & 0xFFFF_FFFF,
@@ -106,6 +118,17 @@ mod tests {
         write(&mut vmcb, Register::Efer, 0x500);
         assert_eq!(vmcb.get(field::EFER), 0x1500);
         assert_eq!(read(&vmcb, Register::Efer), Some(0x500));
+    }
+
+    #[test]
+    fn machine_checks_stay_on_and_the_guest_reads_its_own_bit() {
+        let mut vmcb = vmcb();
+        for (seen, exits) in [(0x20, true), (0x60, false), (0, true)] {
+            write(&mut vmcb, Register::Cr4, seen);
+            assert_eq!(vmcb.get(field::CR4) & 0x40, 0x40);
+            assert_eq!(vmcb.get(field::INTERCEPT_CR) & 1 << 4 != 0, exits);
+            assert_eq!(read(&vmcb, Register::Cr4), Some(seen));
+        }
     }
 
     #[test]

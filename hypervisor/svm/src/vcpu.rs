@@ -194,7 +194,9 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         }
         Ok(Some(match code {
             exit::INTERRUPT => self.interrupted_by_host(),
-            exit::READ_CR8 | exit::WRITE_CR0..=exit::WRITE_CR8 => self.control_register(code, info[0])?,
+            exit::READ_CR4 | exit::READ_CR8 | exit::WRITE_CR0..=exit::WRITE_CR8 => {
+                self.control_register(code, info[0])?
+            }
             exit::IRET => {
                 self.at_iret = true;
                 return Ok(None);
@@ -222,6 +224,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         if self.windows.interrupt {
             self.vmcb.set(field::INTERRUPT_CONTROL, setup::INTERRUPTS_MASKED | WINDOW_REQUEST);
         }
+        self.vmcb.declare_clean(self.capabilities.clean_bits);
     }
 
     fn in_shadow(&self) -> bool {
@@ -292,18 +295,13 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             self.decode()
         };
         Ok(match operand {
-            Some(Named::General(to)) if code == exit::READ_CR8 => Exit::ReadCr { number, to },
+            Some(Named::General(to)) if code < exit::WRITE_CR0 => Exit::ReadCr { number, to },
             Some(Named::General(from)) => Exit::WriteCr { number, from },
             Some(Named::ClearTaskSwitched) => {
-                let cr0 = self.vmcb.get(field::CR0);
-                self.vmcb.set(field::CR0, cr0 & !Cr0::TS.bits());
-                self.skip_instruction()?;
-                Exit::Host
+                let [low, high, ..] = (self.vmcb.get(field::CR0) & !Cr0::TS.bits()).to_le_bytes();
+                Exit::Lmsw { value: Some(u16::from_le_bytes([low, high])) }
             }
-            Some(Named::MachineStatus(gpr)) => {
-                let [low, high, ..] = self.gpr(gpr)?.to_le_bytes();
-                Exit::Lmsw { value: u16::from_le_bytes([low, high]) }
-            }
+            Some(Named::MachineStatus) => Exit::Lmsw { value: None },
             _ => Exit::Unexpected { reason: code, info },
         })
     }
@@ -423,7 +421,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
         let rip = self.vmcb.get(field::RIP);
         let plain = match self.vmcb.get(field::EXIT_CODE) {
             0x78 => 1,
-            0x08..=0x18 | 0x81 | 0x8D => 3,
+            0x04..=0x18 | 0x81 | 0x8D => 3,
             _ => 2,
         };
         let next = self.next_rip.unwrap_or(rip.wrapping_add(plain));

@@ -1,6 +1,6 @@
 //! The VMCB as memory, and the trait behind which the processor stands.
 
-use crate::fields::Field;
+use crate::fields::{self, Field};
 use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use bulkhead_hw::switched::Msrs;
@@ -8,21 +8,25 @@ use bulkhead_types::Hpa;
 
 /// A guest's control block.
 #[derive(Debug)]
-pub struct Vmcb(Region);
+pub struct Vmcb {
+    region: Region,
+    /// Groups of fields that were written since the last entry.
+    dirty: u64,
+}
 
 impl Vmcb {
     /// The block in this frame, all zero.
     #[must_use]
     pub fn new(mut region: Region) -> Self {
         region.fill(0);
-        Self(region)
+        Self { region, dirty: fields::GROUPS }
     }
 
     /// A field's value.
     #[inline(always)]
     #[must_use]
     pub fn get(&self, field: Field) -> u64 {
-        self.0.load(field.offset, field.bytes)
+        self.region.load(field.offset, field.bytes)
     }
 
     /// The low half of a field's value.
@@ -36,13 +40,29 @@ impl Vmcb {
     /// Sets a field, to as much of `value` as it holds.
     #[inline(always)]
     pub fn set(&mut self, field: Field, value: u64) {
-        self.0.store(field.offset, field.bytes, value);
+        self.region.store(field.offset, field.bytes, value);
+        self.dirty |= field.group;
+    }
+
+    /// As the processor writes it, for tests.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn leave(&mut self, field: Field, value: u64) {
+        self.region.store(field.offset, field.bytes, value);
+    }
+
+    /// Tells the processor what it need not read again at the entry that follows; with `know` false, which it must be at
+    /// the first entry and where the processor has no such field, nothing.
+    #[inline]
+    pub fn declare_clean(&mut self, know: bool) {
+        let dirty = core::mem::take(&mut self.dirty);
+        let clean = if know { fields::GROUPS & !dirty } else { 0 };
+        self.region.store(fields::CLEAN.offset, fields::CLEAN.bytes, clean);
     }
 
     /// Its physical address.
     #[must_use]
     pub const fn hpa(&self) -> Hpa {
-        self.0.hpa()
+        self.region.hpa()
     }
 }
 

@@ -103,7 +103,7 @@ fn control_register(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, Backend
     Ok(match (qualification >> 4 & 3, number) {
         (0, 0 | 4 | 8) => Exit::WriteCr { number, from: gpr },
         (1, 8) => Exit::ReadCr { number, to: gpr },
-        (3, _) => Exit::Lmsw { value: u16::try_from(qualification >> 16 & 0xFFFF).unwrap_or(0) },
+        (3, _) => Exit::Lmsw { value: u16::try_from(qualification >> 16 & 0xFFFF).ok() },
         // CR3 does not exit; CLTS neither, because TS is the guest's own.
         _ => Exit::Unexpected { reason: reason.into(), info: qualification },
     })

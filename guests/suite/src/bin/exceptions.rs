@@ -55,6 +55,7 @@ fn main() {
     arithmetic();
     traps();
     undefined();
+    own_bits();
     debug_registers();
     single_step();
     segment_faults();
@@ -108,6 +109,33 @@ fn undefined() {
         .is_none(),
         "CLTS ends #NM"
     );
+}
+
+/// CR4.MCE as the guest sees it, whoever takes machine checks; and LMSW and CLTS, which a hypervisor may carry out.
+fn own_bits() {
+    const MCE: u64 = 1 << 6;
+    const TS: u64 = 1 << 3;
+    let cr4 = cpu::cr4();
+    for mce in [MCE, 0] {
+        // SAFETY: no machine check comes here.
+        unsafe { cpu::set_cr4(cr4 & !MCE | mce) };
+        check_eq!(cpu::cr4() & MCE, mce, "CR4.MCE reads as it was written");
+    }
+    // SAFETY: as it was.
+    unsafe { cpu::set_cr4(cr4) };
+    let cr0 = cpu::cr0();
+    let status = cr0 as u16 | 8;
+    // SAFETY: TS makes floating-point instructions fault and changes nothing else.
+    unsafe { asm!("lmsw [{}]", in(reg) &raw const status, options(nostack)) };
+    check_eq!(cpu::cr0(), cr0 | TS, "LMSW from memory");
+    // SAFETY: as above, off again.
+    unsafe { asm!("clts", options(nomem, nostack)) };
+    check_eq!(cpu::cr0(), cr0, "CLTS");
+    // SAFETY: as for the one from memory, and off again.
+    unsafe { asm!("lmsw {0:x}", "clts", in(reg) status, options(nomem, nostack)) };
+    check_eq!(cpu::cr0(), cr0, "LMSW from a register, and CLTS");
+    expect("#PF by LMSW from an absent page", raise!(0x1_0000_0000_u64, "2: lmsw [rax]"), 14, 0);
+    check_eq!(cpu::cr2(), 0x1_0000_0000, "CR2 has its address behind LMSW");
 }
 
 /// SDM vol. 3B 18.2 "Debug Registers".

@@ -189,3 +189,18 @@ fn a_refused_entry_is_final() {
     assert_eq!(vcpu.run(), refused);
     assert_eq!(vcpu.run(), refused);
 }
+
+#[test]
+fn what_was_not_written_is_clean_after_the_first_entry() {
+    let mut vcpu = vcpu(&[field::CLEAN], &[]);
+    vcpu.capabilities.clean_bits = true;
+    vcpu.run().unwrap();
+    vcpu.run().unwrap();
+    vcpu.write(Register::Cr3, 0x1000).unwrap();
+    vcpu.request_windows(Windows { interrupt: true, nmi: false }).unwrap();
+    vcpu.write(Register::Rip, 0x1001).unwrap();
+    vcpu.run().unwrap();
+    vcpu.capabilities.clean_bits = false;
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.processor().seen, [[0], [0xFFF], [0xFFF & !0b10_1001], [0]]);
+}

@@ -108,7 +108,7 @@ fn control_register_accesses() {
     assert_eq!(access(0x704), Exit::WriteCr { number: 4, from: Gpr::Rdi });
     assert_eq!(access(0xF08), Exit::WriteCr { number: 8, from: Gpr::R15 });
     assert_eq!(access(0x318), Exit::ReadCr { number: 8, to: Gpr::Rbx });
-    assert_eq!(access(0x1234_0030), Exit::Lmsw { value: 0x1234 });
+    assert_eq!(access(0x1234_0030), Exit::Lmsw { value: Some(0x1234) });
     for unexpected in [0x03, 0x13, 0x20] {
         assert_eq!(access(unexpected), Exit::Unexpected { reason: 28, info: unexpected });
     }
