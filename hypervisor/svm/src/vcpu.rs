@@ -214,6 +214,9 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             if core::mem::take(&mut self.step_due) {
                 let status = self.vmcb.get(field::DR6);
                 self.vmcb.set(field::DR6, status | SINGLE_STEP);
+                // An injection leaves general detect as it is, which #DB switches off.
+                let control = self.vmcb.get(field::DR7);
+                self.vmcb.set(field::DR7, control & !(1 << 13));
                 self.vmcb.set(field::EVENT_INJECTION, inject::encode(Event::exception(Vector::DB), true));
             } else if self.at_iret {
                 self.intercept(setup::IRET, false);
