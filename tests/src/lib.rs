@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cases;
+pub mod claims;
 pub mod layers;
 pub mod lexer;
 pub mod size;
