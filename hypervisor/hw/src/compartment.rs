@@ -292,26 +292,35 @@ impl Compartment {
         lazy: bool,
         largest: Size,
     ) -> Result<(WindowRam, GuestRam), BuildError> {
+        let owner = self.tables.owner();
+        let mut parts = [const { None }; PARTS];
+        let mut places = parts.iter_mut();
         let high = memory.saturating_sub(HOLE.as_u64());
-        let mut ram = GuestRam { parts: [None, None], largest };
-        let parts = [(Gpa::new(0), memory - high), (RAM_ABOVE_4G, high)];
-        for (slot, (start, bytes)) in ram.parts.iter_mut().zip(parts) {
-            if bytes == 0 {
-                continue;
-            }
-            let owner = self.tables.owner();
-            let part = allocate_aligned(frames, owner, bytes, largest)?;
-            let at = layout::RAM.wrapping_add(start.as_u64());
-            self.map(at, &part, Size::Page2M)?;
-            let zero = zeroing(&part, at);
-            *slot = Some((start, part.into_clean(frames, zero)?));
-        }
-        if !lazy {
-            for range in ram_ranges(memory).into_iter().filter(|range| range.bytes != 0) {
-                self.map_nested::<F>(&ram, range.start, range.bytes)?;
+        for (first, bytes) in [(Gpa::new(0), memory - high), (RAM_ABOVE_4G, high)] {
+            let mut done = 0;
+            while done < bytes {
+                let slot = places.next().ok_or(FrameError::NoMemory { count: (bytes - done) / PAGE_SIZE })?;
+                let start = first.wrapping_add(done);
+                let part = allocate_run(frames, owner, bytes - done, largest)?;
+                done += part.bytes();
+                let at = layout::RAM.wrapping_add(start.as_u64());
+                self.map(at, &part, Size::Page2M)?;
+                let zero = zeroing(&part, at);
+                *slot = Some((start, part.into_clean(frames, zero)?));
             }
         }
-        // SAFETY: both parts were just mapped at their guest-physical addresses, for as long as the compartment is.
+        let ram = GuestRam { parts, largest };
+        for range in ram_ranges(memory).into_iter().filter(|_| !lazy) {
+            let end = range.start.as_u64() + range.bytes;
+            for (start, part) in ram.parts() {
+                let from = range.start.max(*start);
+                let to = end.min(start.as_u64() + part.frames().bytes());
+                if let Some(bytes @ 1..) = to.checked_sub(from.as_u64()) {
+                    self.map_nested::<F>(&ram, from, bytes)?;
+                }
+            }
+        }
+        // SAFETY: all parts were just mapped at their guest-physical addresses, for as long as the compartment is.
         Ok((unsafe { WindowRam::new(layout::RAM, memory) }, ram))
     }
 
@@ -373,8 +382,11 @@ impl Compartment {
 pub struct GuestRam {
     /// The largest page that the processor takes in nested tables.
     largest: Size,
-    parts: [Option<(Gpa, Clean<Ram>)>; 2],
+    parts: [Option<(Gpa, Clean<Ram>)>; PARTS],
 }
+
+/// Most runs of frames that a guest's RAM is made of.
+const PARTS: usize = 16;
 
 impl GuestRam {
     /// Its stretches: first guest-physical address, and frames.
@@ -383,21 +395,25 @@ impl GuestRam {
     }
 }
 
-/// Frames for RAM, placed so that the largest pages fit, if there is room so.
-fn allocate_aligned(
+/// Frames in a row for RAM: `bytes` bytes of it, or the most by halves that there is in one piece. Placed so that the
+/// largest pages fit, if there is room so.
+fn allocate_run(
     frames: &mut FrameTable<'_>,
     owner: GuestId,
     bytes: u64,
     largest: Size,
 ) -> Result<Frames<Ram>, FrameError> {
-    let count = bytes / PAGE_SIZE;
-    let aligned = |frames: &mut FrameTable<'_>, size: Size| frames.allocate(owner, count, size.bytes() / PAGE_SIZE);
-    if largest.bytes() <= bytes
-        && let Ok(found) = aligned(frames, largest)
-    {
-        return Ok(found);
+    let mut wanted = bytes;
+    loop {
+        let align = if largest.bytes() <= wanted { largest } else { Size::Page2M };
+        let mut get = |size: Size| frames.allocate(owner, wanted / PAGE_SIZE, size.bytes() / PAGE_SIZE);
+        match get(align).or_else(|_| get(Size::Page2M)) {
+            Err(_) if wanted > Size::Page2M.bytes() => {
+                wanted = (wanted / 2).next_multiple_of(Size::Page2M.bytes());
+            }
+            result => return result,
+        }
     }
-    aligned(frames, Size::Page2M)
 }
 
 const FRESH_BYTES: u64 = 64;
