@@ -12,6 +12,7 @@ use crate::run::one_guest;
 use crate::session::{Finish, Session};
 use crate::symbols;
 use crate::workspace::Workspace;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -68,10 +69,16 @@ pub fn run(workspace: &Workspace, builder: &Builder, runs: &[Run], jobs: usize, 
             });
         }
         drop(sender);
+        let mut counts: BTreeMap<Kind, [u64; 2]> = BTreeMap::new();
         for (run, verdict, took) in verdicts {
+            let [passed, failed] = counts.entry(run.on).or_default();
+            *(if verdict == Verdict::Passed { passed } else { failed }) += 1;
             tally.note(&run.name(), verdict, took);
             let skips = run.case.expectations().into_iter().filter_map(|(_, expected)| expected.skips.get(&run.on));
             skips.flatten().for_each(|(check, why)| println!("    without {check}: {why}"));
+        }
+        for (on, [passed, failed]) in counts {
+            println!("cases on {on}: {passed} passed, {failed} failed");
         }
     });
     Ok(())
