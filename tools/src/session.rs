@@ -2,10 +2,12 @@
 
 use crate::emulator::Running;
 use crate::event::{End, Event};
+use crate::failure::Outcome;
 use crate::frames::{Demux, Lines, Mux};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -92,6 +94,8 @@ pub struct Report {
     pub audit_failures: Vec<String>,
     /// Benchmark results.
     pub bench: Vec<(String, u64)>,
+    /// Whether the dump that was asked for was written.
+    pub dump: Option<Outcome<()>>,
 }
 
 /// A machine and its inputs.
@@ -103,6 +107,7 @@ pub struct Session {
     wire: Wire,
     report: Report,
     last_words: Option<(Vec<String>, Instant)>,
+    dump: Option<PathBuf>,
 }
 
 impl Session {
@@ -115,7 +120,7 @@ impl Session {
             thread::spawn(move || read_serial(serial, &sender));
         }
         let report =
-            Report { finish: Finish::Quit, ends: Vec::new(), audits: 0, audit_failures: Vec::new(), bench: Vec::new() };
+            Report { finish: Finish::Quit, ends: Vec::new(), audits: 0, audit_failures: Vec::new(), bench: Vec::new(), dump: None };
         let session = Self {
             running,
             inputs,
@@ -124,8 +129,16 @@ impl Session {
             wire: Wire { mux: Mux::default(), stream: out },
             report,
             last_words: None,
+            dump: None,
         };
         (session, sender)
+    }
+
+    /// Has the machine's memory and registers written to `path` when the run is over, before the emulator ends.
+    #[must_use]
+    pub fn dump_to(mut self, path: Option<PathBuf>) -> Self {
+        self.dump = path;
+        self
     }
 
     /// Follows the run to its end, or until `timeout` is over.
@@ -137,6 +150,9 @@ impl Session {
             }
         };
         self.report.finish = finish;
+        if let Some(path) = &self.dump {
+            self.report.dump = Some(self.running.dump(path));
+        }
         self.report
     }
 

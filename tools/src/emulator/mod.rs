@@ -1,6 +1,7 @@
 //! The machines that Bulkhead boots on: Bochs, QEMU, and KVM through QEMU.
 
 mod bochs;
+mod monitor;
 mod place;
 mod qemu;
 
@@ -8,6 +9,7 @@ pub use place::{Kind, On, Place, choose, nested_kvm};
 
 use crate::failure::{Failure, Outcome};
 use crate::workspace::Workspace;
+use monitor::Monitor;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -94,6 +96,8 @@ pub struct Running {
     child: Child,
     /// Its first serial port.
     pub serial: TcpStream,
+    /// QEMU's monitor.
+    monitor: Option<Monitor>,
     log: PathBuf,
     _folder: RunFolder,
 }
@@ -102,6 +106,14 @@ impl Running {
     /// Whether the emulator has ended.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Stops the machine for good, and writes its memory and registers to `path` as an ELF core.
+    pub fn dump(&mut self, path: &Path) -> Outcome<()> {
+        match &mut self.monitor {
+            Some(monitor) => monitor.dump(path),
+            None => Err(Failure::usage("Bochs can not write its memory").hint("use --on qemu")),
+        }
     }
 
     /// Why the emulator ended, as far as its log tells.
@@ -123,19 +135,22 @@ impl Drop for Running {
 
 /// Starts a machine; its files go to `folder`.
 pub fn start(kind: Kind, spec: &Spec, folder: RunFolder) -> Outcome<Running> {
-    let listener = TcpListener::bind(("127.0.0.1", 0))
-        .map_err(|e| Failure::machine(format!("can not listen for the machine's serial line: {e}")))?;
-    let port = listener.local_addr().map(|a| a.port()).unwrap_or_default();
+    let (listener, port) = listen()?;
+    let (monitor_listener, monitor_port) = listen()?;
     let command = match kind {
         Kind::Bochs => bochs::command(spec, &folder, port)?,
-        Kind::Qemu | Kind::Kvm => qemu::command(kind, spec, port)?,
+        Kind::Qemu | Kind::Kvm => qemu::command(kind, spec, port, monitor_port)?,
     };
     let log = folder.file("emulator.log");
     let mut child = spawn(command, &log)?;
     match accept(&listener, &mut child) {
         Some(serial) => {
             let _ = serial.set_nodelay(true);
-            Ok(Running { child, serial, log, _folder: folder })
+            let monitor = match kind {
+                Kind::Bochs => None,
+                Kind::Qemu | Kind::Kvm => accept(&monitor_listener, &mut child).map(Monitor::new),
+            };
+            Ok(Running { child, serial, monitor, log, _folder: folder })
         }
         None => {
             let _ = child.kill();
@@ -147,6 +162,14 @@ pub fn start(kind: Kind, spec: &Spec, folder: RunFolder) -> Outcome<Running> {
             Err(Failure::machine(message).hint("./hv doctor says what this machine lacks"))
         }
     }
+}
+
+/// A port of ours that the emulator connects to.
+fn listen() -> Outcome<(TcpListener, u16)> {
+    let fail = |e: std::io::Error| Failure::machine(format!("can not listen for the machine's lines: {e}"));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(fail)?;
+    let port = listener.local_addr().map_err(fail)?.port();
+    Ok((listener, port))
 }
 
 /// Starts `command` so that it ends with us, however we end, and does not see the terminal's Ctrl-C.

@@ -7,7 +7,7 @@ use std::process::Command;
 const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// The command that starts the machine.
-pub fn command(kind: Kind, spec: &Spec, serial_port: u16) -> Outcome<Command> {
+pub fn command(kind: Kind, spec: &Spec, serial_port: u16, monitor_port: u16) -> Outcome<Command> {
     let mut command = Command::new("qemu-system-x86_64");
     let (accelerator, cpu) = match kind {
         Kind::Kvm => ("kvm", "host"),
@@ -17,6 +17,8 @@ pub fn command(kind: Kind, spec: &Spec, serial_port: u16) -> Outcome<Command> {
     command.arg("-m").arg(spec.memory.to_string());
     command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "chardev:serial"]);
     command.arg("-chardev").arg(format!("socket,id=serial,host=127.0.0.1,port={serial_port}"));
+    command.arg("-chardev").arg(format!("socket,id=monitor,host=127.0.0.1,port={monitor_port}"));
+    command.args(["-mon", "chardev=monitor,mode=control"]);
     match &spec.medium {
         Medium::Disk { path, .. } => {
             command.arg("-drive").arg(format!("file={},format=raw,if=ide,snapshot=on", path.display()));

@@ -2,12 +2,13 @@
 
 mod interactive;
 mod plain;
+mod until;
 
-use crate::emulator::{self, On, Place};
+use crate::emulator::{self, Kind, On, Place};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest::{self, Guest, ImageRef, Machine, Module};
-use crate::session::{Finish, Report, Session, View};
+use crate::session::{Finish, Report, Session};
 use crate::workspace::Workspace;
 use crate::{style, symbols, terminal};
 use bulkhead_types::Barriers;
@@ -40,6 +41,12 @@ pub struct RunArgs {
     /// Take no input; standard output is the guest's console, byte for byte.
     #[arg(long)]
     pub no_input: bool,
+    /// Write memory and registers of the stopped machine here when the run is over, however it ends (QEMU, KVM).
+    #[arg(long, value_name = "FILE")]
+    pub dump: Option<PathBuf>,
+    /// End the run when a guest, or the hypervisor's log, has printed a line with this in it.
+    #[arg(long, value_name = "TEXT", requires = "dump")]
+    pub dump_at: Option<String>,
     /// The emulator's CPU model.
     #[arg(long, value_name = "MODEL", hide = true)]
     pub cpu: Option<String>,
@@ -94,12 +101,17 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
     let machine = machine(&workspace, args)?;
     let console = console_of(&machine, args)?;
     let place = Place { kind: emulator::choose(args.on)?, uefi: args.uefi, cpu: args.cpu.clone() };
+    if args.dump.is_some() && place.kind == Kind::Bochs {
+        return Err(Failure::usage("Bochs can not write its memory").hint("use --on qemu for a --dump"));
+    }
     let builder = match &args.hypervisor {
         Some(image) => Builder::with(&workspace, image.clone())?,
         None => Builder::new(&workspace)?,
     };
     let running = builder.start_at(&place, &machine)?;
     let (session, sender) = Session::new(running);
+    let session = session.dump_to(args.dump.clone());
+    let text = args.dump_at.as_deref();
     terminal::forward_signals(sender.clone());
 
     let names: Vec<String> = machine.guests.iter().map(|g| g.name.clone()).collect();
@@ -108,7 +120,7 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
     let report = if on_terminal && !args.no_input && args.console.is_none() {
         let raw = terminal::Raw::enter();
         terminal::forward_keys(sender);
-        let report = session.follow(&mut interactive::Interactive::new(names), timeout);
+        let report = session.follow(&mut until::Until::new(interactive::Interactive::new(names), text), timeout);
         drop(raw);
         println!();
         report
@@ -116,9 +128,12 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
         if !args.no_input {
             terminal::forward_keys(sender);
         }
-        session.follow(&mut plain::Plain::new(names, console) as &mut dyn View, timeout)
+        session.follow(&mut until::Until::new(plain::Plain::new(names, console), text), timeout)
     };
     explain(&report, &builder, args.timeout);
+    if let Some(Err(failure)) = report.dump {
+        return Err(failure);
+    }
     Ok(report.status())
 }
 

@@ -1,0 +1,109 @@
+//! A witness: holds known words in RAM, registers, vector and debug registers, and checks them all the time.
+//!
+//! `seed=N` gives the words, so that no image or pack holds them: word i is the output i of SplitMix64 with that seed.
+//! Words 0 to 7 fill all RAM above 2 MiB, again and again; 8 to 15 are in R8 to R15; 16 to 23 in XMM0 to XMM3; 24 to
+//! 27 in DR0 to DR3. `rounds=N` ends it after so many rounds (for ever if it is not given). Each round prints a line, the
+//! heartbeat. A neighbour, or the host, that changes a word is seen; where else a word is found, it has leaked.
+#![no_std]
+#![no_main]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a panic ends a test guest as a failure, which is right"
+)]
+
+use bulkhead_rt::memory::Region;
+use bulkhead_rt::{check, memory_map, println, scenario, word_value};
+use core::arch::asm;
+
+scenario!(main);
+
+/// The runtime's image and stack end below.
+const START: u64 = 0x20_0000;
+/// Words that the witness holds.
+const WORDS: usize = 28;
+/// Instructions that leave the guest, with the words in registers, in a round.
+const EXITS: u64 = 200;
+
+/// Output `index` of SplitMix64.
+fn word(seed: u64, index: u64) -> u64 {
+    let mut z = seed.wrapping_add((index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn main() {
+    let seed = word_value("seed").unwrap_or(1);
+    let rounds = word_value("rounds").unwrap_or(u64::MAX);
+    let words: [u64; WORDS] = core::array::from_fn(|index| word(seed, index as u64));
+    let ram = || {
+        memory_map().filter_map(|(start, bytes, kind)| {
+            let (first, end) = (start.max(START), start + bytes);
+            // SAFETY: RAM by the memory map, mapped one to one, above all that this guest consists of.
+            (kind == 1 && first < end && end <= 1 << 32)
+                .then(|| unsafe { Region::new(first as usize, (end - first) as usize) })
+        })
+    };
+    for part in ram() {
+        (0..part.bytes()).step_by(8).for_each(|at| part.write64(at, words[at / 8 % 8]));
+    }
+    set_debug_registers(&words);
+    for round in 1..=rounds {
+        let kept = hold(&words);
+        let wrong = ram().find_map(|part| {
+            let wrong = (0..part.bytes()).step_by(8).find(|at| part.read64(*at) != words[at / 8 % 8]);
+            wrong.map(|at| part.base() + at)
+        });
+        if kept != words[8..24] || debug_registers() != words[24..28] || wrong.is_some() {
+            check!(false, "the witness keeps what it holds: RAM {wrong:x?}");
+            return;
+        }
+        println!("witness round {round}");
+    }
+    check!(true, "the witness keeps what it holds");
+}
+
+/// Has words 8 to 23 in registers while it leaves the guest many times; what the registers hold then.
+fn hold(words: &[u64; WORDS]) -> [u64; 16] {
+    let mut kept = [0; 16];
+    // SAFETY: loads and stores in `words` and `kept`; port 0x80 is nobody's. Compiled code here uses no vector
+    // registers.
+    unsafe {
+        asm!(
+            "mov r8, [rsi + 64]", "mov r9, [rsi + 72]", "mov r10, [rsi + 80]", "mov r11, [rsi + 88]",
+            "mov r12, [rsi + 96]", "mov r13, [rsi + 104]", "mov r14, [rsi + 112]", "mov r15, [rsi + 120]",
+            "movdqu xmm0, [rsi + 128]", "movdqu xmm1, [rsi + 144]",
+            "movdqu xmm2, [rsi + 160]", "movdqu xmm3, [rsi + 176]",
+            "2:", "out 0x80, al", "pause", "dec rcx", "jnz 2b",
+            "mov [rdi], r8", "mov [rdi + 8], r9", "mov [rdi + 16], r10", "mov [rdi + 24], r11",
+            "mov [rdi + 32], r12", "mov [rdi + 40], r13", "mov [rdi + 48], r14", "mov [rdi + 56], r15",
+            "movdqu [rdi + 64], xmm0", "movdqu [rdi + 80], xmm1",
+            "movdqu [rdi + 96], xmm2", "movdqu [rdi + 112], xmm3",
+            in("rsi") words.as_ptr(), in("rdi") kept.as_mut_ptr(), inout("rcx") EXITS => _,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            options(nostack),
+        );
+    }
+    kept
+}
+
+fn set_debug_registers(words: &[u64; WORDS]) {
+    // SAFETY: DR7 enables none of them: they are four words that the processor keeps.
+    unsafe {
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", in(reg) words[24], in(reg) words[25],
+            in(reg) words[26], in(reg) words[27], options(nomem, nostack, preserves_flags));
+    }
+}
+
+fn debug_registers() -> [u64; 4] {
+    let (a, b, c, d);
+    // SAFETY: reading them changes nothing.
+    unsafe {
+        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) a, out(reg) b, out(reg) c,
+            out(reg) d, options(nomem, nostack, preserves_flags));
+    }
+    [a, b, c, d]
+}
