@@ -119,8 +119,14 @@ impl Session {
             let sender = sender.clone();
             thread::spawn(move || read_serial(serial, &sender));
         }
-        let report =
-            Report { finish: Finish::Quit, ends: Vec::new(), audits: 0, audit_failures: Vec::new(), bench: Vec::new(), dump: None };
+        let report = Report {
+            finish: Finish::Quit,
+            ends: Vec::new(),
+            audits: 0,
+            audit_failures: Vec::new(),
+            bench: Vec::new(),
+            dump: None,
+        };
         let session = Self {
             running,
             inputs,

@@ -23,7 +23,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Host "host": Exit::Host,
+    Host "host": Exit::Host | Exit::MachineCheck,
     Timer "timer": Exit::Timer,
     Window "window": Exit::InterruptWindow | Exit::NmiWindow,
     Exception "exception": Exit::Exception { .. },

@@ -15,6 +15,8 @@ use bulkhead_types::{Gpa, Gva, Width};
 pub enum Exit {
     /// The host has work (an interrupt is pending for it, or it took a non-maskable one); nothing for the guest.
     Host,
+    /// The processor has found an error of its own (#MC), which is the host's to handle.
+    MachineCheck,
     /// The timer set by [`crate::Vcpu::set_timer`] ran out.
     Timer,
     /// The guest can take an interrupt now, as was asked by [`crate::Windows`].

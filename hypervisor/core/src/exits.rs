@@ -34,6 +34,10 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 self.machine.unsettle();
                 Ok(())
             }
+            Exit::MachineCheck => {
+                host.machine_check();
+                Ok(())
+            }
             Exit::InterruptWindow | Exit::NmiWindow => {
                 self.machine.unsettle();
                 Ok(())

@@ -26,6 +26,9 @@ pub trait Host {
     /// A byte for the guest's console, if one has come in.
     fn console_input(&mut self) -> Option<u8>;
 
+    /// Handles the machine check that ended an entry, as if it had come outside.
+    fn machine_check(&mut self);
+
     /// Sets XCR0 for the guest; the value has been checked.
     fn set_xcr0(&mut self, value: u64);
 

@@ -4,7 +4,9 @@
 //! compartment: the same task register names another frame, with another interrupt stack, in each address space.
 //! SDM vol. 3A 3.4.5 "Segment Descriptors", 6.14.1 "64-Bit Mode IDT", 7.7 "Task Management in 64-bit Mode".
 
+use crate::cpu;
 use crate::trap;
+use bulkhead_arch::Cr4;
 use bulkhead_types::Hva;
 use core::sync::atomic::{AtomicU64, Ordering};
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
@@ -105,8 +107,9 @@ pub fn load_early() {
     load_tables();
 }
 
-/// Loads the task register with the TSS that every compartment has at [`crate::layout::TASK_STATE`], and lets exceptions
-/// use its stacks. To be called in the idle compartment.
+/// Loads the task register with the TSS that every compartment has at [`crate::layout::TASK_STATE`], lets exceptions use
+/// its stacks, and machine checks come (without CR4.MCE one would shut the processor down). To be called in the idle
+/// compartment.
 pub fn load_window_task() {
     let base = crate::layout::TASK_STATE.start.as_u64();
     let limit = TSS_BYTES as u64 - 1;
@@ -118,4 +121,6 @@ pub fn load_window_task() {
     // SAFETY: the descriptor was just written, and every skeleton has the TSS there. Loading it touches only the GDT.
     unsafe { load_tss(TASK) }
     fill_idt(true);
+    // SAFETY: every 64-bit processor has machine checks; their handler has just got its stack.
+    unsafe { cpu::set_cr4(Cr4::MCE.bits()) }
 }

@@ -107,6 +107,10 @@ impl<F: Format> Host for Serving<'_, F> {
         self.local.console.receive()
     }
 
+    fn machine_check(&mut self) {
+        cpu::take_machine_check();
+    }
+
     fn set_xcr0(&mut self, value: u64) {
         self.local.extended.set_guest_xcr0(value);
     }

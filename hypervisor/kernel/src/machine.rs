@@ -175,6 +175,7 @@ impl Host for Asking {
     fn console_input(&mut self) -> Option<u8> {
         None
     }
+    fn machine_check(&mut self) {}
     fn set_xcr0(&mut self, _: u64) {}
     fn populate(&mut self, _: bulkhead_types::Gpa) -> bool {
         false

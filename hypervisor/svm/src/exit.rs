@@ -24,7 +24,7 @@ pub(crate) const INVALID: u64 = 0xFFFF_FFFF;
 pub fn decode(code: u64, info: [u64; 2]) -> Exit {
     match code {
         DEBUG => Exit::Exception { vector: Vector::DB, error: None, debug_status: info[0] },
-        // A machine check is the host's.
+        0x52 => Exit::MachineCheck,
         0x40..=0x51 | 0x53..=0x5F => exception(code, info[0]),
         // Interrupts, NMIs and INIT are pending for the host, which takes them by itself.
         INTERRUPT | 0x61 | 0x63 => Exit::Host,
@@ -124,6 +124,6 @@ mod tests {
         }
         assert_eq!(decode(0x80, [0; 2]), Exit::Undefined);
         assert_eq!(decode(0x81, [0; 2]), Exit::Hypercall);
-        assert_eq!(decode(0x52, [3, 0]), Exit::Unexpected { reason: 0x52, info: 3 });
+        assert_eq!(decode(0x52, [3, 0]), Exit::MachineCheck);
     }
 }

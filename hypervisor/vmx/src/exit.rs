@@ -71,7 +71,7 @@ fn unexpected(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError>
     Ok(Exit::Unexpected { reason: reason.into(), info: vmcs.get(field::EXIT_QUALIFICATION)? })
 }
 
-/// Reason 0. A machine check, and what was not asked for, is unexpected. SDM vol. 3C table 28-1 for #DB.
+/// Reason 0. What was not asked for is unexpected. SDM vol. 3C table 28-1 for #DB.
 #[inline(never)]
 fn exception(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> {
     /// B0 to B3, BD, BS.
@@ -88,6 +88,7 @@ fn exception(vmcs: &impl VmcsAccess, reason: u32) -> Result<Exit, BackendError> 
     };
     let debug_status = match (vector, kind) {
         (Vector::DB, injection::HARDWARE_EXCEPTION) => vmcs.get(field::EXIT_QUALIFICATION)? & DEBUG_STATUS,
+        (Vector::MC, injection::HARDWARE_EXCEPTION) => return Ok(Exit::MachineCheck),
         (Vector::DB, injection::PRIVILEGED_EXCEPTION) | (Vector::AC, injection::HARDWARE_EXCEPTION) => 0,
         _ => return Ok(Exit::Unexpected { reason: reason.into(), info: info.into() }),
     };

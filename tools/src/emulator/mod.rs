@@ -116,6 +116,14 @@ impl Running {
         }
     }
 
+    /// Gives the machine's first processor a machine check.
+    pub fn machine_check(&mut self) -> Outcome<()> {
+        match &mut self.monitor {
+            Some(monitor) => monitor.machine_check(),
+            None => Err(Failure::usage("Bochs has no machine checks").hint("use --on qemu")),
+        }
+    }
+
     /// Why the emulator ended, as far as its log tells.
     pub fn last_words(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();

@@ -25,6 +25,17 @@ impl Monitor {
         Self { stream }
     }
 
+    /// Gives the first processor an uncorrectable machine check, as broken hardware would.
+    pub fn machine_check(&mut self) -> Outcome<()> {
+        // Bank 0, valid, uncorrected, enabled; nothing can be restarted. SDM vol. 3B 16.3.2.2 "IA32_MCi_STATUS MSRs".
+        let line = "mce 0 0 0xb000000000000000 0x4 0 0";
+        let command = serde_json::json!({
+            "execute": "human-monitor-command",
+            "arguments": { "command-line": line },
+        });
+        self.execute(&[serde_json::json!({ "execute": "qmp_capabilities" }), command])
+    }
+
     /// Stops the machine for good and writes its RAM and registers to `path`.
     pub fn dump(&mut self, path: &Path) -> Outcome<()> {
         let fail = |e: std::io::Error| Failure::failed(format!("QEMU's monitor: {e}"));
@@ -36,17 +47,24 @@ impl Monitor {
             "execute": "dump-guest-memory",
             "arguments": { "paging": false, "protocol": format!("file:{name}") },
         });
+        let execute = |what: &str| serde_json::json!({ "execute": what });
+        self.execute(&[execute("qmp_capabilities"), execute("stop"), file])
+            .map_err(|failure| failure.hint("check the path of the dump"))
+    }
+
+    /// Has `commands` carried out, one after the other.
+    fn execute(&mut self, commands: &[serde_json::Value]) -> Outcome<()> {
+        let fail = |e: std::io::Error| Failure::failed(format!("QEMU's monitor: {e}"));
         self.stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
         let mut replies = BufReader::new(self.stream.try_clone().map_err(fail)?).lines();
-        let execute = |what: &str| serde_json::json!({ "execute": what });
-        for command in [execute("qmp_capabilities"), execute("stop"), file] {
+        for command in commands {
             writeln!(self.stream, "{command}").map_err(fail)?;
             loop {
                 let line = replies.next().ok_or_else(|| Failure::failed("QEMU's monitor has gone"))?.map_err(fail)?;
                 let reply: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 if let Some(error) = reply.get("error") {
                     let said = error.get("desc").and_then(serde_json::Value::as_str).unwrap_or(&line);
-                    return Err(Failure::failed(format!("no dump was written: {said}")).hint("check the path"));
+                    return Err(Failure::failed(format!("QEMU's monitor: {said}")));
                 }
                 // The greeting and events come in between.
                 if reply.get("return").is_some() {

@@ -8,6 +8,7 @@ mod budgets;
 mod cases;
 mod command;
 mod conformance;
+mod fault;
 mod host;
 mod judge;
 mod table;
@@ -94,6 +95,9 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         budgets::run(workspace, args, tally)?;
     }
     boots::run(workspace, args, tally);
+    if machines.contains(&Kind::Qemu) {
+        fault::run(&builder, args, tally);
+    }
     conformance::run(workspace, args, tally)?;
     if tally.is_empty() {
         return Err(Failure::usage("no test has that in its name").hint("leave --filter out to see all names"));

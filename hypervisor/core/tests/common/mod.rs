@@ -271,6 +271,8 @@ impl Host for Clock {
         None
     }
 
+    fn machine_check(&mut self) {}
+
     fn set_xcr0(&mut self, _: u64) {}
 
     fn populate(&mut self, _: Gpa) -> bool {

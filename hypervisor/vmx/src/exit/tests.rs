@@ -150,7 +150,8 @@ fn exceptions_that_exit() {
     let alignment = exit(0, &[(INTERRUPTION, 0x8000_0B11), (QUALIFICATION, 0x4000)]);
     assert_eq!(alignment, Exit::Exception { vector: Vector::AC, error: Some(0), debug_status: 0 });
     assert_eq!(exit(0, &[(INTERRUPTION, 0x8000_0202)]), Exit::Host);
-    assert_eq!(exit(0, &[(INTERRUPTION, 0x8000_0312)]), Exit::Unexpected { reason: 0, info: 0x8000_0312 });
+    assert_eq!(exit(0, &[(INTERRUPTION, 0x8000_0312)]), Exit::MachineCheck);
+    assert_eq!(exit(0, &[(INTERRUPTION, 0x8000_0310)]), Exit::Unexpected { reason: 0, info: 0x8000_0310 });
 }
 
 proptest! {

@@ -1,0 +1,72 @@
+//! What is said when the machine under the hypervisor breaks: a machine check while no guest has anything to do.
+
+use super::TestArgs;
+use super::tally::{Tally, Verdict};
+use crate::emulator::Kind;
+use crate::failure::{Failure, Outcome};
+use crate::machine::Builder;
+use crate::run::{OneGuest, one_guest};
+use crate::symbols;
+use std::io::{ErrorKind, Read as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+const NAME: &str = "a machine check on qemu: registers and a backtrace with names";
+/// A guest that ends in a halt with its interrupts off, and the last that it says.
+const GUEST: &str = "@xen";
+const CMDLINE: &str = "xen console=com1 com1=115200 noreboot";
+const LAST: &str = "Manual reset required";
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// What the report must have, in this order: the cause, a register, and the functions that were being executed.
+const WANTED: [&str; 5] =
+    ["event panic exception 18 #MC", "  rip ", "  at 0x", "bulkhead_kernel::dispatch::", "event panic end"];
+
+/// Breaks a machine.
+pub fn run(builder: &Builder, args: &TestArgs, tally: &mut Tally) {
+    if args.takes(NAME) {
+        let start = Instant::now();
+        let verdict = verdict(builder).unwrap_or_else(|failure| Verdict::Failed(failure.to_string()));
+        tally.note(NAME, verdict, start.elapsed());
+    }
+}
+
+fn verdict(builder: &Builder) -> Outcome<Verdict> {
+    let args = OneGuest { cmdline: Some(CMDLINE.to_owned()), ..OneGuest::default() };
+    let mut running = builder.start(Kind::Qemu, &one_guest(GUEST, &args)?)?;
+    let mut said = String::new();
+    wait_for(LAST, &mut running.serial, &mut said)?;
+    running.machine_check()?;
+    said.clear();
+    wait_for("event panic end", &mut running.serial, &mut said)?;
+    let loader = symbols::load(builder.image());
+    let named: Vec<String> = said.lines().map(|line| symbols::symbolize(line, loader.as_ref())).collect();
+    let named = named.join("\n");
+    let mut rest = named.as_str();
+    for piece in WANTED {
+        match rest.split_once(piece) {
+            Some((_, after)) => rest = after,
+            None => return Ok(Verdict::Failed(format!("{piece:?} is missing in\n{named}"))),
+        }
+    }
+    Ok(Verdict::Passed)
+}
+
+/// Reads until `text` has come.
+fn wait_for(text: &str, serial: &mut TcpStream, said: &mut String) -> Outcome<()> {
+    let end = Instant::now() + TIMEOUT;
+    let fail = |e: std::io::Error| Failure::failed(format!("the serial line: {e}"));
+    serial.set_read_timeout(Some(Duration::from_millis(200))).map_err(fail)?;
+    let mut buffer = [0; 4096];
+    while !said.contains(text) {
+        if Instant::now() > end {
+            return Err(Failure::failed(format!("{text:?} does not come:\n{said}")));
+        }
+        match serial.read(&mut buffer) {
+            Ok(0) => return Err(Failure::failed(format!("the machine ended before {text:?}:\n{said}"))),
+            Ok(count) => said.push_str(&String::from_utf8_lossy(buffer.get(..count).unwrap_or_default())),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(e) => return Err(fail(e)),
+        }
+    }
+    Ok(())
+}
