@@ -184,6 +184,7 @@ mod tests {
             audits: 1,
             audit_failures: vec![],
             bench: vec![],
+            dump: None,
         }
     }
 
