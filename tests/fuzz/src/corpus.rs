@@ -1,0 +1,1 @@
+//! A corpus: the inputs of one target in one file.
