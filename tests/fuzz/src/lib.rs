@@ -43,7 +43,12 @@ const fn target(name: &'static str, longest: usize, run: fn(&[u8]), checks: &'st
 
 /// All targets.
 pub const TARGETS: [Target; 27] = [
-    target("emulate", 512, emulate::mmio, "a refused or faulting instruction changes nothing; the cache of decodings is exact"),
+    target(
+        "emulate",
+        512,
+        emulate::mmio,
+        "a refused or faulting instruction changes nothing; the cache of decodings is exact",
+    ),
     target("string-io", 256, emulate::string_io, "bounded; registers account for exactly the elements that were done"),
     target("guest-walk", 256, guest_walk::run, "accessed and dirty bits only; idempotent; rights are monotonic"),
     target("page-tables", 256, page_tables::run, "map, unmap and translate agree with a model, for all three formats"),

@@ -5,9 +5,11 @@ use bulkhead_boot::{BootInfo, MAX_REGIONS, MULTIBOOT2_MAGIC, Physical, Region};
 use bulkhead_types::Hpa;
 use std::cell::Cell;
 
-/// Physical memory that has the input everywhere below 4 GiB, again and again, as it has something everywhere.
+/// Physical memory that has the input at 0, and nothing behind it; or the input again and again up to `end`, as real
+/// memory has something everywhere.
 struct Memory<'a> {
     bytes: &'a [u8],
+    end: u64,
     reads: Cell<u64>,
 }
 
@@ -19,7 +21,7 @@ impl Physical for Memory<'_> {
         self.reads.set(self.reads.get() + 1);
         assert!(self.reads.get() <= MOST_READS, "reading without end");
         let end = at.as_u64().checked_add(into.len() as u64)?;
-        if end > 1 << 32 || self.bytes.is_empty() {
+        if end > self.end || self.bytes.is_empty() {
             return None;
         }
         let start = usize::try_from(at.as_u64()).ok()? % self.bytes.len();
@@ -33,8 +35,12 @@ impl Physical for Memory<'_> {
 fn check(data: &[u8], magic: u32) {
     let mut feed = Feed::new(data);
     let (bytes, align) = (feed.magnitude(), 1 << (feed.u8() & 31));
-    let taken: [Region; 2] = std::array::from_fn(|_| Region { start: Hpa::new(feed.magnitude()), bytes: feed.magnitude() });
-    let memory = Memory { bytes: feed.rest(), reads: Cell::new(0) };
+    let taken: [Region; 2] =
+        std::array::from_fn(|_| Region { start: Hpa::new(feed.magnitude()), bytes: feed.magnitude() });
+    let everywhere = feed.u8() == 0;
+    let bytes_there = feed.rest();
+    let end = if everywhere { 1 << 32 } else { bytes_there.len() as u64 };
+    let memory = Memory { bytes: bytes_there, end, reads: Cell::new(0) };
     let Ok(info) = BootInfo::read(&memory, magic, Hpa::new(0)) else { return };
     assert!(info.regions().count() <= MAX_REGIONS);
     let taken: Vec<_> = taken.into_iter().chain(info.pack).collect();

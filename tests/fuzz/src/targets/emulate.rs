@@ -31,13 +31,9 @@ impl Ram {
 
     /// Whether nothing but accessed and dirty bits differ, and those only in tables.
     fn is_as(&self, before: &Self) -> bool {
-        if self.0 == before.0 {
-            return true;
-        }
-        let differs = |(at, (is, was)): (usize, (&u8, &u8))| {
-            is != was && (at >= 0x5000 || is & !ACCESSED_AND_DIRTY != was & !ACCESSED_AND_DIRTY)
-        };
-        !self.0.iter().zip(&before.0).enumerate().any(differs)
+        let tables = self.0[..0x5000].chunks(512).zip(before.0[..0x5000].chunks(512)).filter(|(is, was)| is != was);
+        let same = |(is, was): (&u8, &u8)| is & !ACCESSED_AND_DIRTY == was & !ACCESSED_AND_DIRTY;
+        self.0[0x5000..] == before.0[0x5000..] && tables.into_iter().all(|(is, was)| is.iter().zip(was).all(same))
     }
 }
 
@@ -244,7 +240,8 @@ impl World {
 
 /// Whether the bytes are a string instruction: those fault between elements.
 fn is_string(bytes: &[u8]) -> bool {
-    let prefix = |byte: &&u8| matches!(byte, 0x26 | 0x2E | 0x36 | 0x3E | 0x40..=0x4F | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3);
+    let prefix =
+        |byte: &&u8| matches!(byte, 0x26 | 0x2E | 0x36 | 0x3E | 0x40..=0x4F | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3);
     let opcode = bytes.iter().find(|byte| !prefix(byte));
     opcode.is_some_and(|byte| matches!(byte, 0xA4..=0xA7 | 0xAA..=0xAF))
 }

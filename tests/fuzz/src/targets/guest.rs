@@ -4,8 +4,8 @@ use crate::Feed;
 use bulkhead_arch::{Gpr, Segment, SegmentName, Vector};
 use bulkhead_core::host::CpuidResult;
 use bulkhead_core::{
-    BackendError, End, Event, Exit, Guest, Host, Interruptibility, IoAccess, Limits, NestedFault, Register, Vcpu, Windows,
-    Yield,
+    BackendError, End, Event, Exit, Guest, Host, Interruptibility, IoAccess, Limits, NestedFault, Register, Vcpu,
+    Windows, Yield,
 };
 use bulkhead_devices::MachineConfig;
 use bulkhead_types::{Frequency, Gpa, GuestMemory, Gva, MemoryError, Width};
@@ -125,7 +125,8 @@ impl Script<'_> {
     fn io(&mut self) -> Exit {
         let bits = self.feed.u8();
         let set = |bit: u8| bits >> bit & 1 != 0;
-        let common = [0x3F8, 0x20, 0x21, 0xA1, 0x40, 0x43, 0x70, 0x71, 0x604, 0xCF8, 0xCFC, 0x64, 0x60, 0x92, 0xF4, 0x510];
+        let common =
+            [0x3F8, 0x20, 0x21, 0xA1, 0x40, 0x43, 0x70, 0x71, 0x604, 0xCF8, 0xCFC, 0x64, 0x60, 0x92, 0xF4, 0x510];
         let port = if set(0) { self.feed.u16() } else { common[usize::from(self.feed.u8() & 15)] };
         Exit::Io(IoAccess {
             port,
@@ -152,11 +153,15 @@ impl Script<'_> {
             9..12 => self.io(),
             12 | 13 => Exit::ReadMsr,
             14 | 15 => Exit::WriteMsr,
-            16 => Exit::WriteCr { number: [0, 4, 8, 0][usize::from(self.feed.u8() & 3)], from: Gpr::from_number(self.feed.u8()) },
+            16 => Exit::WriteCr {
+                number: [0, 4, 8, 0][usize::from(self.feed.u8() & 3)],
+                from: Gpr::from_number(self.feed.u8()),
+            },
             17 => Exit::ReadCr { number: 8, to: Gpr::from_number(self.feed.u8()) },
             18 => Exit::Lmsw { value: self.feed.u16() },
             19 => Exit::Xsetbv,
-            20 => [Exit::CacheFlush, Exit::Undefined, Exit::TaskSwitch, Exit::TripleFault][usize::from(self.feed.u8() & 3)],
+            20 => [Exit::CacheFlush, Exit::Undefined, Exit::TaskSwitch, Exit::TripleFault]
+                [usize::from(self.feed.u8() & 3)],
             21 => Exit::Unexpected { reason: self.feed.u64(), info: self.feed.u64() },
             _ => self.nested(),
         }
@@ -165,7 +170,22 @@ impl Script<'_> {
     /// What the guest did to its registers before it stopped.
     fn guest_moves(&mut self) {
         const MSRS: [u32; 16] = [
-            0x10, 0x1B, 0x3A, 0x3B, 0x277, 0x2FF, 0x200, 0x174, 0x175, 0x6E0, 0x830, 0x80F, 0xC000_0080, 0xC000_0102, 0x1A0, 0xDA0,
+            0x10,
+            0x1B,
+            0x3A,
+            0x3B,
+            0x277,
+            0x2FF,
+            0x200,
+            0x174,
+            0x175,
+            0x6E0,
+            0x830,
+            0x80F,
+            0xC000_0080,
+            0xC000_0102,
+            0x1A0,
+            0xDA0,
         ];
         for _ in 0..self.feed.u8() & 3 {
             let gpr = usize::from(self.feed.u8() & 15);
@@ -269,7 +289,11 @@ impl Vcpu for Script<'_> {
 
     fn inject(&mut self, event: Event) -> Result<(), BackendError> {
         self.refuse()?;
-        assert!(!matches!(event, Event::Interrupt(_)) || self.injected.is_none(), "{event:?} in place of {:?}", self.injected);
+        assert!(
+            !matches!(event, Event::Interrupt(_)) || self.injected.is_none(),
+            "{event:?} in place of {:?}",
+            self.injected
+        );
         self.injected = Some(event);
         Ok(())
     }

@@ -74,7 +74,8 @@ fn check_state(state: &InitialState, ram: &Ram, kernel: &[u8]) {
 /// The feed's first bytes are the machine; what is left is the kernel.
 fn boot(data: &[u8], mend: fn(&mut [u8])) {
     let mut feed = Feed::new(data);
-    let memory = [2 << 20, 8 << 20, 64 << 20, 3 << 30, 5 << 30, 0x10_1000, 0x40_0000_0000, 16 << 20][usize::from(feed.u8() & 7)];
+    let memory =
+        [2 << 20, 8 << 20, 64 << 20, 3 << 30, 5 << 30, 0x10_1000, 0x40_0000_0000, 16 << 20][usize::from(feed.u8() & 7)];
     let shape = feed.u8();
     let text = "a long command line for whoever takes it. ".repeat(usize::from(shape >> 4));
     let cmdline = &text[..text.len().min(usize::from(feed.u8()))];
@@ -107,13 +108,10 @@ fn put(kernel: &mut [u8], at: usize, bytes: &[u8]) {
 
 /// bzImage: the magic numbers are mended.
 pub fn linux(data: &[u8]) {
-    boot(
-        data,
-        |kernel| {
-            put(kernel, 0x1FE, &[0x55, 0xAA]);
-            put(kernel, 0x202, b"HdrS");
-        },
-    );
+    boot(data, |kernel| {
+        put(kernel, 0x1FE, &[0x55, 0xAA]);
+        put(kernel, 0x202, b"HdrS");
+    });
 }
 
 /// ELF with a PVH note: the magic number is mended.
@@ -123,30 +121,25 @@ pub fn elf(data: &[u8]) {
 
 /// Multiboot: the checksum of the first header is mended.
 pub fn multiboot(data: &[u8]) {
-    boot(
-        data,
-        |kernel| {
-            let magic = 0x1BAD_B002_u32;
-            let Some(at) = kernel.chunks(4).position(|word| word == magic.to_le_bytes()) else { return };
-            let Some(flags) = kernel.get(at * 4 + 4..at * 4 + 8) else { return };
-            let flags = u32::from_le_bytes(flags.try_into().unwrap());
-            put(kernel, at * 4 + 8, &0_u32.wrapping_sub(magic).wrapping_sub(flags).to_le_bytes());
-        },
-    );
+    boot(data, |kernel| {
+        let magic = 0x1BAD_B002_u32;
+        let Some(at) = kernel.chunks(4).position(|word| word == magic.to_le_bytes()) else { return };
+        let Some(flags) = kernel.get(at * 4 + 4..at * 4 + 8) else { return };
+        let flags = u32::from_le_bytes(flags.try_into().unwrap());
+        put(kernel, at * 4 + 8, &0_u32.wrapping_sub(magic).wrapping_sub(flags).to_le_bytes());
+    });
 }
 
 /// Multiboot 2: the checksum of the first header is mended.
 pub fn multiboot2(data: &[u8]) {
-    boot(
-        data,
-        |kernel| {
-            let magic = 0xE852_50D6_u32;
-            let Some(at) = kernel.chunks(8).position(|two| two.starts_with(&magic.to_le_bytes())) else { return };
-            let Some(fields) = kernel.get(at * 8 + 4..at * 8 + 12) else { return };
-            let sum = fields.chunks(4).fold(magic, |sum, word| sum.wrapping_add(u32::from_le_bytes(word.try_into().unwrap())));
-            put(kernel, at * 8 + 12, &0_u32.wrapping_sub(sum).to_le_bytes());
-        },
-    );
+    boot(data, |kernel| {
+        let magic = 0xE852_50D6_u32;
+        let Some(at) = kernel.chunks(8).position(|two| two.starts_with(&magic.to_le_bytes())) else { return };
+        let Some(fields) = kernel.get(at * 8 + 4..at * 8 + 12) else { return };
+        let sum =
+            fields.chunks(4).fold(magic, |sum, word| sum.wrapping_add(u32::from_le_bytes(word.try_into().unwrap())));
+        put(kernel, at * 8 + 12, &0_u32.wrapping_sub(sum).to_le_bytes());
+    });
 }
 
 /// Plain bytes at any address.

@@ -8,8 +8,8 @@ use bulkhead_types::{Frequency, Gpa, Ticks};
 const TSC: u64 = 10_000_000;
 /// Ports where something answers, and some where nothing does.
 const PORTS: [u16; 32] = [
-    0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0x3F8, 0x3F9, 0x3FA,
-    0x3FB, 0x3FC, 0x3FD, 0x510, 0x511, 0x600, 0x602, 0x604, 0x608, 0xCF8, 0xCF9, 0xCFC, 0xF4,
+    0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0x3F8, 0x3F9,
+    0x3FA, 0x3FB, 0x3FC, 0x3FD, 0x510, 0x511, 0x600, 0x602, 0x604, 0x608, 0xCF8, 0xCF9, 0xCFC, 0xF4,
 ];
 
 /// What whoever runs the machine looks at when it has changed.
@@ -55,11 +55,13 @@ fn processor(machine: &mut Machine, feed: &mut Feed<'_>, now: Ticks) {
         }
         5 => while machine.console_output().is_some() {},
         6 => {
-            let index = if feed.flag() { 0x800 + u32::from(feed.u8()) } else { [0x1B, 0x6E0][usize::from(feed.u8() & 1)] };
+            let index =
+                if feed.flag() { 0x800 + u32::from(feed.u8()) } else { [0x1B, 0x6E0][usize::from(feed.u8() & 1)] };
             let _ = machine.read_interrupt_msr(index, now);
         }
         _ => {
-            let index = if feed.flag() { 0x800 + u32::from(feed.u8()) } else { [0x1B, 0x6E0][usize::from(feed.u8() & 1)] };
+            let index =
+                if feed.flag() { 0x800 + u32::from(feed.u8()) } else { [0x1B, 0x6E0][usize::from(feed.u8() & 1)] };
             let _ = machine.interrupts_mut().msr_write(index, feed.magnitude(), now);
         }
     }

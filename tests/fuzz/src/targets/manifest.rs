@@ -3,8 +3,8 @@
 use crate::Feed;
 use bulkhead_types::PAGE_SIZE;
 use bulkhead_types::manifest::{
-    ConsoleMode, Guest, Image, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, Manifest, Module, PackHeader, Zone,
-    is_name,
+    ConsoleMode, Guest, Image, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, Manifest, Module, PackHeader,
+    Zone, is_name,
 };
 
 fn pack(manifest: &Manifest, pack_bytes: u64) -> Vec<u8> {
@@ -38,7 +38,9 @@ fn assert_good(manifest: &Manifest, pack_bytes: u64) {
 
 fn text(feed: &mut Feed<'_>) -> String {
     match feed.u8() {
-        byte @ 0..0xC0 => ["a", "b", "office", "x-1", "", "a b", "q\0"][usize::from(byte) % 7].repeat(1 + usize::from(byte >> 6)),
+        byte @ 0..0xC0 => {
+            ["a", "b", "office", "x-1", "", "a b", "q\0"][usize::from(byte) % 7].repeat(1 + usize::from(byte >> 6))
+        }
         0xC0 => "c".repeat(MAX_CMDLINE + usize::from(feed.u8() & 1)),
         byte => String::from_utf8_lossy(feed.bytes(usize::from(byte & 31))).into_owned(),
     }

@@ -2,8 +2,8 @@
 
 use crate::Feed;
 use bulkhead_paging::{
-    Access, ENTRIES, Ept, Format, Host, Item, Mapping, Memory, Npt, PagingError, ReadTables, Size, Tables, map, translate,
-    unmap, visit,
+    Access, ENTRIES, Ept, Format, Host, Item, Mapping, Memory, Npt, PagingError, ReadTables, Size, Tables, map,
+    translate, unmap, visit,
 };
 use bulkhead_types::Hpa;
 use std::collections::{BTreeMap, BTreeSet};
@@ -163,7 +163,8 @@ impl Rules {
 
 /// Addresses near the ends of pages, tables and the address space; lengths of a few pages of some size.
 fn address(feed: &mut Feed<'_>) -> u64 {
-    let near = [0, 1 << 21, 1 << 30, 1 << 39, (1 << 47) - (1 << 21), 0xFFFF_8000_0000_0000, 0u64.wrapping_sub(1 << 30), 0];
+    let near =
+        [0, 1 << 21, 1 << 30, 1 << 39, (1 << 47) - (1 << 21), 0xFFFF_8000_0000_0000, 0u64.wrapping_sub(1 << 30), 0];
     match feed.u8() {
         byte @ 0..0xF8 => {
             let units = u64::from(feed.u8() & 7);
@@ -186,17 +187,22 @@ fn length(feed: &mut Feed<'_>) -> u64 {
 }
 
 fn mapping(feed: &mut Feed<'_>) -> Mapping {
+    /// Pages of a range that can only be mapped by 4 KiB: enough to cross from one table into the next.
+    const MOST_SMALL: u64 = 40;
     let bits = feed.u8();
     let flag = |bit: u8| bits >> bit & 1 != 0;
     // Mostly what is allowed.
     let read = bits >> 4 != 0;
+    let (from, to, bytes) = (address(feed), address(feed), length(feed));
+    let largest = [Size::Page1G, Size::Page2M, Size::Page4K][usize::from(feed.below(3))];
+    let small = largest == Size::Page4K || (from ^ to) & (Size::Page2M.bytes() - 1) != 0;
     Mapping {
-        from: address(feed),
-        to: Hpa::new(address(feed)),
-        bytes: length(feed),
+        from,
+        to: Hpa::new(to),
+        bytes: if small && from % PAGE == 0 { bytes.min(MOST_SMALL * PAGE) } else { bytes },
         access: Access { read, write: flag(0), execute: flag(1), user: !read && flag(2) },
         memory: if flag(2) { Memory::Uncached } else { Memory::WriteBack },
-        largest: [Size::Page1G, Size::Page2M, Size::Page4K][usize::from(feed.below(3))],
+        largest,
     }
 }
 
@@ -223,9 +229,11 @@ fn check<F: Format>(feed: &mut Feed<'_>, rules: Rules) {
                 let at = address(feed).wrapping_add(feed.u16().into());
                 let found = translate::<F>(&frames, ROOT, at);
                 let want = model.page(at).map(|(from, page)| (page.to + (at - from), page));
-                assert_eq!(found.map(|t| (t.hpa.as_u64(), t.size, t.access, t.memory)), want.map(|(hpa, page)| {
-                    (hpa, page.size, page.access, page.memory)
-                }), "{at:#x}");
+                assert_eq!(
+                    found.map(|t| (t.hpa.as_u64(), t.size, t.access, t.memory)),
+                    want.map(|(hpa, page)| { (hpa, page.size, page.access, page.memory) }),
+                    "{at:#x}"
+                );
             }
         }
         assert_eq!(frames.tables.len() - 1, model.tables.len(), "a table is made where one is missing, and only there");

@@ -87,7 +87,11 @@ pub fn rtc(data: &[u8]) {
         now = next;
         chip.advance(now);
         twin.advance(now);
-        assert!(chip.deadline().is_none_or(|next| next > now), "the deadline {:?} lies ahead of {now}", chip.deadline());
+        assert!(
+            chip.deadline().is_none_or(|next| next > now),
+            "the deadline {:?} lies ahead of {now}",
+            chip.deadline()
+        );
         assert_eq!(chip.line(), twin.line(), "the line at {now}");
         let index = if feed.flag() { feed.u8() & 15 } else { feed.u8() };
         chip.select(index);
@@ -124,7 +128,8 @@ pub fn pm(data: &[u8]) {
             assert_eq!(off, twin.take_power_off());
             assert!(!off || offset == 5 && value & 1 << 5 != 0, "power-off by {value:#x} at {offset}");
         } else {
-            let (offset, width) = (feed.u8() & 15, [Width::Byte, Width::Word, Width::Dword][usize::from(feed.below(3))]);
+            let (offset, width) =
+                (feed.u8() & 15, [Width::Byte, Width::Word, Width::Dword][usize::from(feed.below(3))]);
             let value = chip.read(offset, width, now);
             assert_eq!(value, twin.read(offset, width, now), "{offset} at {now}");
             assert!(u64::from(value) <= width.mask());
