@@ -15,13 +15,25 @@
 
 pub mod corpus;
 mod feed;
+mod hv;
 mod targets;
+
+// See `hv`.
+#[path = "../../../tools/src/failure.rs"]
+#[allow(dead_code, reason = "a part of `hv`")]
+mod failure;
+#[path = "../../../tools/src/files.rs"]
+#[allow(dead_code, reason = "a part of `hv`")]
+mod files;
+#[path = "../../../tools/src/style.rs"]
+#[allow(dead_code, reason = "a part of `hv`")]
+mod style;
 
 pub use feed::Feed;
 
 use targets::{
-    boot_info, chips, emulate, exits, guest, guest_walk, interrupts, load, machine, manifest, page_tables, serial,
-    timers,
+    boot_info, chips, console, emulate, exits, guest, guest_walk, interrupts, load, machine, manifest, page_tables,
+    serial, timers,
 };
 
 /// Something that takes bytes from outside.
@@ -42,7 +54,7 @@ const fn target(name: &'static str, longest: usize, run: fn(&[u8]), checks: &'st
 }
 
 /// All targets.
-pub const TARGETS: [Target; 27] = [
+pub const TARGETS: [Target; 29] = [
     target(
         "emulate",
         512,
@@ -73,6 +85,8 @@ pub const TARGETS: [Target; 27] = [
     target("manifest", 1024, manifest::packed, "what passes keeps every limit, and comes back from its encoding"),
     target("exit-vmx", 256, exits::vmx, "total; reads defined fields only; a field that fails is an error"),
     target("exit-svm", 64, exits::svm, "total; no port access is 64 bits wide"),
-    target("decode-svm", 32, exits::instruction, "length within the bytes; what follows does not matter"),
+    target("decode", 128, emulate::decode, "length 1 to 15; what follows does not matter; nothing is written"),
     target("guest", 512, guest::run, "an exit of any kind: bounded work, legal injections, no mode that entry refuses"),
+    target("console", 512, console::run, "framing comes back whole, however it is cut; reports are total"),
+    target("manifest-toml", 1024, manifest::toml, "what `hv` takes, the hypervisor takes; a mistake has a place"),
 ];

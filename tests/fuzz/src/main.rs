@@ -1,13 +1,48 @@
-//! The engine
+//! The targets under libFuzzer. `hv fuzz` builds it with coverage and calls it.
+//!
+//! The environment says what is to be done: BULKHEAD_FUZZ_TARGET names the target. With BULKHEAD_FUZZ_UNPACK, its corpus
+//! is written to that folder, one file for each input; with BULKHEAD_FUZZ_PACK, the inputs of that folder become its
+//! corpus. With neither, the arguments are libFuzzer's.
 #![no_main]
-use bulkhead_fuzz::TARGETS;
+#![allow(clippy::expect_used, reason = "a fuzzer that can not start says so by dying")]
+
+use bulkhead_fuzz::{TARGETS, Target, corpus};
+use std::path::Path;
+use std::process::exit;
 use std::sync::OnceLock;
-static RUN: OnceLock<fn(&[u8])> = OnceLock::new();
+use std::{env, fs};
+
+static TARGET: OnceLock<Target> = OnceLock::new();
+
 libfuzzer_sys::fuzz_target!(
     init: {
-        let name = std::env::var("BULKHEAD_FUZZ").unwrap();
-        let t = TARGETS.iter().find(|t| t.name == name).unwrap();
-        RUN.set(t.run).ok();
+        let name = env::var("BULKHEAD_FUZZ_TARGET").unwrap_or_default();
+        let Some(target) = TARGETS.iter().find(|target| target.name == name) else {
+            eprintln!("there is no target `{name}`");
+            exit(2);
+        };
+        if let Some(folder) = env::var_os("BULKHEAD_FUZZ_UNPACK") {
+            unpack(target, Path::new(&folder));
+            exit(0);
+        }
+        if let Some(folder) = env::var_os("BULKHEAD_FUZZ_PACK") {
+            pack(target, Path::new(&folder));
+            exit(0);
+        }
+        let _ = TARGET.set(*target);
     },
-    |data: &[u8]| { RUN.get().unwrap()(data) }
+    |data: &[u8]| if let Some(target) = TARGET.get() { (target.run)(data) }
 );
+
+fn unpack(target: &Target, folder: &Path) {
+    let packed = fs::read(corpus::path(target.name)).unwrap_or_default();
+    for (number, input) in corpus::unpack(&packed).expect("a corpus is whole").iter().enumerate() {
+        fs::write(folder.join(format!("kept-{number:04}")), input).expect("the folder can be written");
+    }
+}
+
+fn pack(target: &Target, folder: &Path) {
+    let files = fs::read_dir(folder).expect("the folder can be read").flatten();
+    let inputs = files.map(|file| fs::read(file.path()).expect("an input can be read")).collect();
+    fs::write(corpus::path(target.name), corpus::pack(inputs)).expect("the corpus can be written");
+}

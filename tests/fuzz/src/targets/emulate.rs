@@ -2,7 +2,7 @@
 
 use crate::Feed;
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
-use bulkhead_emulate::{Bus, CHUNK, Cpu, DecodeCache, Hint, Outcome, Stop, StringIo};
+use bulkhead_emulate::{Bus, CHUNK, Cpu, DecodeCache, Decoded, Hint, Named, Outcome, Stop, StringIo};
 use bulkhead_paging::guest::PagingState;
 use bulkhead_types::{Gpa, GuestMemory, Gva, MemoryError, Width};
 use std::sync::Once;
@@ -29,11 +29,13 @@ impl Ram {
         self.0[at..at + 8].copy_from_slice(&entry.to_le_bytes());
     }
 
-    /// Whether nothing but accessed and dirty bits differ, and those only in tables.
+    /// Whether nothing but accessed and dirty bits of entries differ (tables can be anywhere), and those only up.
     fn is_as(&self, before: &Self) -> bool {
-        let tables = self.0[..0x5000].chunks(512).zip(before.0[..0x5000].chunks(512)).filter(|(is, was)| is != was);
-        let same = |(is, was): (&u8, &u8)| is & !ACCESSED_AND_DIRTY == was & !ACCESSED_AND_DIRTY;
-        self.0[0x5000..] == before.0[0x5000..] && tables.into_iter().all(|(is, was)| is.iter().zip(was).all(same))
+        let parts = self.0.chunks(512).zip(before.0.chunks(512)).filter(|(is, was)| is != was);
+        let same = |(at, (is, was)): (usize, (&u8, &u8))| {
+            is == was || at % 4 == 0 && is & !was & !ACCESSED_AND_DIRTY == 0 && was & !is == 0
+        };
+        parts.into_iter().all(|(is, was)| is.iter().zip(was).enumerate().all(same))
     }
 }
 
@@ -347,4 +349,34 @@ pub fn string_io(data: &[u8]) {
         assert!(world.ram.is_as(&before.ram), "memory without an element");
     }
     assert_eq!(world.cpu.paging.rflags, before.cpu.paging.rflags);
+}
+
+/// The length of an intercepted instruction, and what it names.
+pub fn decode(data: &[u8]) {
+    let mut feed = Feed::new(data);
+    let mut bytes: [u8; 15] = feed.array();
+    if feed.flag() {
+        bytes[0] = 0x0F;
+    }
+    let world = World::new(&mut feed);
+    let found = measure(&world, bytes);
+    let Some(Decoded { length, operand }) = found else { return };
+    assert!((1..=15).contains(&length), "{length} bytes");
+    let long = world.cpu.paging.is_long();
+    if let Named::General(gpr) | Named::MachineStatus(gpr) = operand {
+        assert!(long || gpr.number() < 8, "{gpr:?} outside 64-bit code");
+    }
+    let mut other = bytes;
+    other[usize::from(length)..].iter_mut().for_each(|byte| *byte ^= 0xFF);
+    assert_eq!(measure(&world, other), found, "what follows does not matter");
+}
+
+fn measure(world: &World, bytes: [u8; 15]) -> Option<Decoded> {
+    let mut world = world.clone();
+    world.put_code(bytes);
+    let before = world.ram.clone();
+    let code = world.cpu.segments[SegmentName::Cs as usize];
+    let found = bulkhead_emulate::decode(&mut world.ram, &world.cpu.paging, &code, world.cpu.rip);
+    assert!(world.ram.is_as(&before), "decoding writes");
+    found
 }

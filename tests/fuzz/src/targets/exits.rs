@@ -2,7 +2,6 @@
 
 use crate::Feed;
 use bulkhead_core::{BackendError, Exit};
-use bulkhead_svm::decode::{LONGEST, Operand};
 use bulkhead_types::Width;
 use bulkhead_vmx::vmcs::VmcsAccess;
 use std::cell::Cell;
@@ -90,30 +89,5 @@ pub fn svm(data: &[u8]) {
             _ => feed.u8().into(),
         };
         check(&bulkhead_svm::exit::decode(code, [feed.u64(), feed.u64()]));
-    }
-}
-
-/// The bytes of an intercepted instruction.
-pub fn instruction(data: &[u8]) {
-    let Some((&first, bytes)) = data.split_first() else { return };
-    let long = first & 1 != 0;
-    let Some(decoded) = bulkhead_svm::decode::decode(bytes, long) else { return };
-    let length = usize::from(decoded.length);
-    assert!((1..=LONGEST).contains(&length) && length <= bytes.len(), "{decoded:?}");
-    let mut other = bytes.to_vec();
-    other[length..].iter_mut().for_each(|byte| *byte ^= 0xFF);
-    assert_eq!(bulkhead_svm::decode::decode(&other, long), Some(decoded), "what follows does not matter");
-    assert_eq!(bulkhead_svm::decode::decode(&bytes[..length], long), Some(decoded), "nothing need follow");
-    if !long {
-        let high = matches!(decoded.operand, Operand::General(gpr) | Operand::MachineStatus(gpr) if gpr.number() > 7);
-        assert!(!high, "{decoded:?} outside 64-bit code");
-    }
-    reference(&bytes[..length], long);
-}
-
-/// The same instruction, cut short anywhere, is none.
-fn reference(bytes: &[u8], long: bool) {
-    for cut in 0..bytes.len() {
-        assert_eq!(bulkhead_svm::decode::decode(&bytes[..cut], long), None, "cut at {cut}");
     }
 }

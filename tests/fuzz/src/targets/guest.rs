@@ -384,7 +384,7 @@ impl Host for Everything {
     }
 }
 
-fn script(feed: Feed<'_>, code: [u8; 15], long: bool, fails: u32) -> (Script<'_>, Ram) {
+fn script(feed: Feed<'_>, code: [u8; 15], long: bool) -> (Script<'_>, Ram) {
     let flat = |attributes| Segment { selector: 8, attributes, limit: u32::MAX, base: 0 };
     let mut segments = [flat(0xC093); 8];
     segments[SegmentName::Cs as usize] = flat(if long { 0xA09B } else { 0xC09B });
@@ -399,7 +399,7 @@ fn script(feed: Feed<'_>, code: [u8; 15], long: bool, fails: u32) -> (Script<'_>
         windows: Windows::default(),
         runs: 0,
         timer: None,
-        fails: std::cell::Cell::new(fails),
+        fails: std::cell::Cell::new(0),
     };
     let mut ram = Ram(vec![0; RAM]);
     ram.0[0x3000..0x300F].copy_from_slice(&code);
@@ -427,7 +427,7 @@ pub fn run(data: &[u8]) {
     let fails = if bits & 2 != 0 { u32::from(feed.u8()) + 1 } else { 0 };
     let step = u64::from(feed.u8()) * u64::from(feed.u8()) + 1;
     let length = data.len();
-    let (mut vcpu, ram) = script(feed, code, bits & 1 != 0, 0);
+    let (vcpu, ram) = script(feed, code, bits & 1 != 0);
     let mut host = Everything { tsc: std::cell::Cell::new(1000), step, xcr0: 1, input: 20 };
     let config = MachineConfig {
         tsc: TSC,

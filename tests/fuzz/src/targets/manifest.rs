@@ -1,11 +1,11 @@
 //! The packed manifest, and the file that a person writes.
 
 use crate::Feed;
-use bulkhead_types::PAGE_SIZE;
 use bulkhead_types::manifest::{
     ConsoleMode, Guest, Image, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, Manifest, Module, PackHeader,
     Zone, is_name,
 };
+use bulkhead_types::{Barriers, PAGE_SIZE};
 
 fn pack(manifest: &Manifest, pack_bytes: u64) -> Vec<u8> {
     let encoded = postcard::to_allocvec(manifest).expect("a manifest can be encoded");
@@ -46,6 +46,12 @@ fn text(feed: &mut Feed<'_>) -> String {
     }
 }
 
+fn zone(feed: &mut Feed<'_>) -> Zone {
+    let bits = feed.u8();
+    let set = |bit: u8| bits >> bit & 1 != 0;
+    Zone { name: text(feed), barriers: Barriers { ibpb: set(0), l1d: set(1), verw: set(2), ssbd: set(3) } }
+}
+
 fn image(feed: &mut Feed<'_>) -> Image {
     let offset = if feed.flag() { feed.magnitude() } else { PAGE_SIZE * u64::from(feed.u8() & 7) };
     Image { offset, bytes: if feed.flag() { feed.magnitude() } else { u64::from(feed.u16()) } }
@@ -74,7 +80,7 @@ pub fn packed(data: &[u8]) {
         let manifest = Manifest {
             console: if feed.flag() { ConsoleMode::Lines } else { ConsoleMode::Framed },
             audit: feed.flag(),
-            zones: (0..feed.u8() & 3).map(|_| Zone { name: text(&mut feed) }).collect(),
+            zones: (0..feed.u8() & 3).map(|_| zone(&mut feed)).collect(),
             guests: (0..feed.u8() & 3).map(|_| guest(&mut feed)).collect(),
         };
         let pack_bytes = if feed.flag() { feed.magnitude() } else { 8 * PAGE_SIZE };
@@ -98,5 +104,120 @@ pub fn packed(data: &[u8]) {
             assert_eq!(Manifest::from_pack(&again).map(|(_, back)| back), Ok(manifest));
         }
         Err(error) => drop(error.to_string()),
+    }
+}
+
+/// The machine that `hv` makes of a file, as it would be packed: images of a page each behind the manifest.
+fn as_packed(machine: &crate::hv::manifest::Machine) -> Manifest {
+    let image = Image { offset: PAGE_SIZE, bytes: PAGE_SIZE };
+    let guest = |guest: &crate::hv::manifest::Guest| Guest {
+        name: guest.name.clone(),
+        zone: guest.zone,
+        kernel: image,
+        load: guest.load,
+        cmdline: guest.cmdline.clone(),
+        modules: guest.modules.iter().map(|module| Module { image, cmdline: module.cmdline.clone() }).collect(),
+        memory: guest.memory,
+        lazy: guest.lazy,
+        vcpus: guest.vcpus,
+        test_exit: guest.test_exit,
+        test_device: guest.test_device,
+    };
+    Manifest {
+        console: machine.console,
+        audit: machine.audit,
+        zones: machine.zones.clone(),
+        guests: machine.guests.iter().map(guest).collect(),
+    }
+}
+
+/// Words that manifests are made of: a byte stands for one, so that most inputs are nearly right.
+const WORDS: [&str; 64] = [
+    "[[guest]]\n",
+    "[[zone]]\n",
+    "name = ",
+    "kernel = ",
+    "zone = ",
+    "memory = ",
+    "cmdline = ",
+    "modules = ",
+    "initrd = ",
+    "load = ",
+    "vcpus = ",
+    "lazy = ",
+    "test-exit = ",
+    "test-device = ",
+    "audit = ",
+    "barriers = ",
+    "\n",
+    "\n",
+    "\n",
+    " ",
+    "\"a\"",
+    "\"b\"",
+    "\"office\"",
+    "\"\"",
+    "\"16M\"",
+    "\"2M\"",
+    "\"1T\"",
+    "\"1025G\"",
+    "\"1M\"",
+    "\"64Q\"",
+    "\"@busybox\"",
+    "\"@suite/x\"",
+    "\"@debian\"",
+    "\"@\"",
+    "true",
+    "false",
+    "1",
+    "2",
+    "0x7c00",
+    "-1",
+    "{ flat = ",
+    " }",
+    "{ path = ",
+    ", cmdline = ",
+    "[",
+    "]",
+    ", ",
+    "\"detect\"",
+    "\"flat\"",
+    "\"\\u0000\"",
+    "\"a b\"",
+    "# x\n",
+    "'",
+    "\"",
+    "\\",
+    ".",
+    "=",
+    "\"\"\"",
+    "ibpb",
+    "l1d",
+    "\"none\"",
+    "\"all\"",
+    "99999999999999999999",
+    "\u{e4}\u{2603}",
+];
+
+/// The file that a person writes: words, or any text.
+pub fn toml(data: &[u8]) {
+    let mut text = String::new();
+    for &byte in data {
+        match byte {
+            0..0x40 => text.push_str(WORDS[usize::from(byte)]),
+            0xC0.. => text.push_str("[[guest]]\nname = \"g\"\nkernel = \"k\"\n"),
+            _ => text.push(char::from(byte & 0x7F)),
+        }
+    }
+    match crate::hv::manifest::parse(&text, std::path::Path::new("m.toml")) {
+        Ok(machine) => {
+            let manifest = as_packed(&machine);
+            let checked = manifest.check(4 * PAGE_SIZE);
+            assert_eq!(checked, Ok(()), "what `hv` takes the hypervisor takes: {text:?}");
+        }
+        Err(failure) => {
+            assert!(failure.message.starts_with("m.toml:"), "a mistake has a place: {failure}");
+            assert_eq!(failure.status, 2);
+        }
     }
 }

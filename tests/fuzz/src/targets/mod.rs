@@ -2,6 +2,7 @@
 
 pub mod boot_info;
 pub mod chips;
+pub mod console;
 pub mod emulate;
 pub mod exits;
 pub mod guest;
