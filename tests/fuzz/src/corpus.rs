@@ -11,6 +11,14 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpora").join(format!("{name}.corpus"))
 }
 
+/// The inputs of the target `name` that once showed a fault: files `regressions/NAME/WHAT`.
+#[must_use]
+pub fn regressions(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions").join(name);
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|file| std::fs::read(file.path()).ok()).collect()
+}
+
 /// One file of these inputs; those longer than 65,535 bytes are left out.
 #[must_use]
 pub fn pack(mut inputs: Vec<Vec<u8>>) -> Vec<u8> {

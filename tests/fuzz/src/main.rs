@@ -1,7 +1,9 @@
 //! The targets under libFuzzer. `hv fuzz` builds it with coverage and calls it.
 //!
 //! The environment says what is to be done: BULKHEAD_FUZZ_TARGET names the target. With BULKHEAD_FUZZ_UNPACK, its corpus
-//! is written to that folder, one file for each input; with BULKHEAD_FUZZ_PACK, the inputs of that folder become its
+//! is written to that folder, one file for each input and
+//! regression, and the
+//! length of the longest input worth trying to standard output; with BULKHEAD_FUZZ_PACK, the inputs of that folder become its
 //! corpus. With neither, the arguments are libFuzzer's.
 #![no_main]
 #![allow(clippy::expect_used, reason = "a fuzzer that can not start says so by dying")]
@@ -36,9 +38,12 @@ libfuzzer_sys::fuzz_target!(
 
 fn unpack(target: &Target, folder: &Path) {
     let packed = fs::read(corpus::path(target.name)).unwrap_or_default();
-    for (number, input) in corpus::unpack(&packed).expect("a corpus is whole").iter().enumerate() {
+    let mut inputs = corpus::regressions(target.name);
+    inputs.extend(corpus::unpack(&packed).expect("a corpus is whole").into_iter().map(<[u8]>::to_vec));
+    for (number, input) in inputs.iter().enumerate() {
         fs::write(folder.join(format!("kept-{number:04}")), input).expect("the folder can be written");
     }
+    println!("{}", target.longest);
 }
 
 fn pack(target: &Target, folder: &Path) {

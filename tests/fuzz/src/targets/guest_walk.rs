@@ -88,7 +88,7 @@ pub fn run(data: &[u8]) {
     });
     let mut ram = Ram(vec![0; TABLES]);
     while !feed.is_empty() {
-        let at = usize::from(feed.u16()) % TABLES & !7;
+        let at = (usize::from(feed.u16()) % TABLES) & !7;
         ram.0[at..at + 8].copy_from_slice(&entry(&mut feed).to_le_bytes());
     }
     let results = [Access::Read, Access::Write, Access::Execute].map(|access| one(&ram, state, gva, access));

@@ -180,9 +180,9 @@ impl Bench {
         self.drain();
         for input in 0..24 {
             // Ends what the input may still wait for, then level-triggered to processor 0.
-            self.io_apic(0x10 + 2 * input, 1 << 16 | 0x40 + u32::from(input));
+            self.io_apic(0x10 + 2 * input, (1 << 16) | (0x40 + u32::from(input)));
             self.system.io_apic_write(0x40, Width::Dword, 0x40 + u64::from(input));
-            self.io_apic(0x10 + 2 * input, 1 << 15 | 0x40 + u32::from(input));
+            self.io_apic(0x10 + 2 * input, (1 << 15) | (0x40 + u32::from(input)));
         }
         let heard = self.drain();
         for input in 1..24_u8 {

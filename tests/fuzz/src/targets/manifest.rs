@@ -15,7 +15,7 @@ fn pack(manifest: &Manifest, pack_bytes: u64) -> Vec<u8> {
 
 /// All that the hypervisor counts on, said once more.
 fn assert_good(manifest: &Manifest, pack_bytes: u64) {
-    assert!((1..=MAX_GUESTS).contains(&manifest.guests.len()) && pack_bytes % PAGE_SIZE == 0);
+    assert!((1..=MAX_GUESTS).contains(&manifest.guests.len()) && pack_bytes.is_multiple_of(PAGE_SIZE));
     assert!(manifest.zones.iter().all(|zone| is_name(&zone.name)));
     let mut names: Vec<_> = manifest.guests.iter().map(|guest| &guest.name).collect();
     names.sort();
@@ -25,10 +25,12 @@ fn assert_good(manifest: &Manifest, pack_bytes: u64) {
         let images = guest.modules.iter().map(|module| module.image).chain([guest.kernel]);
         for image in images {
             let end = image.offset.checked_add(image.bytes).expect("an image ends");
-            assert!(end <= pack_bytes && image.offset >= PackHeader::BYTES as u64 && image.offset % PAGE_SIZE == 0);
+            assert!(
+                end <= pack_bytes && image.offset >= PackHeader::BYTES as u64 && image.offset.is_multiple_of(PAGE_SIZE)
+            );
         }
         assert!(is_name(&guest.name) && usize::from(guest.zone) < manifest.zones.len());
-        assert!((MIN_MEMORY..=MAX_MEMORY).contains(&guest.memory) && guest.memory % PAGE_SIZE == 0);
+        assert!((MIN_MEMORY..=MAX_MEMORY).contains(&guest.memory) && guest.memory.is_multiple_of(PAGE_SIZE));
         assert!(guest.kernel.bytes > 0 && guest.vcpus == 1 && guest.modules.len() <= 16);
         for cmdline in guest.modules.iter().map(|module| &module.cmdline).chain([&guest.cmdline]) {
             assert!(cmdline.len() <= MAX_CMDLINE && !cmdline.contains('\0'), "a command line of {}", cmdline.len());

@@ -138,7 +138,7 @@ struct Rules {
 impl Rules {
     /// What a range is refused for, before anything is looked at.
     fn range(self, from: u64, bytes: u64) -> Result<(), PagingError> {
-        if bytes == 0 || from % PAGE != 0 || bytes % PAGE != 0 {
+        if bytes == 0 || !(from | bytes).is_multiple_of(PAGE) {
             return Err(PagingError::Unaligned);
         }
         let last = from.checked_add(bytes - 1).ok_or(PagingError::OutOfRange)?;
@@ -149,7 +149,7 @@ impl Rules {
 
     fn check(self, mapping: &Mapping) -> Result<(), PagingError> {
         self.range(mapping.from, mapping.bytes)?;
-        if mapping.to.as_u64() % PAGE != 0 {
+        if !mapping.to.as_u64().is_multiple_of(PAGE) {
             return Err(PagingError::Unaligned);
         }
         if mapping.to.as_u64().checked_add(mapping.bytes).is_none_or(|end| end > 1 << 52) {
