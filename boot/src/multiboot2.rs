@@ -33,7 +33,7 @@ pub(crate) fn read(memory: &impl Physical, info: Hpa) -> Result<BootInfo, BootEr
             MEMORY_MAP => {
                 let step = u64::from(half(tag + 8)?).max(24);
                 let mut entry = tag + 16;
-                while entry + 24 <= tag + size {
+                while entry + 24 <= (tag + size).min(total) {
                     if half(entry + 16)? == 1 {
                         out.push(Region { start: Hpa::new(word(entry)?), bytes: word(entry + 8)? });
                     }
@@ -102,6 +102,26 @@ mod tests {
         assert_eq!(info.pack, Some(Region { start: Hpa::new(0x80_0000), bytes: 0x2000 }));
         let regions: Vec<_> = info.regions().collect();
         assert_eq!(regions, [Region { start: Hpa::new(0x10_0000), bytes: 0x7f0_0000 }]);
+    }
+
+    /// The same bytes again and again, up to 4 GiB.
+    struct Everywhere(Vec<u8>, std::cell::Cell<usize>);
+    impl Physical for Everywhere {
+        fn read(&self, at: Hpa, into: &mut [u8]) -> Option<()> {
+            self.1.set(self.1.get() + 1);
+            let start = usize::try_from(at.as_u64()).ok().filter(|&at| at < 1 << 32)? % self.0.len();
+            into.iter_mut().zip(self.0.iter().cycle().skip(start)).for_each(|(to, from)| *to = *from);
+            Some(())
+        }
+    }
+
+    #[test]
+    fn a_memory_map_ends_with_the_information() {
+        let mut bytes = sample();
+        bytes[36..40].copy_from_slice(&u32::MAX.to_le_bytes());
+        let memory = Everywhere(bytes, std::cell::Cell::new(0));
+        assert!(BootInfo::read(&memory, MULTIBOOT2_MAGIC, Hpa::new(0)).is_err());
+        assert!(memory.1.get() < 100, "{} reads", memory.1.get());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::process::Command;
 /// Rust's target for code without an operating system.
 const TARGET: &str = "x86_64-hv";
 /// The compiler takes unstable flags with this, which `core` for a target of our own needs.
-const BOOTSTRAP: (&str, &str) = ("RUSTC_BOOTSTRAP", "1");
+pub const BOOTSTRAP: (&str, &str) = ("RUSTC_BOOTSTRAP", "1");
 
 /// Keeps cargo, and the tests it runs, quiet.
 pub const QUIET: &str = "CARGO_TERM_QUIET";

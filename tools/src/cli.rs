@@ -1,7 +1,7 @@
 //! What the command takes.
 
 use crate::failure::Outcome;
-use crate::{bench, doctor, image, run, test};
+use crate::{bench, doctor, fuzz, image, run, test};
 use clap::{Parser, Subcommand};
 
 /// Bulkhead, a micro-hypervisor: build it, run it, test it.
@@ -26,6 +26,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Test everything: the crates, the guests, the boot paths.
     Test(test::TestArgs),
+    /// Try inputs without end on what takes bytes from outside, guided by coverage.
+    Fuzz(fuzz::FuzzArgs),
     /// Write a CD image that starts a machine on a BIOS and on UEFI.
     Image(image::ImageArgs),
     /// Say what this machine has and lacks.
@@ -38,6 +40,7 @@ pub fn dispatch(cli: Cli) -> Outcome<u8> {
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Test(args) => test::test(&args),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Image(args) => image::image(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }

@@ -17,6 +17,7 @@ mod event;
 mod failure;
 mod files;
 mod frames;
+mod fuzz;
 mod image;
 mod linux;
 mod machine;

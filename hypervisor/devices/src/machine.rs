@@ -151,7 +151,10 @@ impl Machine {
     pub fn mmio_read(&mut self, gpa: Gpa, width: Width, now: Ticks) -> u64 {
         let (page, offset) = (gpa.align_down(PAGE_SIZE), gpa.page_offset());
         if self.interrupts.lapic_base() == Some(page) {
-            return self.interrupts.lapic_mmio_read(offset, width, now);
+            let value = self.interrupts.lapic_mmio_read(offset, width, now);
+            // Reading a register that is not there is an error, which may interrupt.
+            self.changed |= self.interrupts.has_interrupt();
+            return value;
         }
         match (page, &mut self.test_device) {
             (layout::IO_APIC, _) => self.interrupts.io_apic_read(offset, width),

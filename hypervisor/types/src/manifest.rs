@@ -264,12 +264,14 @@ impl Guest {
                 && image.offset != 0
                 && image.offset.checked_add(image.bytes).is_some_and(|end| end <= pack_bytes)
         };
+        let is_cmdline = |text: &str| text.len() <= MAX_CMDLINE && !text.contains('\0');
+        let module_fits = |module: &Module| image_fits(&module.image) && is_cmdline(&module.cmdline);
         let checks = [
             (is_name(&self.name), "name"),
             (usize::from(self.zone) < zones, "zone"),
             (self.kernel.bytes != 0 && image_fits(&self.kernel), "kernel"),
-            (self.modules.len() <= 16 && self.modules.iter().all(|m| image_fits(&m.image)), "modules"),
-            (self.cmdline.len() <= MAX_CMDLINE && !self.cmdline.contains('\0'), "cmdline"),
+            (self.modules.len() <= 16 && self.modules.iter().all(module_fits), "modules"),
+            (is_cmdline(&self.cmdline), "cmdline"),
             (self.memory.is_multiple_of(PAGE_SIZE) && (MIN_MEMORY..=MAX_MEMORY).contains(&self.memory), "memory"),
             (self.vcpus == 1, "vcpus"),
         ];
@@ -279,7 +281,7 @@ impl Guest {
 
 #[cfg(test)]
 mod tests {
-    use super::{Guest, Image, Manifest, ManifestError, PackHeader, Zone};
+    use super::{Guest, Image, MAX_CMDLINE, Manifest, ManifestError, Module, PackHeader, Zone};
     use crate::Barriers;
     use alloc::vec;
 
@@ -312,6 +314,14 @@ mod tests {
     #[test]
     fn each_wrong_field_is_named() {
         type Spoil = fn(&mut Guest);
+        let module = |cmdline: &str| Module { image: good().guests[0].kernel, cmdline: cmdline.into() };
+        let mut with_module = good();
+        with_module.guests[0].modules.push(module(&"a".repeat(MAX_CMDLINE)));
+        assert_eq!(with_module.check(8192), Ok(()));
+        for cmdline in ["a\0b", &"a".repeat(MAX_CMDLINE + 1)] {
+            with_module.guests[0].modules[0] = module(cmdline);
+            assert_eq!(with_module.check(8192), Err(ManifestError::Guest { index: 0, field: "modules" }));
+        }
         let wrong: [(Spoil, &str); 6] = [
             (|g| g.name.push(' '), "name"),
             (|g| g.zone = 1, "zone"),

@@ -9,6 +9,7 @@ mod cases;
 mod command;
 mod conformance;
 mod fault;
+mod fuzz;
 mod host;
 mod judge;
 mod table;
@@ -52,6 +53,9 @@ pub fn test(args: &TestArgs) -> Outcome<u8> {
     let mut tally = Tally::default();
     if args.filter.is_none() {
         host::run(&workspace, args.quick, &mut tally);
+    }
+    if let Err(failure) = fuzz::run(&workspace, args, &mut tally) {
+        tally.note("fuzz", Verdict::Failed(failure.to_string()), std::time::Duration::ZERO);
     }
     if let Err(failure) = machines(&workspace, args, &mut tally) {
         tally.note("machines", Verdict::Failed(failure.to_string()), std::time::Duration::ZERO);

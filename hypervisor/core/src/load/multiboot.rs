@@ -97,7 +97,7 @@ impl Header {
         let file = Bytes::new(kernel, "the multiboot header");
         let words =
             |at| Some((file.u32(at).ok()?, file.u32(at.checked_add(4)?).ok()?, file.u32(at.checked_add(8)?).ok()?));
-        let found = (0..=SEARCHED - 12).step_by(4).find_map(|at| {
+        let found = (0..=SEARCHED.min(file.len()).saturating_sub(12)).step_by(4).find_map(|at| {
             let (magic, flags, checksum) = words(at)?;
             let right = magic == HEADER_MAGIC && magic.wrapping_add(flags).wrapping_add(checksum) == 0;
             right.then_some((at, flags))

@@ -1,0 +1,63 @@
+//! What a boot loader hands over.
+
+use crate::Feed;
+use bulkhead_boot::{BootInfo, MAX_REGIONS, MULTIBOOT2_MAGIC, Physical, Region};
+use bulkhead_types::Hpa;
+use std::cell::Cell;
+
+/// Physical memory that has the input at 0, and nothing behind it; or the input again and again up to `end`, as real
+/// memory has something everywhere.
+struct Memory<'a> {
+    bytes: &'a [u8],
+    end: u64,
+    reads: Cell<u64>,
+}
+
+/// More than a loader that tells the truth ever needs: 1 MiB of information in steps of 8 bytes, each read twice.
+const MOST_READS: u64 = 1 << 18;
+
+impl Physical for Memory<'_> {
+    fn read(&self, at: Hpa, into: &mut [u8]) -> Option<()> {
+        self.reads.set(self.reads.get() + 1);
+        assert!(self.reads.get() <= MOST_READS, "reading without end");
+        let end = at.as_u64().checked_add(into.len() as u64)?;
+        if end > self.end || self.bytes.is_empty() {
+            return None;
+        }
+        let start = usize::try_from(at.as_u64()).ok()? % self.bytes.len();
+        for (to, from) in into.iter_mut().zip(self.bytes.iter().cycle().skip(start)) {
+            *to = *from;
+        }
+        Some(())
+    }
+}
+
+fn check(data: &[u8], magic: u32) {
+    let mut feed = Feed::new(data);
+    let (bytes, align) = (feed.magnitude(), 1 << (feed.u8() & 31));
+    let taken: [Region; 2] =
+        std::array::from_fn(|_| Region { start: Hpa::new(feed.magnitude()), bytes: feed.magnitude() });
+    let everywhere = feed.u8() == 0;
+    let bytes_there = feed.rest();
+    let end = if everywhere { 1 << 32 } else { bytes_there.len() as u64 };
+    let memory = Memory { bytes: bytes_there, end, reads: Cell::new(0) };
+    let Ok(info) = BootInfo::read(&memory, magic, Hpa::new(0)) else { return };
+    assert!(info.regions().count() <= MAX_REGIONS);
+    let taken: Vec<_> = taken.into_iter().chain(info.pack).collect();
+    let Some(found) = info.find(bytes, align, &taken) else { return };
+    let end = found.as_u64().checked_add(bytes).expect("what is found does not wrap");
+    assert!(found.is_aligned(align) && found.as_u64() >= 1 << 20 && end <= 1 << 32, "{found} to {end:#x}");
+    assert!(info.regions().any(|region| region.start <= found && end <= region.end()), "{found} to {end:#x} is usable");
+    let meets = |other: &&Region| other.start.as_u64() < end && found.as_u64() < other.end();
+    assert_eq!(taken.iter().find(meets), None, "{found} to {end:#x} is free");
+}
+
+/// Multiboot2's information.
+pub fn multiboot2(data: &[u8]) {
+    check(data, MULTIBOOT2_MAGIC);
+}
+
+/// PVH's start information.
+pub fn pvh(data: &[u8]) {
+    check(data, 0);
+}
