@@ -363,7 +363,7 @@ pub fn decode(data: &[u8]) {
     let Some(Decoded { length, operand }) = found else { return };
     assert!((1..=15).contains(&length), "{length} bytes");
     let long = world.cpu.paging.is_long();
-    if let Named::General(gpr) | Named::MachineStatus(gpr) = operand {
+    if let Named::General(gpr) = operand {
         assert!(long || gpr.number() < 8, "{gpr:?} outside 64-bit code");
     }
     let mut other = bytes;

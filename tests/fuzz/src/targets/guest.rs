@@ -158,7 +158,7 @@ impl Script<'_> {
                 from: Gpr::from_number(self.feed.u8()),
             },
             17 => Exit::ReadCr { number: 8, to: Gpr::from_number(self.feed.u8()) },
-            18 => Exit::Lmsw { value: self.feed.u16() },
+            18 => Exit::Lmsw { value: self.feed.flag().then(|| self.feed.u16()) },
             19 => Exit::Xsetbv,
             20 => [Exit::CacheFlush, Exit::Undefined, Exit::TaskSwitch, Exit::TripleFault]
                 [usize::from(self.feed.u8() & 3)],
@@ -372,6 +372,8 @@ impl Host for Everything {
         self.input = self.input.checked_sub(1)?;
         Some(self.input)
     }
+
+    fn machine_check(&mut self) {}
 
     fn set_xcr0(&mut self, value: u64) {
         assert!(value & 1 != 0 && value & !7 == 0 && (value & 4 == 0 || value & 2 != 0), "XCR0 {value:#x}");
