@@ -29,6 +29,16 @@ pub enum BackendError {
     },
 }
 
+impl fmt::Display for BackendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Field { field, code } => write!(f, "field {field:#x}, error {code}"),
+            Self::Instruction { name, code } => write!(f, "{name}, error {code}"),
+            Self::Entry { code } => write!(f, "the entry, {code:#x}"),
+        }
+    }
+}
+
 /// A register that policy reads or writes by name. General registers and segments have accessors of their own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[expect(missing_docs, reason = "the names say it")]

@@ -60,7 +60,7 @@ impl fmt::Display for End {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Backend(error) => write!(f, "the processor refused it: {error:?}"),
+            Self::Backend(error) => write!(f, "the processor refused {error}"),
             Self::Exit { reason, info } => write!(f, "unexpected exit {reason:#x}, {info:#x}"),
             Self::Instruction { bytes, length } => {
                 f.write_str("instruction on a device that is not emulated:")?;

@@ -64,7 +64,8 @@ impl Fetched {
     fn decode(&mut self, bits: u32, available: usize) -> bool {
         let bytes = self.bytes();
         let bytes = bytes.get(..available).unwrap_or(&bytes);
-        let mut decoder = Decoder::with_ip(bits, bytes, self.rip, DecoderOptions::NONE);
+        // The widths are the three that there are.
+        let Ok(mut decoder) = Decoder::try_with_ip(bits, bytes, self.rip, DecoderOptions::NONE) else { return true };
         decoder.decode_out(&mut self.instruction);
         self.length = u8::try_from(self.instruction.len()).unwrap_or(0);
         decoder.last_error() != DecoderError::NoMoreBytes

@@ -58,7 +58,7 @@ impl fmt::Display for StartError {
             Self::Build(error) => error.fmt(f),
             Self::Load(error) => error.fmt(f),
             Self::Memory(error) => write!(f, "firmware tables at {} do not fit its memory", error.gpa),
-            Self::Backend(error) => write!(f, "the processor refused it: {error:?}"),
+            Self::Backend(error) => write!(f, "the processor refused {error}"),
             Self::Missing(what) => f.write_str(what),
         }
     }

@@ -4,6 +4,7 @@
 //! can drift apart. A device is handed the present count with each access and says at which count it wants to act next.
 
 use core::fmt;
+use core::num::NonZeroU64;
 
 /// A guest's time-stamp-counter value: ticks since its machine was switched on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -48,28 +49,31 @@ impl fmt::Display for Ticks {
 /// A clock's rate in hertz; never zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(transparent)]
-pub struct Frequency(u64);
+pub struct Frequency(NonZeroU64);
 
 impl Frequency {
     /// A rate of `hertz`, at least 1.
     #[must_use]
     pub const fn hertz(hertz: u64) -> Self {
-        Self(if hertz == 0 { 1 } else { hertz })
+        Self(match NonZeroU64::new(hertz) {
+            Some(hertz) => hertz,
+            None => NonZeroU64::MIN,
+        })
     }
 
     /// In hertz.
     #[must_use]
     pub const fn as_hertz(self) -> u64 {
-        self.0
+        self.0.get()
     }
 
     /// How often a clock of rate `other` has ticked when this clock has ticked `count` times, rounded down.
     #[must_use]
     pub const fn convert(self, count: u64, other: Self) -> u64 {
         // Whole seconds and the rest apart: no 128-bit division, and exact.
-        let seconds = count / self.0;
-        let rest = count % self.0;
-        seconds.saturating_mul(other.0).saturating_add(mul_div(rest, other.0, self.0))
+        let seconds = count / self.as_hertz();
+        let rest = count % self.as_hertz();
+        seconds.saturating_mul(other.as_hertz()).saturating_add(mul_div(rest, other.as_hertz(), self.0))
     }
 
     /// The first count of this clock at which a clock of rate `other` has ticked `count` times.
@@ -81,7 +85,8 @@ impl Frequency {
 }
 
 /// a * b / c without overflow for a < c.
-const fn mul_div(a: u64, b: u64, c: u64) -> u64 {
+const fn mul_div(a: u64, b: u64, c: NonZeroU64) -> u64 {
+    let c = c.get();
     match a.checked_mul(b) {
         Some(product) => product / c,
         #[expect(clippy::cast_possible_truncation, reason = "a < c, so the quotient is below b")]

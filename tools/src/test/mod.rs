@@ -10,6 +10,7 @@ mod command;
 mod conformance;
 mod fault;
 mod fuzz;
+mod graph;
 mod host;
 mod judge;
 mod table;
@@ -82,6 +83,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     crate::cargo::suite(workspace)?;
     let builder = Builder::new(workspace)?;
     eprintln!("built the image and the guests in {:.1} s", started.elapsed().as_secs_f64());
+    graph::run(workspace, builder.image(), args, tally);
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get().min(8)));
     cases::run(workspace, &builder, &runs, jobs, tally)?;
     for (name, why) in skipped {

@@ -5,6 +5,10 @@
 
 use super::MIN_PERIOD;
 use crate::bits::low_u16;
+use core::num::{NonZeroU32, NonZeroU64};
+
+/// The longest count: what 0 stands for.
+const WHOLE: NonZeroU32 = NonZeroU32::MIN.saturating_add(0xFFFF);
 
 /// Which bytes of a count are read and written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,9 +41,9 @@ pub struct Counter {
     access: Access,
     gate: bool,
     /// The count register, 1 to 65,536.
-    reload: u32,
+    reload: NonZeroU32,
     /// What the counting element was loaded with.
-    count: u32,
+    count: NonZeroU32,
     state: State,
     /// Clock at which a running periodic counter takes up `reload`.
     reload_at: Option<u64>,
@@ -59,8 +63,8 @@ impl Counter {
             bcd: false,
             access: Access::Both,
             gate,
-            reload: 0x1_0000,
-            count: 0x1_0000,
+            reload: WHOLE,
+            count: WHOLE,
             state: State::Idle,
             reload_at: None,
             low_written: None,
@@ -171,7 +175,7 @@ impl Counter {
     /// Level of the output.
     pub fn output(&mut self, clock: u64) -> bool {
         self.settle(clock);
-        let count = u64::from(self.count);
+        let count = u64::from(self.count.get());
         let elapsed = match (self.mode, self.state) {
             (0, State::Idle) => return false,
             (_, State::Idle) | (2 | 3, State::Held(_)) => return true,
@@ -203,12 +207,12 @@ impl Counter {
     pub fn next_rise(&self, from: u64) -> Option<u64> {
         let State::Running(start) = self.state else { return None };
         let elapsed = from.saturating_sub(start);
-        let count = u64::from(self.count);
+        let count = u64::from(self.count.get());
         let edge = match self.mode {
             0 | 1 => (from < start || elapsed < count).then_some(count),
             2 | 3 => {
                 let step = step(self.count);
-                Some((elapsed / step + 1) * step)
+                Some((elapsed / step + 1) * step.get())
             }
             _ => (elapsed <= count).then_some(count + 1),
         }?;
@@ -216,7 +220,7 @@ impl Counter {
         match self.reload_at {
             // The end of a cycle is an edge too.
             Some(at) if edge > at && self.mode == 2 => Some(at),
-            Some(at) if edge > at => Some(self.reloaded_start(start, at).saturating_add(step(self.reload))),
+            Some(at) if edge > at => Some(self.reloaded_start(start, at).saturating_add(step(self.reload).get())),
             _ => Some(edge),
         }
     }
@@ -224,7 +228,7 @@ impl Counter {
     /// The counting element's value, as it reads.
     fn value(&mut self, clock: u64) -> u16 {
         self.settle(clock);
-        let count = u64::from(self.count);
+        let count = u64::from(self.count.get());
         let elapsed = match self.state {
             State::Idle => 0,
             State::Running(start) => clock.saturating_sub(start),
@@ -248,7 +252,7 @@ impl Counter {
         if self.bcd { 10_000 } else { 0x1_0000 }
     }
 
-    fn decode(&self, count: u16) -> u32 {
+    fn decode(&self, count: u16) -> NonZeroU32 {
         let digit = |shift: u32| u32::from(count) >> shift & 0xF;
         let count = match (count, self.bcd) {
             (0, true) => 10_000,
@@ -256,7 +260,7 @@ impl Counter {
             (_, true) => digit(0) + 10 * digit(4) + 100 * digit(8) + 1000 * digit(12),
             (_, false) => u32::from(count),
         };
-        if matches!(self.mode, 2 | 3) { count.max(2) } else { count }
+        NonZeroU32::new(if matches!(self.mode, 2 | 3) { count.max(2) } else { count }).unwrap_or(WHOLE)
     }
 
     /// The next clock pulse loads the count register.
@@ -281,13 +285,13 @@ impl Counter {
     /// The clock from which to count after the reload at `at`, of a counter that counted from `start`: at the end of
     /// mode 3's high half, the new count begins with its low half.
     fn reloaded_start(&self, start: u64, at: u64) -> u64 {
-        let low_half = self.mode == 3 && !at.saturating_sub(start).is_multiple_of(u64::from(self.count));
-        at.saturating_sub(if low_half { u64::from(self.reload.div_ceil(2)) } else { 0 })
+        let low_half = self.mode == 3 && !at.saturating_sub(start).is_multiple_of(u64::from(self.count.get()));
+        at.saturating_sub(if low_half { u64::from(self.reload.get().div_ceil(2)) } else { 0 })
     }
 
     /// The end of the cycle (mode 2) or half-cycle (mode 3) that `clock` lies in.
     fn cycle_end(&self, start: u64, clock: u64) -> u64 {
-        let count = u64::from(self.count);
+        let count = u64::from(self.count.get());
         let elapsed = clock.saturating_sub(start);
         let begin = clock.saturating_sub(elapsed % count);
         let half = count.div_ceil(2);
@@ -305,9 +309,9 @@ impl Counter {
 }
 
 /// Clocks between two edges that reach the interrupt line: the smallest multiple of `count` not below [`MIN_PERIOD`].
-fn step(count: u32) -> u64 {
-    let count = u64::from(count);
-    count * MIN_PERIOD.div_ceil(count)
+fn step(count: NonZeroU32) -> NonZeroU64 {
+    let count = u64::from(count.get());
+    NonZeroU64::new(count * MIN_PERIOD.div_ceil(count)).unwrap_or(NonZeroU64::MIN)
 }
 
 const fn to_bcd(value: u64) -> u64 {

@@ -14,6 +14,7 @@
 //! SDM vol. 3A 11.5.4 "APIC Timer", 11.5.4.1 "TSC-Deadline Mode".
 
 use bulkhead_types::{Frequency, Ticks};
+use core::num::NonZeroU64;
 
 /// How the timer runs: bits 17 and 18 of its LVT entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,10 +79,10 @@ impl Timer {
         }
         self.expiry = (self.mode == Mode::Periodic).then(|| {
             let period = self.period();
-            let merged = self.shortest.div_ceil(period).max(1);
+            let merged = NonZeroU64::new(self.shortest.div_ceil(period.get())).unwrap_or(NonZeroU64::MIN);
             let step = period.saturating_mul(merged);
             let missed = now.since(expiry) / step;
-            expiry.after(step.saturating_mul(missed.saturating_add(1)))
+            expiry.after(step.get().saturating_mul(missed.saturating_add(1)))
         });
         true
     }
@@ -158,9 +159,9 @@ impl Timer {
         }
     }
 
-    /// Ticks of one period, never 0.
-    fn period(&self) -> u64 {
-        (u64::from(self.initial) << self.shift()).max(1)
+    /// Ticks of one period.
+    fn period(&self) -> NonZeroU64 {
+        NonZeroU64::new(u64::from(self.initial) << self.shift()).unwrap_or(NonZeroU64::MIN)
     }
 
     /// The divisor as a power of two: 2, 4, 8, 16, 32, 64, 128, 1 for the three bits 3, 1, 0.
