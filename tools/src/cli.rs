@@ -1,7 +1,7 @@
 //! What the command takes.
 
 use crate::failure::Outcome;
-use crate::{bench, doctor, fuzz, image, run, test};
+use crate::{audit, bench, doctor, fuzz, image, run, test};
 use clap::{Parser, Subcommand};
 
 /// Bulkhead, a micro-hypervisor: build it, run it, test it.
@@ -22,6 +22,8 @@ const STATUS: &str = "Exit status: 0 the guests ended well; 1 one reported failu
 enum Command {
     /// Build a machine, boot it, and connect the terminal to its guests' consoles.
     Run(Box<run::RunArgs>),
+    /// Say who reaches what in a memory dump, and what is wrong with that.
+    Audit(audit::AuditArgs),
     /// Measure what exits and a Linux boot cost.
     Bench(bench::BenchArgs),
     /// Test everything: the crates, the guests, the boot paths.
@@ -38,6 +40,7 @@ enum Command {
 pub fn dispatch(cli: Cli) -> Outcome<u8> {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Test(args) => test::test(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),

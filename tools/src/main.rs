@@ -4,6 +4,7 @@
 //! sub-command has its own module.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod bench;
 mod boot_params;
 mod cargo;

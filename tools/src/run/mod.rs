@@ -4,6 +4,8 @@ mod interactive;
 mod plain;
 mod until;
 
+pub use until::Until;
+
 use crate::emulator::{self, Kind, On, Place};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
@@ -120,7 +122,7 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
     let report = if on_terminal && !args.no_input && args.console.is_none() {
         let raw = terminal::Raw::enter();
         terminal::forward_keys(sender);
-        let report = session.follow(&mut until::Until::new(interactive::Interactive::new(names), text), timeout);
+        let report = session.follow(&mut Until::new(interactive::Interactive::new(names), text), timeout);
         drop(raw);
         println!();
         report
@@ -128,7 +130,7 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
         if !args.no_input {
             terminal::forward_keys(sender);
         }
-        session.follow(&mut until::Until::new(plain::Plain::new(names, console), text), timeout)
+        session.follow(&mut Until::new(plain::Plain::new(names, console), text), timeout)
     };
     explain(&report, &builder, args.timeout);
     if let Some(Err(failure)) = report.dump {

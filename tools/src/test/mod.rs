@@ -8,6 +8,7 @@ mod budgets;
 mod cases;
 mod command;
 mod conformance;
+mod dumps;
 mod fault;
 mod fuzz;
 mod graph;
@@ -102,6 +103,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     }
     boots::run(workspace, args, tally);
     if machines.contains(&Kind::Qemu) {
+        dumps::run(workspace, &builder, args, tally);
         fault::run(&builder, args, tally);
     }
     conformance::run(workspace, args, tally)?;
