@@ -46,8 +46,12 @@ fn check(data: &[u8], magic: u32) {
     let kind = feed.u8();
     let bytes_there = feed.rest();
     let end = if kind < 4 { 1 << 32 } else { bytes_there.len() as u64 };
-    let memory =
-        Memory { bytes: bytes_there, end, any_length: kind.is_multiple_of(4) || magic != MULTIBOOT2_MAGIC, reads: Cell::new(0) };
+    let memory = Memory {
+        bytes: bytes_there,
+        end,
+        any_length: kind.is_multiple_of(4) || magic != MULTIBOOT2_MAGIC,
+        reads: Cell::new(0),
+    };
     let Ok(info) = BootInfo::read(&memory, magic, Hpa::new(0)) else { return };
     assert!(info.regions().count() <= MAX_REGIONS);
     let taken: Vec<_> = taken.into_iter().chain(info.pack).collect();
