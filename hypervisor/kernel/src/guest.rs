@@ -263,7 +263,7 @@ fn start<B: Backend>(
     let (mut memory, ram) = compartment.add_ram::<B::Nested>(&mut frames, config.memory, config.lazy, largest)?;
     let mut images = Images { facts, id, used: 0, compartment, frames: &mut frames };
     let kernel = images.add(config.kernel)?;
-    let mut modules = heapless::Vec::<LoadModule<'static>, { load::MOST_MODULES }>::new();
+    let mut modules = heapless::Vec::<LoadModule<'static>, { manifest::MAX_MODULES }>::new();
     for module in &config.modules {
         let added = LoadModule { bytes: images.add(module.image)?, cmdline: &module.cmdline };
         modules.push(added).map_err(|_| StartError::Missing("it has too many modules"))?;

@@ -20,6 +20,8 @@ pub const MAX_GUESTS: usize = 64;
 pub const MAX_NAME: usize = 32;
 /// Longest kernel command line, in bytes.
 pub const MAX_CMDLINE: usize = 2047;
+/// Most boot modules of a guest.
+pub const MAX_MODULES: usize = 16;
 /// Least memory of a guest, in bytes.
 pub const MIN_MEMORY: u64 = 2 << 20;
 /// Most memory of a guest, in bytes.
@@ -270,7 +272,7 @@ impl Guest {
             (is_name(&self.name), "name"),
             (usize::from(self.zone) < zones, "zone"),
             (self.kernel.bytes != 0 && image_fits(&self.kernel), "kernel"),
-            (self.modules.len() <= 16 && self.modules.iter().all(module_fits), "modules"),
+            (self.modules.len() <= MAX_MODULES && self.modules.iter().all(module_fits), "modules"),
             (is_cmdline(&self.cmdline), "cmdline"),
             (self.memory.is_multiple_of(PAGE_SIZE) && (MIN_MEMORY..=MAX_MEMORY).contains(&self.memory), "memory"),
             (self.vcpus == 1, "vcpus"),

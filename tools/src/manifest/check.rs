@@ -5,7 +5,9 @@ use super::near::nearest;
 use super::toml_file::{self, Barrier, File, Load};
 use super::{Guest, ImageRef, Machine, Module, parse_size};
 use bulkhead_types::Barriers;
-use bulkhead_types::manifest::{ConsoleMode, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, Zone, is_name};
+use bulkhead_types::manifest::{
+    ConsoleMode, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MAX_MODULES, MIN_MEMORY, Zone, is_name,
+};
 use std::path::Path;
 use toml::Spanned;
 
@@ -77,7 +79,11 @@ fn guest(written: toml_file::Guest, zone: u16, folder: &Path) -> Result<Guest, D
         modules.push(Module { image: image(initrd, folder)?, cmdline: String::new() });
     }
     for module in written.modules {
-        modules.push(Module { image: image(&module.path, folder)?, cmdline: module.cmdline });
+        modules.push(Module { image: image(&module.path, folder)?, cmdline: cmdline(module.cmdline)? });
+    }
+    if modules.len() > MAX_MODULES {
+        let message = format!("{} modules, the initrd counted", modules.len());
+        return Err(Diagnostic::new(written.name.span(), message, format!("a guest has at most {MAX_MODULES}")));
     }
     Ok(Guest {
         kernel: image(&written.kernel, folder)?,

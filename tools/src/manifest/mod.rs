@@ -175,6 +175,8 @@ mod tests {
         let guest = "[[guest]]\nname = \"a\"\nkernel = \"k\"\n";
         let cases = [
             (format!("{guest}memory = \"1M\"\n"), "dir/m.toml:4:10: ", "2M"),
+            (format!("{guest}modules = [{{ path = \"m\", cmdline = \"a\\u0000\" }}]\n"), "dir/m.toml:4:36: ", "2047"),
+            (format!("{guest}modules = [{}]\n", "{ path = \"m\" }, ".repeat(17)), "dir/m.toml:2:8: ", "16"),
             (format!("{guest}memory = \"64Q\"\n"), "dir/m.toml:4:10: ", "256M"),
             (format!("{guest}memory = 64\n"), "dir/m.toml:4:10: ", "256M"),
             (format!("{guest}kernal = \"k\"\n"), "dir/m.toml:4:1: ", "kernel"),

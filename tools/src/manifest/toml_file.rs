@@ -82,8 +82,7 @@ pub struct Module {
     /// File or reference.
     pub path: Spanned<String>,
     /// Its command line.
-    #[serde(default)]
-    pub cmdline: String,
+    pub cmdline: Option<Spanned<String>>,
 }
 
 /// How to take the kernel: `"detect"` or `{ flat = 0x7c00 }`.

@@ -38,8 +38,6 @@ use core::fmt;
 use elf::Elf;
 use linux::BzImage;
 
-/// Most boot modules of a guest.
-pub const MOST_MODULES: usize = 16;
 /// What kernels that ask are told.
 const BOOT_LOADER_NAME: &str = "Bulkhead";
 
@@ -94,7 +92,7 @@ pub struct Request<'a> {
     pub load: LoadAs,
     /// Kernel command line, without a zero byte.
     pub cmdline: &'a str,
-    /// Boot modules, at most [`MOST_MODULES`].
+    /// Boot modules, at most [`MAX_MODULES`](bulkhead_types::manifest::MAX_MODULES).
     pub modules: &'a [LoadModule<'a>],
     /// RAM of the guest in bytes, a multiple of 4096.
     pub memory: u64,

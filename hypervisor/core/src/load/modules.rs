@@ -1,11 +1,12 @@
 //! Boot modules of the multiboot and PVH protocols: whole pages behind the kernel.
 
+use super::LoadModule;
 use super::bytes::length;
 use super::error::LoadError;
 use super::space::Space;
 use super::write::{fill, string_bytes};
-use super::{LoadModule, MOST_MODULES};
 use bulkhead_types::GuestMemory;
+use bulkhead_types::manifest::MAX_MODULES;
 
 /// A module in guest memory.
 #[derive(Clone, Copy, Default)]
@@ -25,7 +26,7 @@ impl Module<'_> {
 
 /// All modules of a guest.
 pub(super) struct Modules<'a> {
-    list: [Module<'a>; MOST_MODULES],
+    list: [Module<'a>; MAX_MODULES],
     count: u8,
 }
 
@@ -36,9 +37,9 @@ impl<'a> Modules<'a> {
         space: &mut Space,
         memory: &mut impl GuestMemory,
     ) -> Result<Self, LoadError> {
-        let mut loaded = Self { list: [Module::default(); MOST_MODULES], count: 0 };
+        let mut loaded = Self { list: [Module::default(); MAX_MODULES], count: 0 };
         for module in modules {
-            let too_many = LoadError::TooMany { what: "modules", most: MOST_MODULES as u64 };
+            let too_many = LoadError::TooMany { what: "modules", most: MAX_MODULES as u64 };
             let slot = loaded.list.get_mut(usize::from(loaded.count)).ok_or(too_many)?;
             let bytes = length(module.bytes);
             let start = space.place_module(loaded.count, bytes)?;
