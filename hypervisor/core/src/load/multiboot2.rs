@@ -45,11 +45,8 @@ impl Header {
             let [magic, architecture, bytes, _] = words;
             (magic == HEADER_MAGIC && sum == 0).then_some((at, architecture, u64::from(bytes)))
         };
-        let Some((at, architecture, bytes)) =
-            (0..=SEARCHED.min(file.len()).saturating_sub(16)).step_by(8).find_map(right)
-        else {
-            return Ok(None);
-        };
+        let mut places = (0..=SEARCHED.min(file.len()).saturating_sub(16)).step_by(8);
+        let Some((at, architecture, bytes)) = places.find_map(right) else { return Ok(None) };
         if architecture != 0 {
             let field = "architecture of the multiboot2 header";
             return Err(LoadError::Field { field, value: u64::from(architecture), must: "0 (i386)" });

@@ -397,3 +397,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_error_by_reading_does_not_go_unnoticed() {
+    let mut bench = Bench::new();
+    let lapic = |offset| Gpa::new(layout::LOCAL_APIC.as_u64() + offset);
+    bench.machine.mmio_write(lapic(0x370), Width::Dword, 0x40, bench.now);
+    bench.machine.settle();
+    let _ = bench.machine.mmio_read(lapic(0x20), Width::Dword, bench.now);
+    assert!(!bench.machine.has_changed());
+    // There is no register here: the error interrupt comes.
+    let _ = bench.machine.mmio_read(lapic(0x40), Width::Dword, bench.now);
+    assert!(bench.machine.has_changed() && bench.machine.interrupts().has_interrupt());
+}
