@@ -369,6 +369,13 @@ pub fn decode(data: &[u8]) {
     let mut other = bytes;
     other[usize::from(length)..].iter_mut().for_each(|byte| *byte ^= 0xFF);
     assert_eq!(measure(&world, other), found, "what follows does not matter");
+    // An operand that the processor left to be read.
+    let mut world = world;
+    world.put_code(bytes);
+    let before = world.clone();
+    let _ = bulkhead_emulate::source(&mut world.cpu, &mut world.ram, &mut world.device);
+    assert_eq!((world.cpu.gprs, world.device.writes, world.device.ports), (before.cpu.gprs, 0, 0));
+    assert!(world.device.accesses <= 16 && world.ram.is_as(&before.ram), "reading writes");
 }
 
 fn measure(world: &World, bytes: [u8; 15]) -> Option<Decoded> {

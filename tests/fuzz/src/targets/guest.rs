@@ -157,10 +157,13 @@ impl Script<'_> {
                 number: [0, 4, 8, 0][usize::from(self.feed.u8() & 3)],
                 from: Gpr::from_number(self.feed.u8()),
             },
-            17 => Exit::ReadCr { number: 8, to: Gpr::from_number(self.feed.u8()) },
-            18 => Exit::Lmsw { value: self.feed.flag().then(|| self.feed.u16()) },
+            17 => {
+                let number = [8, 4][usize::from(self.feed.u8() & 1)];
+                Exit::ReadCr { number, to: Gpr::from_number(self.feed.u8()) }
+            }
+            18 => Exit::Lmsw { value: [None, Some(self.feed.u16())][usize::from(self.feed.u8() & 1)] },
             19 => Exit::Xsetbv,
-            20 => [Exit::CacheFlush, Exit::Undefined, Exit::TaskSwitch, Exit::TripleFault]
+            20 => [Exit::CacheFlush, Exit::Undefined, Exit::MachineCheck, Exit::TripleFault]
                 [usize::from(self.feed.u8() & 3)],
             21 => Exit::Unexpected { reason: self.feed.u64(), info: self.feed.u64() },
             _ => self.nested(),
@@ -368,12 +371,12 @@ impl Host for Everything {
 
     fn console(&mut self, _: u8) {}
 
+    fn machine_check(&mut self) {}
+
     fn console_input(&mut self) -> Option<u8> {
         self.input = self.input.checked_sub(1)?;
         Some(self.input)
     }
-
-    fn machine_check(&mut self) {}
 
     fn set_xcr0(&mut self, value: u64) {
         assert!(value & 1 != 0 && value & !7 == 0 && (value & 4 == 0 || value & 2 != 0), "XCR0 {value:#x}");

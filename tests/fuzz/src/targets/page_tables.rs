@@ -180,7 +180,7 @@ fn length(feed: &mut Feed<'_>) -> u64 {
     match feed.u8() {
         byte @ 0..0xFC => {
             let unit = [PAGE, PAGE, 1 << 21, 1 << 30][usize::from(byte & 3)];
-            unit * u64::from(byte >> 2 & 3) + PAGE * u64::from(byte >> 4)
+            unit * u64::from(byte >> 2 & 3) + PAGE * u64::from(byte >> 6)
         }
         _ => feed.magnitude(),
     }
@@ -188,7 +188,7 @@ fn length(feed: &mut Feed<'_>) -> u64 {
 
 fn mapping(feed: &mut Feed<'_>) -> Mapping {
     /// Pages of a range that can only be mapped by 4 KiB: enough to cross from one table into the next.
-    const MOST_SMALL: u64 = 40;
+    const MOST_SMALL: u64 = 12;
     let bits = feed.u8();
     let flag = |bit: u8| bits >> bit & 1 != 0;
     // Mostly what is allowed.
@@ -210,7 +210,7 @@ fn check<F: Format>(feed: &mut Feed<'_>, rules: Rules) {
     let most = 2 + usize::from(feed.u8() & 7);
     let mut frames = Frames { tables: vec![[0; ENTRIES]], most };
     let mut model = Model { pages: BTreeMap::new(), tables: BTreeSet::new(), most };
-    for _ in 0..12 {
+    for _ in 0..8 {
         if feed.is_empty() {
             break;
         }
