@@ -29,8 +29,9 @@ struct Finding {
 }
 
 /// Packages by a file of theirs, and what needs them.
-const PACKAGES: [(&str, &str, &str, Need); 12] = [
+const PACKAGES: [(&str, &str, &str, Need); 13] = [
     ("gcc", "/usr/bin/gcc", "building", Need::Must),
+    ("g++", "/usr/bin/g++", "fuzz and test", Need::May),
     ("lld", "/usr/bin/ld.lld", "building", Need::Must),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64", "running", Need::Must),
     ("bochs", "/usr/bin/bochs", "running with VT-x in software", Need::May),
