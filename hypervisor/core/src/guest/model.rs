@@ -13,6 +13,7 @@
 //! 4. Nothing is lost: from every state, a guest that goes on with interrupts on gets all that was sent. In particular an
 //!    event whose delivery was interrupted comes again. Only a guest that halted with interrupts off, or in a handler of higher priority,
 //!    may wait for ever.
+//! 5. What waits has its window: a guest never runs so that it could take an event and nobody would know.
 //!
 //! States are the same if processor, run loop and interrupt system are; to get to one, what led there is done again.
 
@@ -93,10 +94,18 @@ enum Way {
     HidesFlag,
     /// An injected event stays for the next entry.
     InjectsTwice,
+    /// No windows are opened.
+    OpensNoWindows,
 }
 
-const WAYS: [Way; 5] =
-    [Way::ForgetsInterrupted, Way::HidesShadows, Way::HidesNmiBlocking, Way::HidesFlag, Way::InjectsTwice];
+const WAYS: [Way; 6] = [
+    Way::ForgetsInterrupted,
+    Way::HidesShadows,
+    Way::HidesNmiBlocking,
+    Way::HidesFlag,
+    Way::InjectsTwice,
+    Way::OpensNoWindows,
+];
 
 /// A handler that the guest is in.
 #[derive(Debug)]
@@ -131,9 +140,13 @@ impl Processor {
     /// Whether a guest that has halted waits for ever, by its own doing: with interrupts off, or in the handler of an
     /// interrupt of higher priority.
     fn sleeps(&self) -> bool {
+        self.owed[NMI] == 0 && !(self.flag && self.waits())
+    }
+
+    /// Whether an interrupt waits that is above all that are being handled.
+    fn waits(&self) -> bool {
         let in_service = self.handlers.iter().map(|handler| handler.number).filter(|&number| number != NMI).max();
-        let comes = |number: usize| self.owed[number] > 0 && in_service.is_none_or(|other| number > other);
-        self.owed[NMI] == 0 && !(self.flag && (0..NMI).any(comes))
+        (0..NMI).any(|number| self.owed[number] > 0 && in_service.is_none_or(|other| number > other))
     }
 
     fn demand(&mut self, holds: bool, property: &'static str) {
@@ -199,6 +212,8 @@ impl Vcpu for Processor {
             }
             self.arrive(event);
         }
+        self.demand(self.windows.interrupt || !self.waits(), "an interrupt waits without a window");
+        self.demand(self.windows.nmi || self.owed[NMI] == 0, "an NMI waits without a window");
         if self.windows.nmi && self.blocked == Interruptibility::default() {
             return Ok(Exit::NmiWindow);
         }
@@ -241,7 +256,9 @@ impl Vcpu for Processor {
     }
 
     fn request_windows(&mut self, windows: Windows) -> Result<(), BackendError> {
-        self.windows = windows;
+        if self.way != Some(Way::OpensNoWindows) {
+            self.windows = windows;
+        }
         Ok(())
     }
 
