@@ -13,6 +13,8 @@
 //!
 //! The table is shared by all compartments: it holds owners, nothing of what guests keep in their memory.
 
+#[cfg(test)]
+mod model;
 mod space;
 mod state;
 #[cfg(test)]

@@ -273,3 +273,6 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         })
     }
 }
+
+#[cfg(test)]
+mod model;

@@ -22,6 +22,8 @@ pub mod load;
 mod msr;
 mod mtrr;
 pub mod reset;
+#[cfg(test)]
+mod search;
 
 pub use adapter::paging_state;
 pub use backend::{BackendError, Interruptibility, Register, Vcpu, Windows};

@@ -72,10 +72,11 @@ impl FakeProcessor {
 
 impl VmcsAccess for FakeProcessor {
     fn read(&self, encoding: u32) -> Result<u64, BackendError> {
-        if self.broken.contains(&encoding) || !fields::ALL.contains(&encoding) {
+        let value = self.fields.get(&encoding).copied();
+        if self.broken.contains(&encoding) || value.is_none() && !fields::ALL.contains(&encoding) {
             return Err(BackendError::Field { field: encoding, code: 12 });
         }
-        Ok(self.fields.get(&encoding).copied().unwrap_or(0))
+        Ok(value.unwrap_or(0))
     }
 
     fn write(&mut self, encoding: u32, value: u64) -> Result<(), BackendError> {

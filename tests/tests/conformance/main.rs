@@ -4,6 +4,8 @@
 //! (`tests/conformance/image`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+mod ends;
+mod faults;
 mod svm;
 mod vmx;
 

@@ -1,5 +1,6 @@
 //! SVM on a scripted processor, with and without decode assists and next RIP.
 
+use crate::faults::{Faults, Faulty};
 use bulkhead_arch::{Gpr, Rflags};
 use bulkhead_conformance::bench::{Arrival, Bench, Came, Entries, Entry, Failure, Fault, Happens, Instruction};
 use bulkhead_conformance::real::code;
@@ -245,6 +246,8 @@ impl Processor for Scripted {
 
 /// The bench.
 pub struct Svm {
+    /// Which entry is refused.
+    pub faults: Faults,
     assists: bool,
     spare: bool,
     count: u64,
@@ -255,15 +258,16 @@ pub struct Svm {
 impl Svm {
     /// With or without decode assists and next RIP.
     pub fn new(assists: bool) -> Self {
-        Self { assists, spare: false, count: 0, entries: Entries::default(), arrived: None }
+        let faults = Faults::default();
+        Self { faults, assists, spare: false, count: 0, entries: Entries::default(), arrived: None }
     }
 }
 
 impl Bench for Svm {
-    type Vcpu = SvmVcpu<Ram, Recorder<Scripted>>;
+    type Vcpu = SvmVcpu<Ram, Faulty<Recorder<Scripted>>>;
 
     fn vcpu(&mut self) -> Result<Self::Vcpu, Failure> {
-        *self = Self { count: self.count, ..Self::new(self.assists) };
+        *self = Self { count: self.count, faults: self.faults.clone(), ..Self::new(self.assists) };
         let mut memory = Ram(Rc::new(RefCell::new(vec![0; usize::try_from(guest::MAPPED).unwrap()])));
         guest::write(&mut memory).unwrap();
         let scripted = Scripted {
@@ -292,7 +296,8 @@ impl Bench for Svm {
             asid: 1,
             memory,
         };
-        Ok(SvmVcpu::with_processor(Recorder::new(scripted, self.entries.clone()), capabilities, resources)?)
+        let recorder = Recorder::new(scripted, self.entries.clone());
+        Ok(SvmVcpu::with_processor(Faulty::new(recorder, self.faults.clone()), capabilities, resources)?)
     }
 
     fn run(&mut self, vcpu: &mut Broken<Self::Vcpu>, happens: Happens) -> Result<Came, Failure> {

@@ -1,5 +1,6 @@
 //! VT-x on a processor made of a map of fields.
 
+use crate::faults::{Faults, Faulty};
 use bulkhead_arch::{Gpr, Rflags};
 use bulkhead_conformance::bench::{Arrival, Bench, Came, Entries, Entry, Failure, Fault, Happens, Instruction};
 use bulkhead_conformance::guest;
@@ -23,6 +24,8 @@ const NMI_WINDOW: u64 = 1 << 22;
 /// The bench.
 #[derive(Default)]
 pub struct Vmx {
+    /// Which access of the backend fails.
+    pub faults: Faults,
     entries: Entries,
     arrived: Option<Arrival>,
     /// The time-stamp counter.
@@ -101,7 +104,7 @@ struct Said {
 }
 
 impl Vmx {
-    fn exit(&mut self, vcpu: &mut VmxVcpu<Recorder<FakeProcessor>>, happens: Happens) -> Said {
+    fn exit(&mut self, vcpu: &mut VmxVcpu<Faulty<Recorder<FakeProcessor>>>, happens: Happens) -> Said {
         let processor = &vcpu.processor().processor;
         let get = |encoding| processor.get_raw(encoding);
         let blocked = get(field::INTERRUPTIBILITY.encoding());
@@ -182,10 +185,10 @@ impl Vmx {
 }
 
 impl Bench for Vmx {
-    type Vcpu = VmxVcpu<Recorder<FakeProcessor>>;
+    type Vcpu = VmxVcpu<Faulty<Recorder<FakeProcessor>>>;
 
     fn vcpu(&mut self) -> Result<Self::Vcpu, Failure> {
-        *self = Self { count: self.count, ..Self::default() };
+        *self = Self { count: self.count, faults: self.faults.clone(), ..Self::default() };
         let resources = Resources {
             vmcs: region(1),
             msr_bitmap: region(2),
@@ -195,7 +198,7 @@ impl Bench for Vmx {
         };
         let capabilities = capabilities();
         let processor = vmx::Recorder::new(FakeProcessor::default(), capabilities.timer_shift, self.entries.clone());
-        Ok(VmxVcpu::with_processor(processor, capabilities, resources)?)
+        Ok(VmxVcpu::with_processor(Faulty::new(processor, self.faults.clone()), capabilities, resources)?)
     }
 
     fn run(&mut self, vcpu: &mut Broken<Self::Vcpu>, happens: Happens) -> Result<Came, Failure> {

@@ -1,5 +1,7 @@
 //! A small machine with two guests; each way to break it is found, and the frame named.
 
+mod faults;
+
 extern crate std;
 
 use super::{Compartment, Fault, Holds, Region, Space, Violation, Walked, audit};

@@ -69,7 +69,7 @@ pub(super) fn port_accesses_are_told<B: Bench>(bench: &mut B, way: Option<Way>) 
     }
     let rip = subject.get(Register::Rip)?;
     subject.vcpu.skip_instruction()?;
-    same!(subject.get(Register::Rip)?, rip + 1, "RIP");
+    same!(subject.get(Register::Rip)?, rip.wrapping_add(1), "RIP");
     Ok(())
 }
 
