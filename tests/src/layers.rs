@@ -19,6 +19,7 @@ const MAY: [(&str, &[&str]); 19] = [
     ("bulkhead-kernel", &["types", "arch", "paging", "devices", "emulate", "core", "hw", "vmx", "svm", "boot"]),
     ("bulkhead-rt", &[]),
     ("bulkhead-suite", &["rt"]),
+    ("bulkhead-hostile", &["rt"]),
     ("bulkhead-linux-init", &[]),
     ("hv", &["types", "core"]),
     ("bulkhead-tests", &[]),

@@ -11,6 +11,7 @@ pub const UNSAFE_CRATES: [&str; 8] = [
     "hypervisor/kernel",
     "guests/rt",
     "guests/suite",
+    "guests/hostile",
     "guests/linux-init",
     "tests/conformance/image",
 ];
