@@ -14,7 +14,8 @@ scenario!(main);
 const VECTOR: u8 = 0x60;
 
 fn main() {
-    for vector in 0x20..=0xFF {
+    // From 16 on a vector may be sent.
+    for vector in 0x10..=0xFF {
         trap::on(vector, |_| apic::end_of_interrupt());
     }
     trap::on(2, |_| ());
@@ -73,7 +74,7 @@ fn bogus_vectors() {
         }
     }
     cpu::disable_interrupts();
-    for vector in 0..32 {
+    for vector in 0..16 {
         hold!(vector == 2 || trap::count(vector) == 0, "vector {vector} came");
     }
     saw!("{} NMIs", trap::count(2));
