@@ -85,7 +85,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -94,7 +94,7 @@ impl Random {
 
     /// A number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 11) % limit
+        (self.number() >> 11) % limit
     }
 
     /// One of `values`.
@@ -106,7 +106,7 @@ impl Random {
 
     /// Small, large, or a single bit.
     pub fn value(&mut self) -> u64 {
-        let value = self.next();
+        let value = self.number();
         match self.below(4) {
             0 => value & 0xFF,
             1 => 1 << (value & 63),

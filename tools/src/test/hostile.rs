@@ -150,7 +150,8 @@ impl Attack {
             "never" => "time-out",
             other => other,
         };
-        let attacker = Expected { lines, never: vec!["broke ".to_owned()], ends: Some(ends.to_owned()), ..Expected::default() };
+        let attacker =
+            Expected { lines, never: vec!["broke ".to_owned()], ends: Some(ends.to_owned()), ..Expected::default() };
         let witness = Expected {
             lines: vec!["unchanged".to_owned()],
             never: vec!["FAIL".to_owned()],
@@ -179,6 +180,8 @@ fn read(workspace: &Workspace) -> Outcome<Vec<Attack>> {
 struct Beside<'a> {
     attack: &'a Attack,
     watch: Watch,
+    /// The witness's line so far.
+    line: String,
     /// Rounds of the witness since the attacker's end.
     rounds: u32,
     told: bool,
@@ -197,11 +200,13 @@ impl View for Beside<'_> {
         }
         let attacker = self.watch.console_of(ATTACKER);
         let text = String::from_utf8_lossy(bytes);
-        for line in text.lines() {
+        self.line.push_str(&text);
+        while let Some((line, rest)) = self.line.split_once('\n') {
             let share: Option<u64> = line.strip_prefix("witness share ").and_then(|share| share.trim().parse().ok());
             if attacker.contains("saw the flood begin") && !attacker.contains("saw the flood end") {
                 self.shares.extend(share);
             }
+            self.line = rest.to_owned();
         }
         let never = self.attack.ends == "never" && attacker.contains("saw the last of it");
         let gone = self.watch.lines().iter().any(|line| line.starts_with("event guest 2 ") && line.contains(" ended "));
@@ -304,12 +309,17 @@ pub fn run(builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Ta
     }
     wanted.sort_by_key(|(attack, _)| !attack.share);
     let started = Instant::now();
-    in_parallel(&wanted, args.jobs(), |(attack, on)| verdict(builder, attack, *on), |(attack, on), result, took| {
-        let (verdict, share) = result;
-        let name = name((attack, *on));
-        let name = share.map_or(name.clone(), |share| format!("{name} (the witness had {share}/1000 of the CPU)"));
-        tally.note(&name, verdict, took);
-    });
+    in_parallel(
+        &wanted,
+        args.jobs(),
+        |(attack, on)| verdict(builder, attack, *on),
+        |(attack, on), result, took| {
+            let (verdict, share) = result;
+            let name = name((attack, *on));
+            let name = share.map_or(name.clone(), |share| format!("{name} (the witness had {share}/1000 of the CPU)"));
+            tally.note(&name, verdict, took);
+        },
+    );
     println!("{} hostile runs in {:.0} s", wanted.len(), started.elapsed().as_secs_f64());
     Ok(())
 }
@@ -323,7 +333,7 @@ fn attempt(builder: &Builder, attack: &Attack, on: Kind) -> Outcome<(Verdict, Op
     let running = builder.start(on, &machine)?;
     let names: Vec<String> = machine.guests.iter().map(|g| g.name.clone()).collect();
     let watch = Watch::new(&attack.case(), &names);
-    let mut beside = Beside { attack, watch, rounds: 0, told: false, shares: Vec::new() };
+    let mut beside = Beside { attack, watch, line: String::new(), rounds: 0, told: false, shares: Vec::new() };
     let (session, _) = Session::new(running);
     let report = session.follow(&mut beside, Some(Duration::from_secs(TIMEOUT)));
     let wrong = beside.wrong(on, &report);

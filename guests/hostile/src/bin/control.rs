@@ -78,7 +78,11 @@ fn cr0() {
     for bit in 32..64 {
         hold_eq!(vector!("mov cr0, {}", in(reg) old | 1 << bit), GP, "CR0 bit {bit}");
     }
-    for (value, what) in [(old & !1, "paging without protection"), (old & !(1 << 31), "no paging in 64-bit code"), (old & !(1 << 30) | 1 << 29, "NW without CD")] {
+    for (value, what) in [
+        (old & !1, "paging without protection"),
+        (old & !(1 << 31), "no paging in 64-bit code"),
+        (old & !(1 << 30) | 1 << 29, "NW without CD"),
+    ] {
         hold_eq!(vector!("mov cr0, {}", in(reg) value), GP, "{what}");
     }
     for bits in [1 << 30, 3 << 29, 1 << 17, 0xFFC0] {
@@ -101,7 +105,11 @@ fn cr4() {
         }
         let _ = vector!("mov cr4, {}", in(reg) old);
     }
-    hold_eq!(taken & (1 << 13 | 1 << 14 | 1 << 15 | 1 << 19 | 1 << 23 | 1 << 5), 0, "VMXE, SMXE, reserved, KL, CET, PAE");
+    hold_eq!(
+        taken & (1 << 13 | 1 << 14 | 1 << 15 | 1 << 19 | 1 << 23 | 1 << 5),
+        0,
+        "VMXE, SMXE, reserved, KL, CET, PAE"
+    );
     hold_eq!(taken >> 25, 0, "high bits");
     hold_eq!(cpu::cr4(), old, "CR4");
     saw!("it takes {taken:#x}");

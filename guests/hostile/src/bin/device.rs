@@ -104,20 +104,28 @@ fn trace(length: u32) {
     pic::init(0x20);
     apic::enable();
     let known = [
-        0x20_u16, 0x21, 0x40, 0x43, 0x60, 0x61, 0x70, 0x71, 0xA0, 0xA1, 0x3F8, 0x3FB, 0x4D0, 0x510, 0x514, 0x600, 0x608,
-        0xCF8, 0xCFC,
+        0x20_u16, 0x21, 0x40, 0x43, 0x60, 0x61, 0x70, 0x71, 0xA0, 0xA1, 0x3F8, 0x3FB, 0x4D0, 0x510, 0x514, 0x600,
+        0x608, 0xCF8, 0xCFC,
     ];
     for _ in 0..length {
         let anywhere = random.below(4) == 0;
-        let port = if anywhere { random.next() as u16 } else { random.one_of(&known) + random.below(4) as u16 };
+        let port = if anywhere { random.number() as u16 } else { random.one_of(&known) + random.below(4) as u16 };
         let (kind, value, count) = (random.below(8), random.value(), random.below(60));
         match kind {
             0..6 => access(port, kind, value),
-            // SAFETY: RAM above the image, 240 bytes at most, which holds no Rust object; a fault is caught.
-            6 => _ = catch(|| unsafe { asm!("rep insb", in("dx") port, inout("rcx") count => _, inout("rdi") 0x40_0000_u64 => _) }),
+            6 => {
+                // SAFETY: RAM above the image, 240 bytes at most, which holds no Rust object; a fault is caught.
+                _ = catch(|| unsafe {
+                    asm!("rep insb", in("dx") port, inout("rcx") count => _, inout("rdi") 0x40_0000_u64 => _)
+                })
+            }
             _ if ends(port, 4) => {}
-            // SAFETY: as above.
-            _ => _ = catch(|| unsafe { asm!("rep outsd", in("dx") port, inout("rcx") count => _, inout("rsi") 0x40_0000_u64 => _) }),
+            _ => {
+                // SAFETY: RAM above the image, 240 bytes at most, which holds no Rust object; a fault is caught.
+                _ = catch(|| unsafe {
+                    asm!("rep outsd", in("dx") port, inout("rcx") count => _, inout("rsi") 0x40_0000_u64 => _)
+                })
+            }
         }
     }
     saw!("{length} accesses");

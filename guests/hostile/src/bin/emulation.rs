@@ -36,16 +36,26 @@ fn main() {
         ("refused-pop", || ends(|at| vector!("pop qword ptr [{}]", in(reg) at))),
         ("refused-shift", || ends(|at| vector!("shl dword ptr [{}], 1", in(reg) at))),
         ("refused-call", || ends(|at| vector!("call qword ptr [{}]", in(reg) at, clobber_abi("sysv64")))),
-        ("refused-cmpxchg16b", || ends(|at| vector!("lock cmpxchg16b [{}]", in(reg) at, in("rax") 0, in("rdx") 0, in("rcx") 0))),
+        ("refused-cmpxchg16b", || {
+            ends(|at| vector!("lock cmpxchg16b [{}]", in(reg) at, in("rax") 0, in("rdx") 0, in("rcx") 0))
+        }),
         ("refused-x87", || ends(|at| vector!("fld qword ptr [{}]", in(reg) at))),
         ("refused-sse", || ends(|at| vector!("movdqu xmm0, [{}]", in(reg) at))),
         ("refused-fxsave", || ends(|at| vector!("fxsave [{}]", in(reg) at))),
-        ("refused-xsave", || ends(|at| {
-            let _ = vector!("mov cr4, {}", in(reg) cpu::cr4() | 1 << 18);
-            vector!("xsave [{}]", in(reg) at, in("eax") 3, in("edx") 0)
-        })),
-        ("refused-div", || ends(|at| vector!("div dword ptr [{}]", in(reg) at, inout("eax") 1 => _, inout("edx") 0 => _))),
-        ("refused-enter", || ends(|at| vector!("mov {s}, rsp", "lea rsp, [{d} + 128]", "enter 16, 3", "mov rsp, {s}", s = out(reg) _, d = in(reg) at))),
+        ("refused-xsave", || {
+            ends(|at| {
+                let _ = vector!("mov cr4, {}", in(reg) cpu::cr4() | 1 << 18);
+                vector!("xsave [{}]", in(reg) at, in("eax") 3, in("edx") 0)
+            })
+        }),
+        ("refused-div", || {
+            ends(|at| vector!("div dword ptr [{}]", in(reg) at, inout("eax") 1 => _, inout("edx") 0 => _))
+        }),
+        ("refused-enter", || {
+            ends(
+                |at| vector!("mov {s}, rsp", "lea rsp, [{d} + 128]", "enter 16, 3", "mov rsp, {s}", s = out(reg) _, d = in(reg) at),
+            )
+        }),
         ("refused-lgdt", || ends(|at| vector!("lgdt [{}]", in(reg) at))),
         ("random-memory", || random_memory(11)),
         ("random-code", random_code),
@@ -76,7 +86,9 @@ fn widths() {
 
 /// Accesses across pages: device, hole and RAM each get their part.
 fn page_crossing() {
-    for (low, high) in [(DEVICE, BUFFER), (BUFFER, DEVICE), (HOLE, BUFFER), (BUFFER, HOLE), (HOLE, DEVICE), (0xFEE0_0000, 0xFEC0_0000)] {
+    for (low, high) in
+        [(DEVICE, BUFFER), (BUFFER, DEVICE), (HOLE, BUFFER), (BUFFER, HOLE), (HOLE, DEVICE), (0xFEE0_0000, 0xFEC0_0000)]
+    {
         let at = paging::set(1, low | P | W);
         paging::set(2, high | P | W);
         for back in 1..8 {
@@ -117,7 +129,12 @@ fn rep_boundary() {
     paging::set(12, BUFFER | P | W);
     paging::set(13, 0);
     paging::set(9, 0);
-    for (start, count, down) in [(at, 4 * 4096, false), (at + 3 * 4096 - 1, 4 * 4096, true), (at + 4090, 12, false), (at + 100, u64::MAX, false)] {
+    for (start, count, down) in [
+        (at, 4 * 4096, false),
+        (at + 3 * 4096 - 1, 4 * 4096, true),
+        (at + 4090, 12, false),
+        (at + 100, u64::MAX, false),
+    ] {
         let (mut left, mut to) = (count, start);
         // SAFETY: pages of the window, which hold no Rust object; a fault is caught.
         let fault = catch(|| unsafe {
@@ -132,7 +149,11 @@ fn rep_boundary() {
                 let page = if down { at - 4096 } else { at + 3 * 4096 };
                 hold_eq!(fault.cr2 & !0xFFF, page, "fault of {count} from {start:#x}");
                 let done = count.wrapping_sub(fault.frame.rcx);
-                hold_eq!(fault.frame.rdi, if down { start.wrapping_sub(done) } else { start + done }, "how far it came");
+                hold_eq!(
+                    fault.frame.rdi,
+                    if down { start.wrapping_sub(done) } else { start + done },
+                    "how far it came"
+                );
             }
             None => hold!(left == 0 && count == 12, "it ends with {left} left"),
         }
@@ -173,11 +194,19 @@ fn lock() {
     hold!(seen.is_none(), "legal ones: {seen:?}");
     // QEMU's processor carries them out, without the lock.
     let wrong = if cpu::is_tcg() { 4 } else { 0 };
-    for bytes in [[0xF0, 0x8B, 0x07, 0xC3], [0xF0, 0x89, 0x07, 0xC3], [0xF0, 0x39, 0x07, 0xC3], [0xF0, 0xA4, 0xC3, 0x90]].into_iter().skip(wrong) {
+    for bytes in
+        [[0xF0, 0x8B, 0x07, 0xC3], [0xF0, 0x89, 0x07, 0xC3], [0xF0, 0x39, 0x07, 0xC3], [0xF0, 0xA4, 0xC3, 0x90]]
+            .into_iter()
+            .skip(wrong)
+    {
         // SAFETY: a page of RAM above the image.
         unsafe { Region::new(BUFFER as usize, 4096) }.copy_in(0, &bytes);
         // SAFETY: the bytes above fault or return.
-        hold_eq!(vector_of(|| unsafe { asm!("call {}", in(reg) BUFFER, in("rdi") at, in("rsi") at, clobber_abi("sysv64")) }), UD, "{bytes:x?}");
+        hold_eq!(
+            vector_of(|| unsafe { asm!("call {}", in(reg) BUFFER, in("rdi") at, in("rsi") at, clobber_abi("sysv64")) }),
+            UD,
+            "{bytes:x?}"
+        );
     }
     saw!("invalid opcodes");
 }
@@ -189,7 +218,11 @@ fn segments() {
     hold!(set(at), "FS base");
     hold_eq!(vector!("mov eax, fs:[0]", out("eax") _), None, "through FS");
     hold!(set(0xFFFF_FFFF_FFFF_F000), "FS base");
-    hold_eq!(vector!("mov eax, fs:[{}]", in(reg) at.wrapping_sub(0xFFFF_FFFF_FFFF_F000), out("eax") _), None, "over the top");
+    hold_eq!(
+        vector!("mov eax, fs:[{}]", in(reg) at.wrapping_sub(0xFFFF_FFFF_FFFF_F000), out("eax") _),
+        None,
+        "over the top"
+    );
     hold!(set(0x7FFF_FFFF_F000), "FS base");
     let seen = vector!("mov eax, fs:[0x1000]", out("eax") _);
     hold!(matches!(seen, Some(13 | 14)), "no address: {seen:?}");
@@ -212,7 +245,9 @@ fn long_instruction() {
             code.fill(prefix);
             code.copy_in(count, &[0x8B, 0x07, 0xC3]);
             // SAFETY: a load with prefixes, and RET; a fault is caught.
-            let seen = vector_of(|| unsafe { asm!("call {}", in(reg) BUFFER, in("rdi") at & 0xFFFF_FFFF, clobber_abi("sysv64")) });
+            let seen = vector_of(|| unsafe {
+                asm!("call {}", in(reg) BUFFER, in("rdi") at & 0xFFFF_FFFF, clobber_abi("sysv64"))
+            });
             let legal = count + 2 <= 15;
             hold!(legal == seen.is_none() || prefix == 0x64, "{count} times {prefix:#x}: {seen:?}");
         }
@@ -238,7 +273,9 @@ fn changed_instruction() {
         code.write8(3, 0xC3);
         let mut seen = 0_u32;
         // SAFETY: one of the loads above, and RET.
-        let fault = vector_of(|| unsafe { asm!("call {}", in(reg) BUFFER, in("rdi") at, out("eax") seen, clobber_abi("sysv64")) });
+        let fault = vector_of(|| unsafe {
+            asm!("call {}", in(reg) BUFFER, in("rdi") at, out("eax") seen, clobber_abi("sysv64"))
+        });
         hold_eq!((fault, seen), (None, expected), "round {round}");
     }
     saw!("the new instruction each time");
@@ -254,16 +291,34 @@ fn string_io() {
         for (to, fault) in [(at, None), (hole, None), (read_only, Some(14)), (read_only + 4096, Some(14))] {
             for count in [0_u64, 1, 7, 200] {
                 let wanted = if count == 0 { None } else { fault };
-                hold_eq!(vector!("rep insb", in("dx") port, inout("rcx") count => _, inout("rdi") to => _), wanted, "input at {to:#x}");
-                hold_eq!(vector!("rep insd", in("dx") port, inout("rcx") count => _, inout("rdi") to => _), wanted, "input at {to:#x}");
+                hold_eq!(
+                    vector!("rep insb", in("dx") port, inout("rcx") count => _, inout("rdi") to => _),
+                    wanted,
+                    "input at {to:#x}"
+                );
+                hold_eq!(
+                    vector!("rep insd", in("dx") port, inout("rcx") count => _, inout("rdi") to => _),
+                    wanted,
+                    "input at {to:#x}"
+                );
                 if port == 0x80 {
                     let wanted = if to == read_only { None } else { wanted };
-                    hold_eq!(vector!("rep outsw", in("dx") port, inout("rcx") count => _, inout("rsi") to => _), wanted, "output from {to:#x}");
+                    hold_eq!(
+                        vector!("rep outsw", in("dx") port, inout("rcx") count => _, inout("rsi") to => _),
+                        wanted,
+                        "output from {to:#x}"
+                    );
                 }
             }
         }
     }
-    hold!(matches!(vector!("rep insb", in("dx") 0x80_u16, inout("rcx") 8_u64 => _, inout("rdi") 0x7FFF_FFFF_FFFC_u64 => _), Some(13 | 14)), "no address");
+    hold!(
+        matches!(
+            vector!("rep insb", in("dx") 0x80_u16, inout("rcx") 8_u64 => _, inout("rdi") 0x7FFF_FFFF_FFFC_u64 => _),
+            Some(13 | 14)
+        ),
+        "no address"
+    );
     saw!("page faults");
 }
 
@@ -295,7 +350,19 @@ fn refused_ring3() {
 /// Random accesses to device pages and holes, of the first `kinds` below.
 fn random_memory(kinds: u64) {
     let mut random = Random::new();
-    let pages = [0xFEE0_0000, 0xFEC0_0000, DEVICE, 0xA_0000, HOLE, 0xFED0_0000, 0xFFFF_F000, 0x8000_0000, 1 << 32, 1 << 35, (1 << 38) + (1 << 21)];
+    let pages = [
+        0xFEE0_0000,
+        0xFEC0_0000,
+        DEVICE,
+        0xA_0000,
+        HOLE,
+        0xFED0_0000,
+        0xFFFF_F000,
+        0x8000_0000,
+        1 << 32,
+        1 << 35,
+        (1 << 38) + (1 << 21),
+    ];
     trap::on(2, |_| ());
     for _ in 0..4000 {
         let page = random.one_of(&pages);
@@ -343,9 +410,20 @@ fn random_code() {
     let code = unsafe { Region::new(BUFFER as usize, 4096) };
     let address = paging::set(3, BUFFER | P | W | U);
     // Half of them begin with an opcode that matters to a hypervisor.
-    let openings: [&[u8]; 10] = [&[0x0F, 0xA2], &[0x0F, 0x01], &[0x0F, 0xC7], &[0x0F, 0x78], &[0x0F, 0x00], &[0xCD], &[0x0F, 0xAE], &[0xF3, 0x6C], &[0xC4, 0xE2], &[0x0F, 0x01, 0xD0]];
+    let openings: [&[u8]; 10] = [
+        &[0x0F, 0xA2],
+        &[0x0F, 0x01],
+        &[0x0F, 0xC7],
+        &[0x0F, 0x78],
+        &[0x0F, 0x00],
+        &[0xCD],
+        &[0x0F, 0xAE],
+        &[0xF3, 0x6C],
+        &[0xC4, 0xE2],
+        &[0x0F, 0x01, 0xD0],
+    ];
     for _ in 0..3000 {
-        (0..64).step_by(8).for_each(|at| code.write64(at, random.next()));
+        (0..64).step_by(8).for_each(|at| code.write64(at, random.number()));
         if random.below(2) == 0 {
             code.copy_in(0, random.one_of(&openings));
         }

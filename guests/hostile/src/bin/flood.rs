@@ -17,7 +17,7 @@ const DEVICE: u64 = 0xFED8_0000;
 const VECTOR: u8 = 0x60;
 
 /// When the flood is over.
-static END: AtomicU64 = AtomicU64::new(0);
+static END: AtomicU64 = AtomicU64::new(u64::MAX);
 
 fn main() {
     run(&[
@@ -31,20 +31,26 @@ fn main() {
         ("msr-unknown", || flood(|| _ = cpu::rdmsr(0x1234_5678))),
         ("hypercall", hypercall),
         ("nested", nested),
-        ("exception", || flood(|| _ = catch(|| {
-            // SAFETY: an exception that catch() takes.
-            unsafe { asm!("ud2") }
-        }))),
+        ("exception", || {
+            flood(|| {
+                _ = catch(|| {
+                    // SAFETY: an exception that catch() takes.
+                    unsafe { asm!("ud2") }
+                })
+            })
+        }),
         ("control", control),
         ("interrupt", interrupt),
         ("timer", timer),
         ("nmi", nmi),
         ("halt", halt),
         ("console", console),
-        ("cache", || flood(|| {
-            // SAFETY: nothing is lost: caches are coherent.
-            unsafe { asm!("wbinvd", options(nostack)) }
-        })),
+        ("cache", || {
+            flood(|| {
+                // SAFETY: nothing is lost: caches are coherent.
+                unsafe { asm!("wbinvd", options(nostack)) }
+            })
+        }),
     ]);
 }
 
@@ -67,7 +73,9 @@ fn flood(thing: impl Fn()) {
 fn port_string() {
     flood(|| {
         // SAFETY: RAM above the image, 1 KiB.
-        unsafe { asm!("rep insb", in("dx") 0x70_u16, inout("rcx") 1024_u64 => _, inout("rdi") 0x40_0000_u64 => _, options(nostack)) };
+        unsafe {
+            asm!("rep insb", in("dx") 0x70_u16, inout("rcx") 1024_u64 => _, inout("rdi") 0x40_0000_u64 => _, options(nostack))
+        };
     });
 }
 
@@ -89,7 +97,7 @@ fn mmio_string() {
 fn hypercall() {
     // SAFETY: a call that nobody knows; the other maker's is an exception, which catch() takes.
     let vmcall = catch(|| unsafe { asm!("vmcall", inout("rax") 0_u64 => _) }).is_none();
-    // SAFETY: as above.
+    // SAFETY: a call that nobody knows; where it is an exception, it was not chosen.
     flood(|| unsafe {
         if vmcall {
             asm!("vmcall", inout("rax") 0_u64 => _);
@@ -105,7 +113,7 @@ fn nested() {
     let outside = paging::set_gigabyte(5, 0xC000_0000 | P | W);
     let end = bulkhead_hostile::ram_end();
     let fresh = core::cell::Cell::new(0x20_0000);
-    let numbers = core::cell::Cell::new(random.next());
+    let numbers = core::cell::Cell::new(random.number());
     flood(|| {
         numbers.set(numbers.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
         if fresh.get() < end {
@@ -176,7 +184,9 @@ fn console() {
     flood(|| {
         let text = b".................................................................";
         // SAFETY: sends the text.
-        unsafe { asm!("rep outsb", in("dx") 0x3F8_u16, inout("rcx") text.len() => _, inout("rsi") text.as_ptr() => _, options(nostack)) };
+        unsafe {
+            asm!("rep outsb", in("dx") 0x3F8_u16, inout("rcx") text.len() => _, inout("rsi") text.as_ptr() => _, options(nostack))
+        };
     });
     serial::init();
 }

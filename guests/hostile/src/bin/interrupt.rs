@@ -4,7 +4,9 @@
 #![allow(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a panic ends a test guest as a failure")]
 
 use bulkhead_hostile::{Random, hold, run, saw, walking};
-use bulkhead_rt::apic::register::{COMMAND, COMMAND_HIGH, CURRENT_COUNT, DIVIDE, EOI, INITIAL_COUNT, LINT0, LINT1, TIMER};
+use bulkhead_rt::apic::register::{
+    COMMAND, COMMAND_HIGH, CURRENT_COUNT, DIVIDE, EOI, INITIAL_COUNT, LINT0, LINT1, TIMER,
+};
 use bulkhead_rt::paging::{self, P};
 use bulkhead_rt::{apic, catch, cpu, exit, ioapic, pic, pit, port, println, scenario, time, trap};
 use core::arch::asm;
@@ -166,9 +168,9 @@ fn reprogrammed() {
     pic::init(0x20);
     pit::start(2, 1200);
     for round in 0..1500_u32 {
-        ioapic::set_entry(2, random.next() & 0x1_A000 | 0x40 | random.below(64));
-        ioapic::set_entry(4, random.next() & 0x1_A000 | 0x40 | random.below(64));
-        pic::set_mask(random.next() as u16);
+        ioapic::set_entry(2, random.number() & 0x1_8000 | 0x40 | random.below(64));
+        ioapic::set_entry(4, random.number() & 0x1_8000 | 0x40 | random.below(64));
+        pic::set_mask(random.number() as u16);
         if round % 16 == 0 {
             pic::init((random.below(24) as u8 + 4) << 3);
         }
@@ -201,7 +203,7 @@ fn io_apic_garbage() {
     let mut random = Random::new();
     apic::enable();
     for _ in 0..3000 {
-        let index = random.next() as u8;
+        let index = random.number() as u8;
         let value = random.value() as u32;
         // A redirection entry that delivers INIT resets.
         ioapic::write(index, if value >> 8 & 7 == 5 { value & !0x700 } else { value });

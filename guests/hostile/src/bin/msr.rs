@@ -1,6 +1,7 @@
 //! Attacks on model-specific registers.
 #![no_std]
 #![no_main]
+#![allow(clippy::cast_possible_truncation, reason = "a guest of 64 bits")]
 
 use bulkhead_hostile::{Random, hold, hold_eq, peek, run, saw, walking};
 use bulkhead_rt::cpu::{self, rdmsr, wrmsr};
@@ -163,7 +164,33 @@ fn memory_types() {
 
 /// Branch records, performance counters, processor trace, power and voltage.
 fn tracing() {
-    let refused = [0x1A1_u32, 0x1A4, 0x1AA, 0x570, 0x571, 0x560, 0x600, 0x150, 0x610, 0x38F, 0x38D, 0x186, 0xC1, 0x79, 0x9E, 0x1F2, 0x3A, 0x480, 0x48C, 0xC001_0015, 0xC001_0114, 0xC001_0117, 0xC001_0118, 0xC001_1030, 0xC000_0104];
+    let refused = [
+        0x1A1_u32,
+        0x1A4,
+        0x1AA,
+        0x570,
+        0x571,
+        0x560,
+        0x600,
+        0x150,
+        0x610,
+        0x38F,
+        0x38D,
+        0x186,
+        0xC1,
+        0x79,
+        0x9E,
+        0x1F2,
+        0x3A,
+        0x480,
+        0x48C,
+        0xC001_0015,
+        0xC001_0114,
+        0xC001_0117,
+        0xC001_0118,
+        0xC001_1030,
+        0xC000_0104,
+    ];
     for msr in refused {
         for value in [1, 0xFFFF, u64::MAX] {
             let taken = wrmsr(msr, value).is_ok();
