@@ -8,13 +8,15 @@
 use super::TestArgs;
 use super::cases::in_parallel;
 use super::judge::Watch;
+use super::lies::{self, Lie};
 use super::table::{Case, Expected, GuestCase};
 use super::tally::{Tally, Verdict};
-use crate::emulator::{self, Kind, On};
+use crate::emulator::{self, Kind, On, Place};
 use crate::failure::{FAILED, Failure, OK, Outcome};
 use crate::files;
 use crate::machine::Builder;
 use crate::manifest;
+use crate::pack;
 use crate::session::{Finish, Report, Session, View, Wire};
 use crate::symbols;
 use crate::workspace::Workspace;
@@ -87,6 +89,8 @@ struct Attack {
     /// Whether the witness measures its share of the CPU.
     #[serde(default)]
     share: bool,
+    /// What is changed in the pack; the program is `memory`, and has no say in it.
+    lie: Option<Lie>,
     /// Machines that it does not apply to, and why.
     #[serde(default)]
     not_on: BTreeMap<Kind, String>,
@@ -116,6 +120,8 @@ impl Attack {
     fn manifest(&self) -> String {
         let Self { family, name, cmdline, memory, lazy, share, .. } = self;
         let share = u8::from(*share);
+        let family = if self.lie.is_some() { "memory" } else { family };
+        let name = if self.lie.is_some() { "edge" } else { name };
         format!(
             r#"zones = [{{ name = "witness" }}, {{ name = "attacker" }}]
             [[guest]]
@@ -140,7 +146,7 @@ impl Attack {
 
     /// The case that the runner of the case table takes.
     fn case(&self) -> Case {
-        let mut lines = vec![format!("attack {}", self.name)];
+        let mut lines = if self.lie.is_some() { Vec::new() } else { vec![format!("attack {}", self.name)] };
         lines.extend(self.lines.iter().cloned());
         let ends = match self.ends.as_str() {
             "held" => {
@@ -234,6 +240,12 @@ impl Beside<'_> {
         let mut report = report.clone();
         if self.has_enough() {
             report.finish = Finish::Done;
+        }
+        if self.attack.ends == "refused" {
+            return match &report.finish {
+                Finish::Preflight(_) => Vec::new(),
+                other => vec![format!("the machine was not refused: {other:?}")],
+            };
         }
         let mut wrong = self.watch.judge(&self.attack.case(), on, &report);
         let counted = self.watch.lines().iter().find_map(|line| line.strip_prefix("log guest 2 exits: "));
@@ -330,7 +342,12 @@ fn verdict(builder: &Builder, attack: &Attack, on: Kind) -> (Verdict, Option<u64
 
 fn attempt(builder: &Builder, attack: &Attack, on: Kind) -> Outcome<(Verdict, Option<u64>)> {
     let machine = manifest::parse(&attack.manifest(), &builder.workspace().path(TABLE))?;
-    let running = builder.start(on, &machine)?;
+    let place = Place { kind: on, uefi: false, cpu: None };
+    let mut pack = pack::pack(builder.workspace(), &machine)?;
+    if let Some(lie) = &attack.lie {
+        lies::tell(lie, &mut pack).ok_or_else(|| Failure::usage(format!("{}: no place for {lie:?}", attack.name)))?;
+    }
+    let running = builder.start_pack(&place, &machine, pack)?;
     let names: Vec<String> = machine.guests.iter().map(|g| g.name.clone()).collect();
     let watch = Watch::new(&attack.case(), &names);
     let mut beside = Beside { attack, watch, line: String::new(), rounds: 0, told: false, shares: Vec::new() };

@@ -13,6 +13,7 @@ mod fuzz;
 mod host;
 pub mod hostile;
 mod judge;
+mod lies;
 mod table;
 mod tally;
 
