@@ -4,13 +4,14 @@ use crate::lexer::{Comment, Kind, Source, Token, lex, without_tests};
 use crate::tree::File;
 
 /// Crates that may have unsafe code. Every other one forbids it in its root.
-pub const UNSAFE_CRATES: [&str; 8] = [
+pub const UNSAFE_CRATES: [&str; 9] = [
     "hypervisor/hw",
     "hypervisor/vmx",
     "hypervisor/svm",
     "hypervisor/kernel",
     "guests/rt",
     "guests/suite",
+    "guests/hostile",
     "guests/linux-init",
     "tests/conformance/image",
 ];

@@ -35,18 +35,18 @@ pub fn hypervisor_command(workspace: &Workspace, verb: &str) -> Command {
     command
 }
 
-/// Builds one guest of the suite; its ELF.
-pub fn suite_guest(workspace: &Workspace, name: &str) -> Outcome<PathBuf> {
+/// Builds one guest of a package; its ELF.
+pub fn guest(workspace: &Workspace, package: &str, name: &str) -> Outcome<PathBuf> {
     let mut command = bare(workspace, "build", "guest");
-    command.args(["-p", "bulkhead-suite", "--bin", name]);
+    command.args(["-p", package, "--bin", name]);
     run(command, &format!("the guest {name}"))?;
     Ok(workspace.target().join(TARGET).join("guest").join(name))
 }
 
-/// Builds every guest of the suite.
+/// Builds every guest of the suite, and every hostile one.
 pub fn suite(workspace: &Workspace) -> Outcome<()> {
     let mut command = bare(workspace, "build", "guest");
-    command.args(["-p", "bulkhead-suite", "--bins"]);
+    command.args(["-p", "bulkhead-suite", "-p", "bulkhead-hostile", "--bins"]);
     run(command, "the guests")
 }
 

@@ -28,6 +28,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Test everything: the crates, the guests, the boot paths.
     Test(test::TestArgs),
+    /// Run the hostile guests beside a witness, or one of them.
+    Hostile(test::hostile::HostileArgs),
     /// Try inputs without end on what takes bytes from outside, guided by coverage.
     Fuzz(fuzz::FuzzArgs),
     /// Write a CD image that starts a machine on a BIOS and on UEFI.
@@ -43,6 +45,7 @@ pub fn dispatch(cli: Cli) -> Outcome<u8> {
         Command::Audit(args) => audit::run(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Test(args) => test::test(&args),
+        Command::Hostile(args) => test::hostile::hostile(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Image(args) => image::image(&args),
         Command::Doctor(args) => doctor::doctor(&args),

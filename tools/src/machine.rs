@@ -60,7 +60,11 @@ impl Builder {
 
     /// Packs `machine` and starts it.
     pub fn start_at(&self, place: &Place, machine: &Machine) -> Outcome<Running> {
-        let pack = pack::pack(&self.workspace, machine)?;
+        self.start_pack(place, machine, pack::pack(&self.workspace, machine)?)
+    }
+
+    /// Starts the machine of `pack`, which may say other things than `machine`.
+    pub fn start_pack(&self, place: &Place, machine: &Machine, pack: Vec<u8>) -> Outcome<Running> {
         let folder = RunFolder::new(&self.workspace)?;
         let memory = memory(machine, pack.len());
         let medium = match place.kind {

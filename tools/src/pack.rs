@@ -18,7 +18,8 @@ pub fn resolve(workspace: &Workspace, image: &ImageRef) -> Outcome<PathBuf> {
         ImageRef::DebianElf => linux::elf(workspace),
         ImageRef::Busybox => linux::initrd(workspace),
         ImageRef::Xen => xen::kernel(workspace),
-        ImageRef::Suite(name) => cargo::suite_guest(workspace, name),
+        ImageRef::Suite(name) => cargo::guest(workspace, "bulkhead-suite", name),
+        ImageRef::Hostile(name) => cargo::guest(workspace, "bulkhead-hostile", name),
     }
 }
 

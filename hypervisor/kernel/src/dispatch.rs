@@ -18,6 +18,8 @@ use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 /// Slices and looks at the console in a second.
 const SLICES_PER_SECOND: u64 = 100;
+/// Slices that a guest can owe at most: no exit takes longer, but its making, and an emulator's own pauses, may.
+const MOST_DEBT: u64 = 8;
 
 /// The zone of the guest that ran last, or [`NO_ZONE`].
 static ZONE: AtomicU16 = AtomicU16::new(NO_ZONE);
@@ -131,10 +133,18 @@ fn wake(now: u64) {
 
 fn turn(facts: &Facts, id: GuestId, now: u64, slice: u64) {
     let Some(slot) = slot(id) else { return };
+    // An exit near a turn's end is served to its own end, however long that takes: the next turns are the shorter for it.
+    let debt = slot.debt.load(Ordering::Relaxed);
+    if debt >= slice {
+        slot.debt.store(debt - slice, Ordering::Relaxed);
+        return;
+    }
     park_unless(id);
     enter_zone(facts, id);
-    slot.wake.store(now.saturating_add(slice), Ordering::Relaxed);
+    let until = now.saturating_add(slice - debt);
+    slot.wake.store(until, Ordering::Relaxed);
     slot.enter(id, Command::Run);
+    slot.debt.store(cpu::tsc().saturating_sub(until).min(slice * MOST_DEBT), Ordering::Relaxed);
 }
 
 /// Puts the barriers between the guest that runs next and what ran before, unless that was of the same zone.

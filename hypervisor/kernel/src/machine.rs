@@ -95,6 +95,8 @@ pub struct Slot {
     command: AtomicU8,
     /// Host's time-stamp count: end of the turn when it is entered, when to wake it when it is left.
     pub wake: AtomicU64,
+    /// Ticks that it was in the CPU beyond the end of its last turn.
+    pub debt: AtomicU64,
 }
 
 impl Slot {
@@ -104,6 +106,7 @@ impl Slot {
             state: AtomicU8::new(State::Absent as u8),
             command: AtomicU8::new(Command::Run as u8),
             wake: AtomicU64::new(0),
+            debt: AtomicU64::new(0),
         }
     }
 

@@ -251,11 +251,24 @@ impl Manifest {
             let earlier = self.guests.iter().take(index);
             let wrong = guest.wrong_field(self.zones.len(), pack_bytes);
             let twice = earlier.clone().any(|other| other.name == guest.name).then_some("name (used twice)");
-            if let Some(field) = wrong.or(twice) {
+            let taken = |image: Image| earlier.clone().flat_map(Self::images_of).any(|other| image.overlaps(other));
+            let shared = Self::images_of(guest).any(taken).then_some("image (another guest's)");
+            if let Some(field) = wrong.or(twice).or(shared) {
                 return Err(ManifestError::Guest { index, field });
             }
         }
         Ok(())
+    }
+
+    fn images_of(guest: &Guest) -> impl Iterator<Item = Image> {
+        guest.modules.iter().map(|module| module.image).chain([guest.kernel])
+    }
+}
+
+impl Image {
+    /// Whether they have a byte in common. Images begin at pages, so that no page is of two.
+    const fn overlaps(self, other: Self) -> bool {
+        self.offset < other.offset.saturating_add(other.bytes) && other.offset < self.offset.saturating_add(self.bytes)
     }
 }
 

@@ -80,10 +80,12 @@ pub enum ImageRef {
     Xen,
     /// `@suite/NAME`: a guest of the suite in `guests/`.
     Suite(String),
+    /// `@hostile/NAME`: a family of hostile guests in `guests/`.
+    Hostile(String),
 }
 
 /// Images by name.
-const IMAGES: &str = "@debian, @debian-elf, @busybox, @xen and @suite/NAME";
+const IMAGES: &str = "@debian, @debian-elf, @busybox, @xen, @suite/NAME and @hostile/NAME";
 
 impl ImageRef {
     /// Reads `text` from a manifest or the command line; files are relative to `folder`.
@@ -95,8 +97,9 @@ impl ImageRef {
             Some("debian-elf") => Ok(Self::DebianElf),
             Some("busybox") => Ok(Self::Busybox),
             Some("xen") => Ok(Self::Xen),
-            Some(other) => match other.strip_prefix("suite/") {
-                Some(name) if !name.is_empty() => Ok(Self::Suite(name.to_owned())),
+            Some(other) => match other.split_once('/') {
+                Some(("suite", name)) if !name.is_empty() => Ok(Self::Suite(name.to_owned())),
+                Some(("hostile", name)) if !name.is_empty() => Ok(Self::Hostile(name.to_owned())),
                 _ => Err(format!("there is no image @{other}: there are {IMAGES}")),
             },
         }

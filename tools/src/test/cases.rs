@@ -48,40 +48,50 @@ pub fn run(workspace: &Workspace, builder: &Builder, runs: &[Run], jobs: usize, 
         }
         machines.push(machine);
     }
+    let mut counts: BTreeMap<Kind, [u64; 2]> = BTreeMap::new();
+    let items: Vec<(&Run, Outcome<Machine>)> = runs.iter().zip(machines).collect();
+    let work = |(run, machine): &(&Run, Outcome<Machine>)| match machine {
+        Ok(machine) => judge(builder, run, machine),
+        Err(failure) => Verdict::Failed(failure.to_string()),
+    };
+    in_parallel(&items, jobs, work, |(run, _), verdict, took| {
+        let [passed, failed] = counts.entry(run.on).or_default();
+        *(if verdict == Verdict::Passed { passed } else { failed }) += 1;
+        tally.note(&run.name(), verdict, took);
+        let skips = run.case.expectations().into_iter().filter_map(|(_, expected)| expected.skips.get(&run.on));
+        skips.flatten().for_each(|(check, why)| println!("    without {check}: {why}"));
+    });
+    for (on, [passed, failed]) in counts {
+        println!("cases on {on}: {passed} passed, {failed} failed");
+    }
+    Ok(())
+}
+
+/// Does `work` on each of `items`, `jobs` at a time, and tells what came of it as it comes.
+pub fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    jobs: usize,
+    work: impl Fn(&T) -> R + Sync,
+    mut done: impl FnMut(&T, R, Duration),
+) {
     let next = AtomicUsize::new(0);
-    let (sender, verdicts) = channel();
+    let (sender, results) = channel();
     thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             let sender = sender.clone();
-            let (next, machines) = (&next, &machines);
+            let (next, work) = (&next, &work);
             scope.spawn(move || {
-                while let Some((run, machine)) = {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    runs.get(index).zip(machines.get(index))
-                } {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let start = Instant::now();
-                    let verdict = match machine {
-                        Ok(machine) => judge(builder, run, machine),
-                        Err(failure) => Verdict::Failed(failure.to_string()),
-                    };
-                    let _ = sender.send((run, verdict, start.elapsed()));
+                    let _ = sender.send((item, work(item), start.elapsed()));
                 }
             });
         }
         drop(sender);
-        let mut counts: BTreeMap<Kind, [u64; 2]> = BTreeMap::new();
-        for (run, verdict, took) in verdicts {
-            let [passed, failed] = counts.entry(run.on).or_default();
-            *(if verdict == Verdict::Passed { passed } else { failed }) += 1;
-            tally.note(&run.name(), verdict, took);
-            let skips = run.case.expectations().into_iter().filter_map(|(_, expected)| expected.skips.get(&run.on));
-            skips.flatten().for_each(|(check, why)| println!("    without {check}: {why}"));
-        }
-        for (on, [passed, failed]) in counts {
-            println!("cases on {on}: {passed} passed, {failed} failed");
+        for (item, result, took) in results {
+            done(item, result, took);
         }
     });
-    Ok(())
 }
 
 fn machine(workspace: &Workspace, case: &Case) -> Outcome<Machine> {

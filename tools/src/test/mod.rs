@@ -13,7 +13,9 @@ mod fault;
 mod fuzz;
 mod graph;
 mod host;
+pub mod hostile;
 mod judge;
+mod lies;
 mod table;
 mod tally;
 
@@ -46,6 +48,10 @@ pub struct TestArgs {
 impl TestArgs {
     fn takes(&self, name: &str) -> bool {
         self.filter.as_deref().is_none_or(|text| name.contains(text))
+    }
+
+    fn jobs(&self) -> usize {
+        self.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get().min(8)))
     }
 }
 
@@ -85,8 +91,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     let builder = Builder::new(workspace)?;
     eprintln!("built the image and the guests in {:.1} s", started.elapsed().as_secs_f64());
     graph::run(workspace, builder.image(), args, tally);
-    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get().min(8)));
-    cases::run(workspace, &builder, &runs, jobs, tally)?;
+    cases::run(workspace, &builder, &runs, args.jobs(), tally)?;
     for (name, why) in skipped {
         tally.note(&name, Verdict::Skipped(why), std::time::Duration::ZERO);
     }
@@ -107,6 +112,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         fault::run(&builder, args, tally);
     }
     conformance::run(workspace, args, tally)?;
+    hostile::run(&builder, args, &machines, tally)?;
     if tally.is_empty() {
         return Err(Failure::usage("no test has that in its name").hint("leave --filter out to see all names"));
     }

@@ -144,7 +144,8 @@ impl Case {
         self.expectations().into_iter().find_map(|(name, expected)| {
             let ends = expected.ends.as_deref()?;
             let code = ends.strip_prefix("test-exit ").is_some_and(|code| code.parse::<u64>().is_ok());
-            (!code && !ENDS.contains(&ends)).then(|| format!("{name} can not end with {ends:?}"))
+            (!code && !ends.starts_with("killed ") && !ENDS.contains(&ends))
+                .then(|| format!("{name} can not end with {ends:?}"))
         })
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! `seed=N` gives the words, so that no image or pack holds them: word i is the output i of SplitMix64 with that seed.
 //! Words 0 to 7 fill all RAM above 2 MiB, again and again; 8 to 15 are in R8 to R15; 16 to 23 in XMM0 to XMM3; 24 to
-//! 27 in DR0 to DR3. `rounds=N` ends it after so many rounds (for ever if it is not given). Each round prints a line, the
-//! heartbeat. A neighbour, or the host, that changes a word is seen; where else a word is found, it has leaked.
+//! 27 in DR0 to DR3; 28 to 35 in registers of devices ([`Devices`]) and in MSRs. `rounds=N` ends it after so many rounds (for
+//! ever if it is not given), `until-told` when `q` comes in on the console. Each round prints a line, the heartbeat. With
+//! `share=1` a round is a known number of instructions, and its line has the share of the CPU that it got. A neighbour, or the host, that changes a word is seen; where else a word is found, it has leaked.
 #![no_std]
 #![no_main]
 #![allow(
@@ -14,7 +15,7 @@
 )]
 
 use bulkhead_rt::memory::Region;
-use bulkhead_rt::{check, memory_map, println, scenario, word_value};
+use bulkhead_rt::{apic, check, cpu, has_word, ioapic, memory_map, port, println, scenario, word_value};
 use core::arch::asm;
 
 scenario!(main);
@@ -22,7 +23,7 @@ scenario!(main);
 /// The runtime's image and stack end below.
 const START: u64 = 0x20_0000;
 /// Words that the witness holds.
-const WORDS: usize = 28;
+const WORDS: usize = 36;
 /// Instructions that leave the guest, with the words in registers, in a round.
 const EXITS: u64 = 200;
 
@@ -50,19 +51,128 @@ fn main() {
         (0..part.bytes()).step_by(8).for_each(|at| part.write64(at, words[at / 8 % 8]));
     }
     set_debug_registers(&words);
-    for round in 1..=rounds {
+    let devices = Devices::set(&words);
+    let mut done = 0;
+    while done < rounds && !told() {
+        done += 1;
+        if word_value("share") == Some(1) {
+            println!("witness share {}", share());
+            // Its memory takes longer than it may look away from its share.
+            if done % 16 != 0 {
+                continue;
+            }
+        } else {
+            println!("witness round {done}");
+        }
         let kept = hold(&words);
         let wrong = ram().find_map(|part| {
             let wrong = (0..part.bytes()).step_by(8).find(|at| part.read64(*at) != words[at / 8 % 8]);
             wrong.map(|at| part.base() + at)
         });
-        if kept != words[8..24] || debug_registers() != words[24..28] || wrong.is_some() {
-            check!(false, "the witness keeps what it holds: RAM {wrong:x?}");
+        let seen = Devices::read();
+        if kept != words[8..24] || debug_registers() != words[24..28] || wrong.is_some() || seen != devices {
+            check!(false, "the witness keeps what it holds: RAM {wrong:x?}, {kept:x?}, {seen:x?}, not {devices:x?}");
             return;
         }
-        println!("witness round {round}");
     }
+    println!("witness {done} rounds, unchanged");
     check!(true, "the witness keeps what it holds");
+}
+
+/// Whether the console says that it is enough.
+fn told() -> bool {
+    const STATUS: u16 = 0x3FD;
+    has_word("until-told") && port::read8(STATUS) & 1 != 0 && port::read8(0x3F8) == b'q'
+}
+
+/// Thousandths of the CPU that this guest has for two million instructions: pieces of the work are timed one by one, and the
+/// shortest time is that of a piece that nothing interrupted.
+fn share() -> u64 {
+    const PIECES: u64 = 1000;
+    const TURNS: u64 = 1000;
+    let (mut shortest, begin) = (u64::MAX, cpu::rdtsc());
+    let mut at = begin;
+    for _ in 0..PIECES {
+        // SAFETY: counts a register down, and touches no memory.
+        unsafe { asm!("2: dec {0}", "jnz 2b", inout(reg) TURNS => _, options(nomem, nostack)) };
+        let now = cpu::rdtsc();
+        shortest = shortest.min(now - at);
+        at = now;
+    }
+    shortest * PIECES * 1000 / (at - begin)
+}
+
+/// What this guest's devices and model-specific registers were given.
+#[derive(PartialEq, Eq, Debug)]
+struct Devices {
+    /// LSTAR, CSTAR, FMASK, KERNEL_GS_BASE, SYSENTER_EIP, and the page attribute table.
+    msrs: [u64; 6],
+    /// Scratch and divisor of the serial port are its own; scratch register here.
+    scratch: u8,
+    /// CMOS bytes 0x40 to 0x47.
+    cmos: [u8; 8],
+    /// Mode of the interval timer's channel 2.
+    timer: u8,
+    /// Redirection entries 16 to 19 of the I/O APIC, masked.
+    lines: [u64; 4],
+    /// Task priority, logical destination and error entry of the local APIC.
+    local: [u32; 3],
+    /// Masks of the interrupt controllers.
+    masks: u16,
+    /// Address register of the PCI configuration mechanism.
+    pci: u32,
+}
+
+const MSRS: [u32; 6] = [0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0102, 0x176, 0x277];
+
+impl Devices {
+    /// Gives them what words 28 to 35 say; what they have then.
+    fn set(words: &[u64; WORDS]) -> Self {
+        let word = |index: usize| words[28 + index];
+        for (index, msr) in MSRS.into_iter().enumerate() {
+            // Canonical addresses, 32 bits of mask, legal memory types.
+            let value = match msr {
+                0xC000_0084 => word(index) & 0xFFFF_FFFF,
+                0x277 => 0x0007_0406_0007_0406,
+                _ => word(index) & 0x7FFF_FFFF_FFFF,
+            };
+            check!(cpu::wrmsr(msr, value).is_ok(), "MSR {msr:#x} takes its word");
+        }
+        port::write8(0x3FF, word(6) as u8);
+        for (index, byte) in word(7).to_le_bytes().into_iter().enumerate() {
+            port::write8(0x70, 0x40 + index as u8);
+            port::write8(0x71, byte);
+        }
+        port::write8(0x43, 0xB6);
+        for line in 16..20 {
+            ioapic::set_entry(line, ioapic::MASKED | (0x40 + u64::from(line)) | (word(6) >> line & 0xF) << 56);
+        }
+        apic::enable();
+        apic::write(apic::register::TPR, 0xF0);
+        apic::write(apic::register::LDR, (word(7) as u32 & 0xFF) << 24);
+        apic::write(apic::register::LVT_ERROR, 1 << 16 | 0x5A);
+        port::write8(0x21, word(5) as u8);
+        port::write32(0xCF8, 0x8000_0000 | word(4) as u32 & 0xFF_FFFC);
+        Self::read()
+    }
+
+    fn read() -> Self {
+        let cmos = |index| {
+            port::write8(0x70, 0x40 + index);
+            port::read8(0x71)
+        };
+        port::write8(0x43, 0xE8);
+        Self {
+            msrs: MSRS.map(|msr| cpu::rdmsr(msr).unwrap_or(0)),
+            scratch: port::read8(0x3FF),
+            cmos: core::array::from_fn(|index| cmos(index as u8)),
+            timer: port::read8(0x42) & 0x3F,
+            lines: [16, 17, 18, 19].map(ioapic::entry),
+            local: [apic::register::TPR, apic::register::LDR, apic::register::LVT_ERROR].map(apic::read),
+            masks: bulkhead_rt::pic::mask(),
+            pci: port::read32(0xCF8),
+        }
+    }
 }
 
 /// Has words 8 to 23 in registers while it leaves the guest many times; what the registers hold then.
