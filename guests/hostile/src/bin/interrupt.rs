@@ -140,7 +140,9 @@ fn nmi_storm() {
     });
     (0..3000).for_each(|_| apic::send(0x4_4400));
     let came = trap::count(2);
-    hold!(came > 0, "none came");
+    // Bochs may block them until an IRET once another guest has had its turn (ARCHITECTURE.md, "Facts of the emulators").
+    let least = if cpu::is_tcg() { 3000 } else { 1 };
+    hold!(came >= least, "{came} of {least} came");
     saw!("{came} NMIs");
 }
 
