@@ -111,14 +111,23 @@ pub fn packed(data: &[u8]) {
 
 /// The machine that `hv` makes of a file, as it would be packed: images of a page each behind the manifest.
 fn as_packed(machine: &crate::hv::manifest::Machine) -> Manifest {
-    let image = Image { offset: PAGE_SIZE, bytes: PAGE_SIZE };
+    // A page for each image, behind the one of the manifest.
+    let pages = std::cell::Cell::new(0);
+    let image = || {
+        pages.set(pages.get() + 1);
+        Image { offset: pages.get() * PAGE_SIZE, bytes: PAGE_SIZE }
+    };
     let guest = |guest: &crate::hv::manifest::Guest| Guest {
         name: guest.name.clone(),
         zone: guest.zone,
-        kernel: image,
+        kernel: image(),
         load: guest.load,
         cmdline: guest.cmdline.clone(),
-        modules: guest.modules.iter().map(|module| Module { image, cmdline: module.cmdline.clone() }).collect(),
+        modules: guest
+            .modules
+            .iter()
+            .map(|module| Module { image: image(), cmdline: module.cmdline.clone() })
+            .collect(),
         memory: guest.memory,
         lazy: guest.lazy,
         vcpus: guest.vcpus,
@@ -132,6 +141,9 @@ fn as_packed(machine: &crate::hv::manifest::Machine) -> Manifest {
         guests: machine.guests.iter().map(guest).collect(),
     }
 }
+
+/// Bytes of a pack with room for all images of all guests.
+const PACK: u64 = (1 << 16) * PAGE_SIZE;
 
 /// Words that manifests are made of: a byte stands for one, so that most inputs are nearly right.
 const WORDS: [&str; 64] = [
@@ -214,7 +226,7 @@ pub fn toml(data: &[u8]) {
     match crate::hv::manifest::parse(&text, std::path::Path::new("m.toml")) {
         Ok(machine) => {
             let manifest = as_packed(&machine);
-            let checked = manifest.check(4 * PAGE_SIZE);
+            let checked = manifest.check(PACK);
             assert_eq!(checked, Ok(()), "what `hv` takes the hypervisor takes: {text:?}");
         }
         Err(failure) => {
