@@ -5,8 +5,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod acpi;
 mod multiboot2;
 mod pvh;
+
+pub use acpi::Processors;
 
 use bulkhead_types::Hpa;
 
@@ -77,6 +80,8 @@ pub struct BootInfo {
     count: usize,
     /// The pack of guests: the first boot module.
     pub pack: Option<Region>,
+    /// ACPI's root pointer, if the loader says where it is.
+    pub acpi: Option<Hpa>,
 }
 
 /// Why a hand-over can not be used.
@@ -103,7 +108,8 @@ impl core::fmt::Display for BootError {
 }
 
 impl BootInfo {
-    const EMPTY: Self = Self { regions: [Region { start: Hpa::new(0), bytes: 0 }; MAX_REGIONS], count: 0, pack: None };
+    const EMPTY: Self =
+        Self { regions: [Region { start: Hpa::new(0), bytes: 0 }; MAX_REGIONS], count: 0, pack: None, acpi: None };
 
     /// Reads what `magic` (EAX at entry) and `info` (EBX at entry) stand for.
     ///

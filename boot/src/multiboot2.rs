@@ -3,10 +3,11 @@
 use crate::{BootError, BootInfo, Physical, Region};
 use bulkhead_types::Hpa;
 
-/// Tag types (3.6.5 "Modules", 3.6.8 "Memory map").
+/// Tag types (3.6.5 "Modules", 3.6.8 "Memory map", 3.6.15 "ACPI old RSDP", 3.6.16 "ACPI new RSDP").
 const END: u32 = 0;
 const MODULE: u32 = 3;
 const MEMORY_MAP: u32 = 6;
+const ACPI: [u32; 2] = [14, 15];
 /// Most bytes of information that are looked at.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -40,6 +41,8 @@ pub(crate) fn read(memory: &impl Physical, info: Hpa) -> Result<BootInfo, BootEr
                     entry += step;
                 }
             }
+            // A copy of the pointer stands in the tag; the newer one wins.
+            _ if ACPI.contains(&kind) => out.acpi = Some(info.wrapping_add(tag + 8)),
             _ => {}
         }
         // Tags are 8-byte aligned and never empty.

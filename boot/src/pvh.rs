@@ -8,7 +8,7 @@ pub(crate) const MAGIC: u32 = 0x336e_c578;
 /// Most entries of the memory map that are looked at.
 const MAX_ENTRIES: u64 = 1024;
 
-/// Offset 12: count of modules; 16: their list (32 bytes each: address, size, command line); 40: the memory map
+/// Offset 12: count of modules; 16: their list (32 bytes each: address, size, command line); 32: ACPI's root pointer; 40: the memory map
 /// (24 bytes each: address, size, type); 48: its count.
 pub(crate) fn read(memory: &impl Physical, info: Hpa) -> Result<BootInfo, BootError> {
     let malformed = BootError::Malformed(info);
@@ -20,6 +20,7 @@ pub(crate) fn read(memory: &impl Physical, info: Hpa) -> Result<BootInfo, BootEr
         let list = Hpa::new(word(at(16)?)?);
         out.pack = Some(Region { start: Hpa::new(word(list)?), bytes: word(list.wrapping_add(8))? });
     }
+    out.acpi = Some(Hpa::new(word(at(32)?)?)).filter(|root| root.as_u64() != 0);
     let (map, count) = (Hpa::new(word(at(40)?)?), u64::from(half(at(48)?)?));
     for index in 0..count.min(MAX_ENTRIES) {
         let entry = map.wrapping_add(index * 24);

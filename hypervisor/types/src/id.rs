@@ -2,6 +2,9 @@
 
 use core::fmt;
 
+/// Most processors of the machine that are used.
+pub const MAX_CPUS: usize = 64;
+
 /// A guest by its number in the manifest, from 1; 0 is the hypervisor itself (the idle compartment).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(transparent)]
