@@ -53,8 +53,8 @@ pub struct Capabilities {
     pub switched: [bool; switched::COUNT],
 }
 
-/// Fewest identifiers: the host's, and one for each of the guests that a machine may have.
-const FEWEST_ASIDS: u32 = 9;
+/// Fewest identifiers: the host's, and one for all guests.
+const FEWEST_ASIDS: u32 = 2;
 
 impl Capabilities {
     /// Reads what `source` says.
@@ -122,7 +122,7 @@ mod tests {
             (Table { svm: 0, ..GOOD }, Missing::Svm, "nested virtualization"),
             (Table { vm_cr: 0x10, ..GOOD }, Missing::Disabled, "SVM Mode"),
             (Table { features: 0, ..GOOD }, Missing::NestedPaging, "nested paging"),
-            (Table { asids: 8, ..GOOD }, Missing::Asids, "identifiers"),
+            (Table { asids: 1, ..GOOD }, Missing::Asids, "identifiers"),
         ] {
             assert_eq!(Capabilities::read(&table), Err(missing));
             assert!(missing.to_string().contains(text) && missing.to_string().ends_with('.'));

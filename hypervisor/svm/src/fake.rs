@@ -13,6 +13,8 @@ pub use bulkhead_hw::region::fake as region;
 /// A processor whose exits are scripted.
 #[derive(Debug, Default)]
 pub struct FakeProcessor {
+    /// Which processor it is.
+    pub number: usize,
     /// Fields that the next entries' exits set.
     pub script: VecDeque<Vec<(Field, u64)>>,
     /// Fields as they were at each entry.
@@ -36,6 +38,10 @@ impl Msrs for FakeProcessor {
 }
 
 impl Processor for FakeProcessor {
+    fn number(&self) -> usize {
+        self.number
+    }
+
     fn msrs(&mut self) -> &mut dyn Msrs {
         self
     }

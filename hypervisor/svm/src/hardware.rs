@@ -41,7 +41,7 @@ impl Hardware {
     /// The processor.
     ///
     /// # Safety
-    /// [`enable`] was called on this CPU; the value is used on this CPU only, in ring 0 with interrupts off, and whoever
+    /// [`enable`] was called on each CPU on which the value is used, in ring 0 with interrupts off, and whoever
     /// holds it lets no guest run with nested tables or permission maps that break what the host relies on.
     #[must_use]
     pub const unsafe fn new() -> Self {
@@ -52,6 +52,10 @@ impl Hardware {
 }
 
 impl Processor for Hardware {
+    fn number(&self) -> usize {
+        cpu::number()
+    }
+
     fn msrs(&mut self) -> &mut dyn Msrs {
         &mut self.0
     }

@@ -40,7 +40,7 @@ pub struct Resources<M> {
     pub io_map: [Region; 3],
     /// The top table of the guest's nested tables, four levels.
     pub nested_root: Hpa,
-    /// Tag of its translations, not 0, of no other vCPU on this CPU.
+    /// Tag of its translations, not 0, of no other vCPU. Where the processor has not so many tags, the rest share the last.
     pub asid: u16,
     /// The guest's memory, for the instructions that the processor does not measure.
     pub memory: M,
@@ -58,6 +58,10 @@ pub struct SvmVcpu<M, P: Processor = Hardware> {
     /// Not used here again, but the processor's as long as the VMCB is.
     _io_map: [Region; 3],
     memory: M,
+    /// The processor that its host state is of.
+    number: usize,
+    /// Others have its tag too.
+    tag_shared: bool,
     switched: Switched<{ switched::COUNT }>,
     /// Where the instruction of the last exit ends, if that is known.
     next_rip: Option<u64>,
@@ -84,7 +88,7 @@ impl<M: GuestMemory> SvmVcpu<M> {
     /// If the permission maps are not in a row.
     ///
     /// # Safety
-    /// [`crate::enable`] was called on this CPU, these are its capabilities, and the vCPU stays on it. Interrupts are off
+    /// [`crate::enable`] was called on each CPU on which the vCPU is activated, and these are its capabilities. Interrupts are off
     /// at each [`Vcpu::run`]; taking them is harmless then. `nested_root` maps only what the guest may touch.
     pub unsafe fn new(capabilities: Capabilities, resources: Resources<M>) -> Result<Self, BackendError> {
         // SAFETY: as the caller vouches.
@@ -106,11 +110,9 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         let row = |map: &[Region]| {
             map.is_sorted_by(|first, second| first.hpa().wrapping_add(PAGE_SIZE).as_u64() == second.hpa().as_u64())
         };
-        for (good, code) in [
-            (row(&msr_map), field::MSRPM_BASE),
-            (row(&io_map), field::IOPM_BASE),
-            (asid != 0 && u32::from(asid) < capabilities.asids, field::ASID),
-        ] {
+        for (good, code) in
+            [(row(&msr_map), field::MSRPM_BASE), (row(&io_map), field::IOPM_BASE), (asid != 0, field::ASID)]
+        {
             if !good {
                 return Err(BackendError::Field { field: u32::try_from(code.offset).unwrap_or(0), code: 0 });
             }
@@ -119,11 +121,15 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
         let mut vmcb = Vmcb::new(vmcb);
         let [msr_first, _] = &msr_map;
         let [io_first, ..] = &io_map;
+        let last = u16::try_from(capabilities.asids.saturating_sub(1)).unwrap_or(u16::MAX);
+        let (tag_shared, asid) = (asid >= last, asid.min(last));
         let addresses = Addresses { msr_map: msr_first.hpa(), io_map: io_first.hpa(), nested_root, asid };
         setup::write_controls(&mut vmcb, &addresses);
         setup::write_guest(&mut vmcb);
         let mut this = Self {
             frame: Frame::ZERO,
+            number: processor.number(),
+            tag_shared,
             processor,
             capabilities,
             vmcb,
@@ -339,6 +345,15 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     fn activate(&mut self) -> Result<(), BackendError> {
         if self.switched.load(self.processor.msrs()) {
             self.processor.save_host(&self.host);
+            let number = self.processor.number();
+            if self.number != number {
+                // What this processor remembers is of an earlier stay. APM vol. 2 15.15.1 "VMCB Caching", 15.16 "TLB Control".
+                self.vmcb.forget_clean();
+            }
+            if self.number != number || self.tag_shared {
+                self.flush();
+            }
+            self.number = number;
         }
         Ok(())
     }

@@ -50,6 +50,11 @@ impl Vmcb {
         self.region.store(field.offset, field.bytes, value);
     }
 
+    /// The next entry is on another processor, which knows nothing of it.
+    pub const fn forget_clean(&mut self) {
+        self.dirty = fields::GROUPS;
+    }
+
     /// Tells the processor what it need not read again at the entry that follows; with `know` false, which it must be at
     /// the first entry and where the processor has no such field, nothing.
     #[inline]
@@ -68,6 +73,9 @@ impl Vmcb {
 
 /// What a processor with SVM does for one vCPU.
 pub trait Processor {
+    /// Which of the machine's processors this is.
+    fn number(&self) -> usize;
+
     /// The MSRs that it does not switch at entry and exit.
     fn msrs(&mut self) -> &mut dyn Msrs;
 

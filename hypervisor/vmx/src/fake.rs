@@ -27,6 +27,8 @@ pub struct Scripted {
 /// A processor made of a map; fields that were never set read as 0.
 #[derive(Debug, Default)]
 pub struct FakeProcessor {
+    /// Which processor it is.
+    pub number: usize,
     fields: BTreeMap<u32, u64>,
     /// What the next entries come to; none left: an exit with nothing set.
     pub script: VecDeque<Scripted>,
@@ -103,6 +105,10 @@ impl Msrs for FakeProcessor {
 }
 
 impl Processor for FakeProcessor {
+    fn number(&self) -> usize {
+        self.number
+    }
+
     fn msrs(&mut self) -> &mut dyn Msrs {
         self
     }

@@ -66,7 +66,7 @@ impl Hardware {
     /// The processor.
     ///
     /// # Safety
-    /// [`enable`] has succeeded on this CPU; the value is used on this CPU only, in ring 0 with interrupts off, and
+    /// [`enable`] has succeeded on each CPU on which the value is used, in ring 0 with interrupts off, and
     /// whoever holds it lets no guest run with host state or nested tables that break what the host relies on.
     #[must_use]
     pub const unsafe fn new() -> Self {
@@ -97,6 +97,10 @@ impl VmcsAccess for Hardware {
 }
 
 impl Processor for Hardware {
+    fn number(&self) -> usize {
+        cpu::number()
+    }
+
     fn msrs(&mut self) -> &mut dyn Msrs {
         &mut self.0
     }

@@ -52,6 +52,8 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     _io_bitmaps: [Region; 2],
     ept_pointer: u64,
     vpid: u16,
+    /// The processor that its host state is of.
+    number: usize,
     switched: Switched<{ switched::COUNT }>,
     cr2: u64,
     dr6: u64,
@@ -75,13 +77,13 @@ impl VmxVcpu {
     /// If the processor refuses.
     ///
     /// # Safety
-    /// [`crate::enable`] has succeeded on this CPU with these capabilities, and the vCPU stays on it. Interrupts are off
+    /// [`crate::enable`] has succeeded with these capabilities on each CPU on which the vCPU is activated. Interrupts are off
     /// at each [`Vcpu::run`]. The host's tables that are current now (CR3, GDT, IDT, TSS) stay as long as the vCPU, map
     /// the vCPU itself wherever it is run, and give NMI, #DF and #MC stacks of their own. `nested_root` maps only what
     /// the guest may touch.
     pub unsafe fn new(capabilities: Capabilities, resources: Resources) -> Result<Self, BackendError> {
-        // SAFETY: VMX is on and the vCPU stays on this CPU, says the caller; it also vouches for the host's tables and
-        // the nested root, and this type writes no other host state.
+        // SAFETY: VMX is on wherever the vCPU is active, says the caller; it also vouches for the host's tables and the
+        // nested root, and this type writes no other host state.
         Self::with_processor(unsafe { Hardware::new() }, capabilities, resources)
     }
 }
@@ -117,6 +119,7 @@ impl<P: Processor> VmxVcpu<P> {
         processor.load(&vmcs)?;
         setup::write_controls(&mut processor, &capabilities, &addresses)?;
         setup::write_guest(&mut processor, &capabilities)?;
+        let number = processor.number();
         let host = processor.host_state();
         host::write(&mut processor, &host)?;
         exit::KNOWN.iter().try_for_each(|&encoding| processor.read(encoding).map(drop))?;
@@ -132,6 +135,7 @@ impl<P: Processor> VmxVcpu<P> {
             _io_bitmaps: io_bitmaps,
             ept_pointer,
             vpid,
+            number,
             switched: Switched::new(switched::SWITCHED, capabilities.switched),
             cr2: 0,
             dr6: reset::DR6,
@@ -264,6 +268,17 @@ impl<P: Processor> VmxVcpu<P> {
         Ok(())
     }
 
+    /// Makes exits lead back to this processor, and forgets what it remembers of an earlier stay.
+    #[cold]
+    fn arrive(&mut self, number: usize) -> Result<(), BackendError> {
+        let host = self.processor.host_state();
+        host::write(&mut self.processor, &host)?;
+        self.processor.invalidate_nested(self.ept_pointer)?;
+        self.flush_linear()?;
+        self.number = number;
+        Ok(())
+    }
+
     /// Forgets this vCPU's linear translations: an emulated write to a control register does what the real one does.
     fn flush_linear(&mut self) -> Result<(), BackendError> {
         self.processor.invalidate_vpid(self.vpid, self.capabilities.invvpid_single())
@@ -273,6 +288,10 @@ impl<P: Processor> VmxVcpu<P> {
 impl<P: Processor> Vcpu for VmxVcpu<P> {
     fn activate(&mut self) -> Result<(), BackendError> {
         self.processor.load(&self.vmcs)?;
+        let number = self.processor.number();
+        if self.number != number {
+            self.arrive(number)?;
+        }
         if self.switched.load(self.processor.msrs()) {
             self.processor.set_cr2(self.cr2);
             self.processor.set_dr6(self.dr6);
@@ -285,7 +304,10 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
             self.cr2 = self.processor.cr2();
             self.dr6 = self.processor.dr6();
         }
-        Ok(())
+        // It may go on elsewhere, and what this processor has not written back would be missing there. SDM vol. 3C 25.11.1
+        // "Software Use of Virtual-Machine Control Structures".
+        self.launched = false;
+        self.processor.clear(&self.vmcs)
     }
 
     #[inline(always)]

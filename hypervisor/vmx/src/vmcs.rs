@@ -43,6 +43,9 @@ pub enum Entered {
 
 /// What a processor in VMX root operation does for one vCPU.
 pub trait Processor: VmcsAccess {
+    /// Which of the machine's processors this is.
+    fn number(&self) -> usize;
+
     /// The MSRs that it does not switch at entry and exit.
     fn msrs(&mut self) -> &mut dyn Msrs;
 

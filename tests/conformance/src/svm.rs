@@ -53,6 +53,9 @@ impl<P: Processor> Recorder<P> {
 }
 
 impl<P: Processor> Processor for Recorder<P> {
+    fn number(&self) -> usize {
+        self.processor.number()
+    }
     fn save_host(&mut self, host: &Region) {
         self.processor.save_host(host);
     }

@@ -69,6 +69,9 @@ impl<P: Processor> VmcsAccess for Recorder<P> {
 }
 
 impl<P: Processor> Processor for Recorder<P> {
+    fn number(&self) -> usize {
+        self.processor.number()
+    }
     fn clear(&mut self, vmcs: &Region) -> Result<(), BackendError> {
         self.processor.clear(vmcs)
     }

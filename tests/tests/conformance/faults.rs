@@ -146,6 +146,9 @@ impl<P: Processor> VmcsAccess for Faulty<P> {
 }
 
 impl<P: Processor> Processor for Faulty<P> {
+    fn number(&self) -> usize {
+        self.inner.number()
+    }
     fn clear(&mut self, vmcs: &Region) -> Result<(), BackendError> {
         self.instruction("vmclear")?;
         self.inner.clear(vmcs)
@@ -192,6 +195,9 @@ impl<P: Processor> Processor for Faulty<P> {
 }
 
 impl<P: bulkhead_svm::vmcb::Processor> bulkhead_svm::vmcb::Processor for Faulty<P> {
+    fn number(&self) -> usize {
+        self.inner.number()
+    }
     fn save_host(&mut self, host: &Region) {
         self.inner.save_host(host);
     }

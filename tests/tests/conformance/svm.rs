@@ -176,6 +176,10 @@ impl Msrs for Scripted {
 }
 
 impl Processor for Scripted {
+    fn number(&self) -> usize {
+        0
+    }
+
     fn save_host(&mut self, _: &Region) {}
 
     fn enter(&mut self, frame: &mut Frame, vmcb: &mut Vmcb, _: &Region) {

@@ -30,6 +30,10 @@ impl GuestMemory for Ram {
 }
 
 fn vcpu(watch: &[Field], exits: &[&[(Field, u64)]]) -> SvmVcpu<Ram, FakeProcessor> {
+    tagged(1, watch, exits)
+}
+
+fn tagged(asid: u16, watch: &[Field], exits: &[&[(Field, u64)]]) -> SvmVcpu<Ram, FakeProcessor> {
     let mut fake = FakeProcessor { watch: watch.to_vec(), ..FakeProcessor::default() };
     fake.script.extend(exits.iter().map(|fields| fields.to_vec()));
     let resources = Resources {
@@ -38,7 +42,7 @@ fn vcpu(watch: &[Field], exits: &[&[(Field, u64)]]) -> SvmVcpu<Ram, FakeProcesso
         msr_map: [region(3), region(4)],
         io_map: [region(5), region(6), region(7)],
         nested_root: Hpa::new(0x8000),
-        asid: 1,
+        asid,
         memory: Ram(std::vec![0; 0x4000]),
     };
     let capabilities = Capabilities { asids: 16, ..Capabilities::default() };
@@ -203,4 +207,33 @@ fn what_was_not_written_is_clean_after_the_first_entry() {
     vcpu.capabilities.clean_bits = false;
     vcpu.run().unwrap();
     assert_eq!(vcpu.processor().seen, [[0], [0xFFF], [0xFFF & !0b10_1001], [0]]);
+}
+
+#[test]
+fn a_vcpu_that_arrives_on_another_processor_finds_nothing_of_an_earlier_stay() {
+    let mut vcpu = vcpu(&[field::TLB_CONTROL, field::CLEAN], &[]);
+    vcpu.capabilities.clean_bits = true;
+    let mut turn = |number| {
+        vcpu.processor().number = number;
+        vcpu.activate().unwrap();
+        vcpu.run().unwrap();
+        vcpu.deactivate().unwrap();
+    };
+    [0, 0, 1, 1].into_iter().for_each(&mut turn);
+    let seen = &vcpu.processor().seen;
+    assert_eq!([&seen[0], &seen[2]], [&[1, 0], &[1, 0]], "all is flushed, nothing is clean");
+    assert!([&seen[1], &seen[3]].iter().all(|seen| seen[0] == 0 && seen[1] != 0), "{seen:x?}");
+}
+
+#[test]
+fn those_that_share_a_tag_forget_translations_at_each_turn() {
+    for (asid, tag, flushed) in [(14, 14, 0), (15, 15, 1), (40, 15, 1)] {
+        let mut vcpu = tagged(asid, &[field::ASID, field::TLB_CONTROL], &[]);
+        for _ in 0..2 {
+            vcpu.activate().unwrap();
+            vcpu.run().unwrap();
+            vcpu.deactivate().unwrap();
+        }
+        assert_eq!(vcpu.processor().seen[1], [tag, flushed]);
+    }
 }

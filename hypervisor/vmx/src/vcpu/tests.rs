@@ -303,3 +303,25 @@ fn a_dump_has_the_registers_and_every_field_that_can_be_read() {
     }
     assert!(!text.contains("EXIT_INTERRUPTION"), "{text}");
 }
+
+#[test]
+fn a_vcpu_that_arrives_on_another_processor_brings_nothing_along_and_finds_nothing() {
+    let mut vcpu = vcpu();
+    vcpu.activate().unwrap();
+    vcpu.run().unwrap();
+    vcpu.run().unwrap();
+    vcpu.deactivate().unwrap();
+    vcpu.processor().log.clear();
+    vcpu.activate().unwrap();
+    assert_eq!(vcpu.processor().log, ["vmptrld"], "it stayed");
+    vcpu.deactivate().unwrap();
+    vcpu.processor().log.clear();
+    vcpu.processor().number = 1;
+    vcpu.processor().force(field::HOST_TR_SELECTOR.encoding(), 0);
+    vcpu.activate().unwrap();
+    assert_eq!(vcpu.processor().log, ["vmptrld", "invept", "invvpid"]);
+    assert_eq!(vcpu.processor().get_raw(field::HOST_TR_SELECTOR.encoding()), 0x18, "exits lead to where it is");
+    vcpu.run().unwrap();
+    vcpu.run().unwrap();
+    assert!(vcpu.processor().log.ends_with(&["vmlaunch", "vmresume"]), "it was cleared when it left");
+}
