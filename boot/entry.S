@@ -3,6 +3,8 @@
 # In:  EAX = 0x36d76289 and EBX = multiboot2 information, or EBX = PVH start information (first word 0x336ec578).
 # Out: boot_main(EDI = magic, RSI = information) in the image's high half, on the start-up stack; physical memory up to
 #      4 GiB mapped at its own address until the start-up code leaves these tables behind.
+# A second processor comes by another way, from its start-up interrupt in real mode, and goes to where the words at
+# `secondary` say; `startup.rs` copies its first instructions below 1 MiB.
 # Multiboot2 specification 2.0, 3.1 "OS image format"; Xen "x86/HVM direct boot ABI" (PVH).
 
 .set IMAGE_OFFSET, 0xffffffff80000000
@@ -48,6 +50,7 @@ boot_entry:
     cpuid
     btl $29, %edx
     jnc stop
+    xorl %ebp, %ebp
     # Four page directories of 2-MiB pages: the first 4 GiB.
     movl $directories, %eax
     movl $0x83, %edx
@@ -67,6 +70,7 @@ boot_entry:
     movl $directories + 3, pointers_high + 510 * 8
     movl $pointers_low + 3, root
     movl $pointers_high + 3, root + 511 * 8
+to_long_mode:
     movl $root, %eax
     movl %eax, %cr3
     movl $0x20, %eax
@@ -85,6 +89,31 @@ stop:
     hlt
     jmp stop
 
+# Real mode, CS:IP = page:0. SDM vol. 3A 9.4 "Multiple-Processor (MP) Initialization".
+.code16
+secondary_start:
+    cli
+    cld
+    movw %cs, %ax
+    movw %ax, %ds
+    lgdtl secondary_gdt - secondary_start
+    movl %cr0, %eax
+    orb $1, %al
+    movl %eax, %cr0
+    ljmpl $16, $secondary_protected
+.balign 4
+secondary_gdt:
+    .short 31
+    .long gdt
+secondary_end:
+
+.code32
+secondary_protected:
+    movl $24, %eax
+    movl %eax, %ds
+    movl $1, %ebp
+    jmp to_long_mode
+
 .code64
 long_mode:
     xorl %eax, %eax
@@ -93,20 +122,28 @@ long_mode:
     movl %eax, %fs
     movl %eax, %gs
     movl %eax, %ss
+    testl %ebp, %ebp
+    jnz secondary_long
     movl %edi, %edi
     movl %esi, %esi
-    xorl %ebp, %ebp
     movabsq $startup_stack_top, %rsp
     movabsq $boot_main, %rax
     callq *%rax
     ud2
+secondary_long:
+    movabsq $secondary, %rax
+    movq (%rax), %rdi
+    movq 8(%rax), %rsi
+    movq 16(%rax), %rdx
+    movabsq $enter_context, %rax
+    jmp *%rax
 
 .section .boot.data, "aw"
 .balign 8
 gdt:
-    .quad 0, 0x00af9b000000ffff
+    .quad 0, 0x00af9b000000ffff, 0x00cf9b000000ffff, 0x00cf93000000ffff
 gdt_pointer:
-    .short 15
+    .short 31
     .long gdt
 .balign 16
     .skip 64
@@ -123,3 +160,14 @@ directories: .skip 4 * 4096
 .balign 4096
     .skip 65536
 startup_stack_top:
+
+# What a second processor is to do: stack, root of the page tables, entry. And where its first instructions are.
+.section .bss.secondary, "aw", @nobits
+.balign 8
+.global secondary
+secondary: .skip 24
+
+.section .rodata.secondary, "a"
+.balign 8
+.global secondary_code
+secondary_code: .quad secondary_start, secondary_end

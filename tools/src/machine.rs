@@ -20,7 +20,8 @@ pub fn memory(machine: &Machine, pack_bytes: usize) -> u64 {
     let guests: u64 = machine.guests.iter().map(|g| g.memory).sum();
     let pack = pack_bytes as u64;
     // Every 2 MiB of guest memory may need a table of 4 KiB.
-    let all = guests.saturating_add(guests >> 8).saturating_add(pack).saturating_add(OVERHEAD);
+    let state = machine.guests.len() as u64 * 2 * MIB;
+    let all = guests.saturating_add(guests >> 8).saturating_add(state).saturating_add(pack).saturating_add(OVERHEAD);
     all.max(128 << 20).next_multiple_of(STEP) / MIB
 }
 
@@ -55,7 +56,7 @@ impl Builder {
 
     /// Packs `machine` and starts it, on the default CPU and without a firmware of its own.
     pub fn start(&self, kind: Kind, machine: &Machine) -> Outcome<Running> {
-        self.start_at(&Place { kind, uefi: false, cpu: None }, machine)
+        self.start_at(&Place::of(kind), machine)
     }
 
     /// Packs `machine` and starts it.
@@ -83,7 +84,7 @@ impl Builder {
                 Medium::Kernel { image: self.image.clone(), pack: file }
             }
         };
-        emulator::start(place.kind, &Spec { medium, memory, cpu: place.cpu.clone() }, folder)
+        emulator::start(place.kind, &Spec { medium, memory, cpu: place.cpu.clone(), cpus: place.cpus }, folder)
     }
 }
 

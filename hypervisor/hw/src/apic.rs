@@ -1,21 +1,25 @@
-//! The host's local APIC: the timer.
+//! The host's local APICs: the timer, and how processors start and kick each other.
 //!
 //! It ends an idle wait, and a guest's turn where its processor has no timer for that. Where the timer takes no deadline it counts down; how fast, is measured once against the time-stamp counter.
 //!
-//! SDM vol. 3A 11.5.4 "APIC Timer", 11.12 "Extended XAPIC (x2APIC)".
+//! SDM vol. 3A 11.5.4 "APIC Timer", 11.6 "Issuing Interprocessor Interrupts", 11.12 "Extended XAPIC (x2APIC)".
 
-use crate::cpu::{cpuid, read_msr, tsc, write_msr};
-use crate::descriptors::{SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::cpu::{self, cpuid, read_msr, tsc, write_msr};
+use crate::descriptors::{KICK_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::layout::LOCAL_APIC;
 use bulkhead_arch::msr;
-use bulkhead_types::{Frequency, Hpa};
+use bulkhead_types::{Frequency, Hpa, MAX_CPUS};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use volatile::VolatilePtr;
 
 /// Register numbers (x2APIC; the xAPIC offset is 16 times as much).
+const ID: u32 = 0x02;
 const EOI: u32 = 0x0B;
 const SPURIOUS: u32 = 0x0F;
+/// Interrupt command; in xAPIC mode the destination is in a register of its own.
+const COMMAND: u32 = 0x30;
+const DESTINATION: u32 = 0x31;
 const LVT_TIMER: u32 = 0x32;
 const LVT_LINT0: u32 = 0x35;
 const LVT_LINT1: u32 = 0x36;
@@ -26,6 +30,11 @@ const DIVIDE: u32 = 0x3E;
 const DIVIDE_BY_1: u32 = 0xB;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_TSC_DEADLINE: u32 = 2 << 17;
+/// Interrupt command: level asserted; INIT; start-up; not yet accepted.
+const ASSERT: u32 = 1 << 14;
+const INIT: u32 = 5 << 8;
+const START_UP: u32 = 6 << 8;
+const PENDING: u32 = 1 << 12;
 const BASE_ENABLE: u64 = 1 << 11;
 const BASE_X2APIC: u64 = 1 << 10;
 
@@ -36,8 +45,14 @@ static PAGE: AtomicU64 = AtomicU64::new(0);
 static COUNTS: AtomicU64 = AtomicU64::new(0);
 static TICKS: AtomicU64 = AtomicU64::new(1);
 const BY_DEADLINE: u64 = u64::MAX;
-/// The deadline that is set and has not rung, 0 for none.
-static DEADLINE: AtomicU64 = AtomicU64::new(0);
+/// For each processor the deadline that is set and has not rung, 0 for none.
+static DEADLINES: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// This processor's deadline.
+fn deadline() -> &'static AtomicU64 {
+    let [first, ..] = &DEADLINES;
+    DEADLINES.get(cpu::number()).unwrap_or(first)
+}
 
 /// Whether there is a timer for [`set_deadline`]; known once [`enable`] was called.
 #[must_use]
@@ -56,7 +71,7 @@ pub fn register_page() -> Option<Hpa> {
     (cpuid(1, 0).ecx & (1 << 21) == 0).then(|| Hpa::new(unsafe { read_msr(msr::APIC_BASE) } & 0xF_FFFF_F000))
 }
 
-/// Turns the local APIC on, all its sources masked but the timer. `mapped`: its page is at
+/// Turns this processor's local APIC on, all its sources masked but the timer. `mapped`: its page is at
 /// [`crate::layout::LOCAL_APIC`]; else only a CPU with x2APIC is served. `tsc`: rate of the time-stamp counter.
 pub fn enable(mapped: bool, tsc: Frequency) {
     let x2apic = !mapped;
@@ -73,7 +88,10 @@ pub fn enable(mapped: bool, tsc: Frequency) {
         write(LVT_TIMER, LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR));
         COUNTS.store(BY_DEADLINE, Ordering::Relaxed);
     } else {
-        measure(tsc);
+        if !has_timer() {
+            measure(tsc);
+        }
+        write(DIVIDE, DIVIDE_BY_1);
         write(LVT_TIMER, u32::from(TIMER_VECTOR));
     }
 }
@@ -128,15 +146,15 @@ fn write(register: u32, value: u32) {
 
 /// The timer has rung: its interrupt is being handled.
 pub(crate) fn timer_rang() {
-    DEADLINE.store(0, Ordering::Relaxed);
+    deadline().store(0, Ordering::Relaxed);
     end_of_interrupt();
 }
 
 /// As [`set_deadline`], unless an earlier one is set: setting the timer is slow, ringing too early does no harm.
-pub fn interrupt_by(deadline: u64) {
-    let set = DEADLINE.load(Ordering::Relaxed);
-    if set == 0 || set > deadline {
-        set_deadline(deadline);
+pub fn interrupt_by(until: u64) {
+    let set = deadline().load(Ordering::Relaxed);
+    if set == 0 || set > until {
+        set_deadline(until);
     }
 }
 
@@ -145,20 +163,65 @@ pub fn end_of_interrupt() {
     write(EOI, 0);
 }
 
-/// Interrupts this CPU when its time-stamp counter reaches `deadline`, or earlier if that is farther off than the timer
+/// Interrupts this CPU when its time-stamp counter reaches `until`, or earlier if that is farther off than the timer
 /// can count; 0 for never. Replaces the deadline before. Does nothing without [`has_timer`].
-pub fn set_deadline(deadline: u64) {
-    DEADLINE.store(deadline, Ordering::Relaxed);
+pub fn set_deadline(until: u64) {
+    deadline().store(until, Ordering::Relaxed);
     match COUNTS.load(Ordering::Relaxed) {
         0 => {}
         // SAFETY: `enable` saw that the CPU has the register; the interrupt's handler only ends it.
-        BY_DEADLINE => unsafe { write_msr(msr::TSC_DEADLINE, deadline) },
-        _ if deadline == 0 => write(INITIAL_COUNT, 0),
+        BY_DEADLINE => unsafe { write_msr(msr::TSC_DEADLINE, until) },
+        _ if until == 0 => write(INITIAL_COUNT, 0),
         counts => {
-            let ticks = deadline.saturating_sub(tsc());
+            let ticks = until.saturating_sub(tsc());
             write(INITIAL_COUNT, count_for(ticks, counts, TICKS.load(Ordering::Relaxed)));
         }
     }
+}
+
+/// The number of this processor's local APIC, before [`enable`]. SDM vol. 3A 9.4.6 "Identifying the Processors".
+#[must_use]
+pub fn initial_id() -> u32 {
+    let extended = cpuid(0, 0).eax >= 0xB && cpuid(0xB, 0).ebx != 0;
+    if extended { cpuid(0xB, 0).edx } else { cpuid(1, 0).ebx >> 24 }
+}
+
+/// The number of this processor's local APIC.
+#[must_use]
+pub fn id() -> u32 {
+    let id = read(ID);
+    if PAGE.load(Ordering::Relaxed) == 0 { id } else { id >> 24 }
+}
+
+/// Interrupts the processor whose local APIC is number `to`, if only to make it look.
+pub fn kick(to: u32) {
+    command(to, ASSERT | u32::from(KICK_VECTOR));
+}
+
+/// Sends INIT to the processor whose local APIC is number `to`: it waits for [`start`] then, whatever it did.
+pub fn reset(to: u32) {
+    command(to, INIT | ASSERT);
+}
+
+/// Sends the start-up interrupt: a processor that waits for it begins at `vector` times 4096, in real mode.
+pub fn start(to: u32, vector: u8) {
+    command(to, START_UP | ASSERT | u32::from(vector));
+}
+
+fn command(to: u32, what: u32) {
+    if PAGE.load(Ordering::Relaxed) == 0 {
+        // SAFETY: the register exists in x2APIC mode; this module's commands touch no memory of this processor.
+        return unsafe { write_msr(msr::X2APIC_BASE + COMMAND, u64::from(to) << 32 | u64::from(what)) };
+    }
+    // One at a time. What is accepted at all is accepted at once.
+    for _ in 0..100_000 {
+        if read(COMMAND) & PENDING == 0 {
+            break;
+        }
+        core::hint::spin_loop();
+    }
+    write(DESTINATION, to << 24);
+    write(COMMAND, what);
 }
 
 #[cfg(test)]

@@ -76,18 +76,23 @@ impl Context {
         self.root.load(Ordering::Relaxed) != 0
     }
 
-    /// Becomes the context of a compartment that was just made.
-    pub fn set(&self, from: &Compartment) {
+    /// Becomes that of execution `index` of a compartment that was just made.
+    pub fn set(&self, from: &Compartment, index: usize) {
         self.root.store(from.root().as_u64(), Ordering::Relaxed);
-        self.stack.store(from.fresh, Ordering::Relaxed);
+        self.stack.store(layout::stack(index).end().as_u64() - FRESH_BYTES, Ordering::Relaxed);
     }
 
-    /// Enters a compartment that was just made, the idle one, from start-up, for good.
+    /// Is nobody's any more.
+    pub fn clear(&self) {
+        self.root.store(0, Ordering::Relaxed);
+    }
+
+    /// Enters a compartment that was just made, the idle one, from start-up, for good: its first execution.
     pub fn enter(&self, _identity: Identity, entry: extern "C" fn() -> !) -> ! {
         let root = Hpa::new(self.root.load(Ordering::Relaxed));
         // SAFETY: `set` was given a skeleton, which maps the image as here, and whose stack is unused; start-up's stack is
         // never used again.
-        unsafe { switch::enter(layout::STACK.end().as_u64(), root, entry) }
+        unsafe { switch::enter(layout::stack(0).end().as_u64(), root, entry) }
     }
 
     /// Leaves the compartment whose context this is, and goes on in `to`; returns when that, or another, switches back.
@@ -154,11 +159,12 @@ pub struct Compartment {
     space: HostSpace,
     tables: Frames<Tables>,
     used: u64,
-    skeleton: [Frames<State>; layout::SKELETON.len()],
-    fresh: u64,
+    skeleton: Frames<State>,
+    /// Control pages in use.
+    control: u64,
 }
 
-/// What a guest's address space is to hold, for counting its page tables.
+/// What an address space is to hold, for counting its page tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
     /// RAM in bytes.
@@ -167,11 +173,18 @@ pub struct Needs {
     pub lazy: bool,
     /// Images in bytes.
     pub images: u64,
+    /// Executions that can be in it at the same time.
+    pub stacks: usize,
+    /// Processors that can be in it.
+    pub processors: usize,
 }
 
 impl Needs {
     /// Of the idle compartment: only skeletons under construction.
-    pub const IDLE: Self = Self { memory: 0, lazy: false, images: 4 << 20 };
+    #[must_use]
+    pub const fn idle(processors: usize) -> Self {
+        Self { memory: 0, lazy: false, images: 16 << 20, stacks: processors, processors }
+    }
 
     /// Frames for page tables: an upper bound.
     fn tables(&self) -> u64 {
@@ -182,15 +195,21 @@ impl Needs {
         // Stretches of RAM begin and end inside a large page: a table more for each end.
         let nested = ram(if self.lazy { Size::Page4K } else { Size::Page2M }) + 8;
         let own = ram(Size::Page2M) + 4 + tables_needed(0, self.images, Size::Page4K) + 4;
-        let window = 8;
+        let row = |count: usize| (count as u64 * layout::STRIDE).div_ceil(Size::Page2M.bytes());
+        let window = 8 + row(self.stacks) + row(self.processors);
         let sum = 2 + nested + own + window;
         // The tables themselves are mapped too.
         sum + sum.div_ceil(512) + 2
     }
+
+    /// The areas of the skeleton.
+    fn areas(&self) -> impl Iterator<Item = Area> + use<> {
+        (0..self.stacks).map(layout::stack).chain((0..self.processors).flat_map(layout::processor))
+    }
 }
 
 impl Compartment {
-    /// Makes a skeleton whose execution begins at `entry`. Its frames belong to the idle compartment.
+    /// Makes a skeleton whose executions begin at `entry`. Its frames belong to the idle compartment.
     ///
     /// # Errors
     /// [`BuildError`] if memory runs out.
@@ -202,24 +221,49 @@ impl Compartment {
         entry: extern "C" fn() -> !,
     ) -> Result<Self, BuildError> {
         let tables: Frames<Tables> = frames.allocate(GuestId::IDLE, needs.tables(), 1)?;
-        let at = cleaned(frames, &tables, reach)?;
+        let made = Self::assemble(frames, shared, needs, reach, &tables, entry);
+        match made {
+            Ok((used, skeleton)) => Ok(Self { space: HostSpace::new(&tables), used, tables, skeleton, control: 0 }),
+            Err(error) => {
+                frames.release(tables)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn assemble(
+        frames: &mut FrameTable<'_>,
+        shared: &Shared,
+        needs: &Needs,
+        reach: &mut impl Reach,
+        tables: &Frames<Tables>,
+        entry: extern "C" fn() -> !,
+    ) -> Result<(u64, Frames<State>), BuildError> {
+        let at = cleaned(frames, tables, reach)?;
         // SAFETY: just mapped at `at`, and zeroed; nobody else knows of the frames. The root and the nested root come
         // first.
         let mut mapped = unsafe { MappedTables::new(at, tables.start().start(), tables.count(), 2) };
-        let space = HostSpace::new(&tables);
+        let space = HostSpace::new(tables);
         mapped.write(space.root(), layout::SHARED_INDEX, shared.entry)?;
-        space.map(&mut mapped, layout::TABLES, &tables, Size::Page4K)?;
-        let mut make = |area: Area| -> Result<Frames<State>, BuildError> {
-            let part: Frames<State> = frames.allocate(GuestId::IDLE, area.pages, 1)?;
-            let at = cleaned(frames, &part, reach)?;
-            fill(area, at, entry);
-            space.map(&mut mapped, area.start, &part, Size::Page4K)?;
-            Ok(part)
+        space.map(&mut mapped, layout::TABLES, tables, Size::Page4K)?;
+        let skeleton: Frames<State> = frames.allocate(GuestId::IDLE, needs.areas().map(|area| area.pages).sum(), 1)?;
+        let mut fill_in = || -> Result<(), BuildError> {
+            let at = cleaned(frames, &skeleton, reach)?;
+            let mut first = 0;
+            for area in needs.areas() {
+                space.map_part(&mut mapped, area.start, &skeleton, (first, area.pages), Size::Page4K)?;
+                first += area.pages;
+            }
+            fill(at, needs, entry);
+            Ok(())
         };
-        let [a, b, c, d, e] = layout::SKELETON;
-        let skeleton = [make(a)?, make(b)?, make(c)?, make(d)?, make(e)?];
-        let fresh = layout::STACK.end().as_u64() - FRESH_BYTES;
-        Ok(Self { space, used: mapped.used(), tables, skeleton, fresh })
+        match fill_in() {
+            Ok(()) => Ok((mapped.used(), skeleton)),
+            Err(error) => {
+                frames.release(skeleton)?;
+                Err(error)
+            }
+        }
     }
 
     /// Makes a compartment for `guest`, in the idle compartment `self`.
@@ -234,14 +278,24 @@ impl Compartment {
         needs: &Needs,
         entry: extern "C" fn() -> !,
     ) -> Result<Self, BuildError> {
+        // Another processor may have closed the place since this one last looked there.
+        crate::cpu::flush_translations();
         let mut workshop = Workshop { idle: self, used: 0 };
         let made = Self::build(frames, shared, needs, &mut workshop, entry);
         workshop.close()?;
-        let Self { tables, used, skeleton: [a, b, c, d, e], fresh, .. } = made?;
+        let Self { tables, used, skeleton, control, .. } = made?;
         let tables = frames.transfer(tables, guest)?;
-        let mut give = |part| frames.transfer(part, guest);
-        let skeleton = [give(a)?, give(b)?, give(c)?, give(d)?, give(e)?];
-        Ok(Self { space: HostSpace::new(&tables), tables, used, skeleton, fresh })
+        let skeleton = frames.transfer(skeleton, guest)?;
+        Ok(Self { space: HostSpace::new(&tables), tables, used, skeleton, control })
+    }
+
+    /// Gives back what it is made of. Nobody is in it, nor will be.
+    ///
+    /// # Errors
+    /// [`BuildError`] if the frame table does not agree.
+    pub fn dissolve(self, frames: &mut FrameTable<'_>) -> Result<(), BuildError> {
+        frames.release(self.tables)?;
+        Ok(frames.release(self.skeleton)?)
     }
 
     /// Address of the root: the value of CR3.
@@ -337,19 +391,22 @@ impl Compartment {
         Ok(self.with_tables(|tables| nested.map(tables, at, clean, ram.largest))?)
     }
 
-    /// Gives the guest pages for the processor's own use, zeroed.
+    /// Gives the guest pages for the processor's own use, zeroed; also the frames, to be released when nobody uses the pages
+    /// any more.
     ///
     /// # Errors
     /// [`BuildError`] if memory runs out.
     pub fn add_control_pages<const N: usize>(
         &mut self,
         frames: &mut FrameTable<'_>,
-    ) -> Result<[Region; N], BuildError> {
+    ) -> Result<([Region; N], Frames<State>), BuildError> {
         let pages: Frames<State> = frames.allocate(self.tables.owner(), N as u64, 1)?;
-        self.map(layout::CONTROL, &pages, Size::Page4K)?;
-        pages.scrub(frames, 0, pages.count(), zeroing(&pages, layout::CONTROL))?;
+        let start = layout::CONTROL.wrapping_add(self.control * PAGE_SIZE);
+        self.map(start, &pages, Size::Page4K)?;
+        self.control += pages.count();
+        pages.scrub(frames, 0, pages.count(), zeroing(&pages, start))?;
         let page = |index: usize| {
-            let at = layout::CONTROL.wrapping_add(index as u64 * PAGE_SIZE).as_u64() as *mut [u8; 4096];
+            let at = start.wrapping_add(index as u64 * PAGE_SIZE).as_u64() as *mut [u8; 4096];
             // SAFETY: mapped just now for this compartment, for as long as it is; each page is handed out once.
             unsafe { Region::new(at, pages.start().add(index as u64).start()) }
         };
@@ -358,10 +415,11 @@ impl Compartment {
         if regions.iter().any(Option::is_none) {
             return Err(PagingError::Unaligned.into());
         }
-        Ok(regions.map(|region| match region {
+        let regions = regions.map(|region| match region {
             Some(region) => region,
             None => crate::cpu::stop(),
-        }))
+        });
+        Ok((regions, pages))
     }
 
     /// Maps the guest's images, read-only, in a row.
@@ -436,21 +494,22 @@ fn zeroing<K: Kind>(part: &Frames<K>, at: Hva) -> impl FnMut(bulkhead_types::Fra
     }
 }
 
-/// Writes what a part of the skeleton holds from the start; `at` is where it is reached for now.
-fn fill(area: Area, at: Hva, entry: extern "C" fn() -> !) {
-    let stack = switch::fresh_stack(entry);
-    let tss = descriptors::tss_bytes(&InterruptStacks {
-        nmi: layout::NMI_STACK.end(),
-        double_fault: layout::DOUBLE_FAULT_STACK.end(),
-        machine_check: layout::MACHINE_CHECK_STACK.end(),
-    });
-    let bytes = area.pages * PAGE_SIZE;
-    // SAFETY: `at` is where the caller reaches the whole area, which nobody uses yet.
-    unsafe {
-        if area.start == layout::STACK.start {
-            ((at.as_u64() + bytes - FRESH_BYTES) as *mut [u64; 8]).write(stack);
-        } else if area.start == layout::TASK_STATE.start {
-            (at.as_u64() as *mut [u8; descriptors::TSS_BYTES]).write(tss);
-        }
+/// Writes what a skeleton holds from the start; `at` is where it is reached for now.
+fn fill(at: Hva, needs: &Needs, entry: extern "C" fn() -> !) {
+    let mut end = at;
+    for index in 0..needs.stacks {
+        end = end.wrapping_add(layout::stack(index).pages * PAGE_SIZE);
+        // SAFETY: `at` is where the caller reaches the whole skeleton, which nobody uses yet, its areas one after another.
+        unsafe { ((end.as_u64() - FRESH_BYTES) as *mut [u64; 8]).write(switch::fresh_stack(entry)) }
+    }
+    for index in 0..needs.processors {
+        let [nmi, double_fault, machine_check, task] = layout::processor(index);
+        let stacks =
+            InterruptStacks { nmi: nmi.end(), double_fault: double_fault.end(), machine_check: machine_check.end() };
+        let tss = descriptors::tss_bytes(&stacks);
+        end = end.wrapping_add([nmi, double_fault, machine_check].iter().map(|area| area.pages * PAGE_SIZE).sum());
+        // SAFETY: an area of the same skeleton, behind the ones before it.
+        unsafe { (end.as_u64() as *mut [u8; descriptors::TSS_BYTES]).write(tss) }
+        end = end.wrapping_add(task.pages * PAGE_SIZE);
     }
 }

@@ -11,11 +11,28 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     __cpuid_count(leaf, subleaf)
 }
 
+/// Which processor this is, from 0: what [`crate::descriptors::load`] made it.
+#[inline]
+#[must_use]
+pub fn number() -> usize {
+    let selector: u16;
+    // SAFETY: STR only reads the register.
+    unsafe { asm!("str {:x}", out(reg) selector, options(nomem, nostack, preserves_flags)) };
+    crate::descriptors::owner(selector)
+}
+
 /// The time-stamp counter, in ticks.
 #[must_use]
 pub fn tsc() -> u64 {
     // SAFETY: RDTSC is there on every 64-bit processor, and reads nothing but the counter.
     unsafe { _rdtsc() }
+}
+
+/// Sets the time-stamp counter.
+pub fn set_tsc(value: u64) {
+    const TSC: u32 = 0x10;
+    // SAFETY: the register is there on every 64-bit processor, and changes nothing but the counter.
+    unsafe { write_msr(TSC, value) }
 }
 
 /// Reads a model-specific register.

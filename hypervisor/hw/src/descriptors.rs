@@ -1,13 +1,14 @@
 //! Descriptor tables: GDT, IDT and the bytes of a TSS.
 //!
-//! GDT and IDT are in the shared part and hold addresses only. The TSS lies in the window, at one address in every
-//! compartment: the same task register names another frame, with another interrupt stack, in each address space.
+//! GDT and IDT are in the shared part and hold addresses only. The TSS of each processor lies in the window, at one address
+//! in every compartment: the same task register names another frame, with other interrupt stacks, in each address space.
+//! The task register is also what tells a processor which one it is ([`crate::cpu::number`]).
 //! SDM vol. 3A 3.4.5 "Segment Descriptors", 6.14.1 "64-Bit Mode IDT", 7.7 "Task Management in 64-bit Mode".
 
 use crate::cpu;
 use crate::trap;
 use bulkhead_arch::Cr4;
-use bulkhead_types::Hva;
+use bulkhead_types::{Hva, MAX_CPUS};
 use core::sync::atomic::{AtomicU64, Ordering};
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::{lgdt, lidt, load_tss};
@@ -20,6 +21,8 @@ pub const TSS_BYTES: usize = 104;
 pub const TIMER_VECTOR: u8 = 0x40;
 /// Vector of spurious interrupts.
 pub const SPURIOUS_VECTOR: u8 = 0xFF;
+/// Vector by which one processor makes another look at what there is to do.
+pub const KICK_VECTOR: u8 = 0x41;
 
 /// Tops of the stacks for exceptions that must not trust the current one.
 #[derive(Clone, Copy, Debug)]
@@ -32,19 +35,23 @@ pub struct InterruptStacks {
     pub machine_check: Hva,
 }
 
-/// Null, 64-bit code, data, and the TSS (two words).
-static GDT: [AtomicU64; 5] = [
-    AtomicU64::new(0),
-    AtomicU64::new(0x00AF_9B00_0000_FFFF),
-    AtomicU64::new(0x00CF_9300_0000_FFFF),
-    AtomicU64::new(0),
-    AtomicU64::new(0),
-];
+/// Null, 64-bit code, data, and the TSS of each processor (two words).
+static GDT: [AtomicU64; FIRST_TASK + 2 * MAX_CPUS] = {
+    let mut table = [const { AtomicU64::new(0) }; FIRST_TASK + 2 * MAX_CPUS];
+    table[1] = AtomicU64::new(0x00AF_9B00_0000_FFFF);
+    table[2] = AtomicU64::new(0x00CF_9300_0000_FFFF);
+    table
+};
+const FIRST_TASK: usize = 3;
 static IDT: [AtomicU64; 512] = [const { AtomicU64::new(0) }; 512];
 
 const CODE: SegmentSelector = SegmentSelector::new(1, PrivilegeLevel::Ring0);
 const DATA: SegmentSelector = SegmentSelector::new(2, PrivilegeLevel::Ring0);
-const TASK: SegmentSelector = SegmentSelector::new(3, PrivilegeLevel::Ring0);
+
+/// The processor whose task register holds `selector`; 0 at start-up, when it holds nothing.
+pub(crate) const fn owner(selector: u16) -> usize {
+    (selector as usize / 8).saturating_sub(FIRST_TASK) / 2
+}
 
 /// The TSS of a compartment with these stacks.
 #[must_use]
@@ -107,20 +114,38 @@ pub fn load_early() {
     load_tables();
 }
 
-/// Loads the task register with the TSS that every compartment has at [`crate::layout::TASK_STATE`], lets exceptions use
-/// its stacks, and machine checks come (without CR4.MCE one would shut the processor down). To be called in the idle
-/// compartment.
-pub fn load_window_task() {
-    let base = crate::layout::TASK_STATE.start.as_u64();
+/// Makes this processor number `index`: loads its tables, and the task register with the TSS that every compartment has for
+/// it ([`crate::layout::processor`]); lets exceptions use its stacks, and machine checks come (without CR4.MCE one would
+/// shut the processor down). To be called once on each, in the idle compartment.
+pub fn load(index: usize) {
+    let [.., task] = crate::layout::processor(index);
+    let base = task.start.as_u64();
     let limit = TSS_BYTES as u64 - 1;
     // Type 9: an available 64-bit TSS, present.
     let low = limit | ((base & 0xFF_FFFF) << 16) | (0x89 << 40) | ((base >> 24 & 0xFF) << 56);
-    for (word, value) in GDT.iter().skip(3).zip([low, base >> 32]) {
+    let place = FIRST_TASK + 2 * index;
+    for (word, value) in GDT.iter().skip(place).zip([low, base >> 32]) {
         word.store(value, Ordering::Relaxed);
     }
+    let selector = u16::try_from(place).unwrap_or(0);
+    load_tables();
     // SAFETY: the descriptor was just written, and every skeleton has the TSS there. Loading it touches only the GDT.
-    unsafe { load_tss(TASK) }
+    unsafe { load_tss(SegmentSelector::new(selector, PrivilegeLevel::Ring0)) }
     fill_idt(true);
     // SAFETY: every 64-bit processor has machine checks; their handler has just got its stack.
     unsafe { cpu::set_cr4(Cr4::MCE.bits()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FIRST_TASK, owner};
+
+    #[test]
+    fn the_task_register_names_the_processor() {
+        assert_eq!(owner(0), 0);
+        for index in 0..super::MAX_CPUS {
+            let selector = u16::try_from(8 * (FIRST_TASK + 2 * index)).unwrap();
+            assert_eq!(owner(selector), index);
+        }
+    }
 }

@@ -33,8 +33,8 @@ pub const WINDOW: Hva = Hva::new(0xFFFF_8000_0000_0000);
 pub const WINDOW_END: Hva = Hva::new(0xFFFF_8080_0000_0000);
 /// Page tables of this compartment: the host's and the nested ones.
 pub const TABLES: Hva = Hva::new(0xFFFF_8000_4000_0000);
-/// Control pages: control structure, permission bitmaps.
-pub const CONTROL: Hva = Hva::new(0xFFFF_8000_0010_0000);
+/// Control pages: control structures, permission bitmaps.
+pub const CONTROL: Hva = Hva::new(0xFFFF_8000_2000_0000);
 /// RAM of this compartment's guest.
 pub const RAM: Hva = Hva::new(0xFFFF_8080_0000_0000);
 /// Images of this compartment's guest.
@@ -52,8 +52,9 @@ pub struct Area {
 }
 
 impl Area {
-    const fn new(start: u64, pages: u64) -> Self {
-        Self { start: Hva::new(WINDOW.as_u64() + start), pages }
+    /// The area of this kind with number `index`.
+    const fn new(base: u64, index: usize, pages: u64) -> Self {
+        Self { start: WINDOW.wrapping_add(base + STRIDE * index as u64), pages }
     }
 
     /// First address behind it: the top, if it is a stack.
@@ -63,18 +64,30 @@ impl Area {
     }
 }
 
-/// The stack on which a guest's exits are handled.
-pub const STACK: Area = Area::new(0x1_0000, 48);
-/// Stack for non-maskable interrupts.
-pub const NMI_STACK: Area = Area::new(0x5_0000, 4);
-/// Stack for double faults.
-pub const DOUBLE_FAULT_STACK: Area = Area::new(0x6_0000, 4);
-/// Stack for machine checks.
-pub const MACHINE_CHECK_STACK: Area = Area::new(0x7_0000, 4);
-/// Task-state segment.
-pub const TASK_STATE: Area = Area::new(0x8_0000, 1);
-/// All parts of a skeleton but its tables.
-pub const SKELETON: [Area; 5] = [STACK, NMI_STACK, DOUBLE_FAULT_STACK, MACHINE_CHECK_STACK, TASK_STATE];
+/// Distance between areas of one kind.
+pub const STRIDE: u64 = 0x4_0000;
+/// Where the areas of the processors begin, and where the stacks do.
+const PROCESSORS: u64 = 0x100_0000;
+const STACKS: u64 = 0x1000_0000;
+
+/// The stack of execution `index`: in a guest's compartment on which the exits of its vCPU with this number are handled, in
+/// the idle compartment that of the processor with this number.
+#[must_use]
+pub const fn stack(index: usize) -> Area {
+    Area::new(STACKS + 0x1_0000, index, 48)
+}
+
+/// What processor `index` needs in each address space: the stacks for non-maskable interrupts, double faults and machine
+/// checks, and the task-state segment that names them.
+#[must_use]
+pub const fn processor(index: usize) -> [Area; 4] {
+    [
+        Area::new(PROCESSORS + 0x1_0000, index, 4),
+        Area::new(PROCESSORS + 0x1_8000, index, 4),
+        Area::new(PROCESSORS + 0x2_0000, index, 4),
+        Area::new(PROCESSORS + 0x2_8000, index, 1),
+    ]
+}
 
 /// Ends of the image's parts, from the linker script.
 #[derive(Clone, Copy, Debug)]

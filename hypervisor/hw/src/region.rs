@@ -10,6 +10,9 @@ pub struct Region {
     hpa: Hpa,
 }
 
+// SAFETY: the frame is its alone (`new`), and is mapped there on every processor that is in the same address space.
+unsafe impl Send for Region {}
+
 impl Region {
     /// The frame at `hpa`, mapped at `pointer`; `None` if either is no page's address.
     ///

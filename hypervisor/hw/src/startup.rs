@@ -11,7 +11,7 @@ use bulkhead_paging::{Access, Host, Mapping, Memory, PagingError, ReadTables, Si
 use bulkhead_types::{Frame, Hpa, Hva, PAGE_SIZE};
 #[cfg(target_os = "none")]
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[cfg(target_os = "none")]
 global_asm!(include_str!("../../../boot/entry.S"), options(att_syntax));
@@ -56,6 +56,51 @@ impl Identity {
         // are none that the loader filled.
         Some(unsafe { core::slice::from_raw_parts(from, usize::try_from(bytes).ok()?) })
     }
+}
+
+unsafe extern "C" {
+    /// Stack, root and entry of the processor that is started next (`boot/entry.S`).
+    static secondary: [AtomicU64; 3];
+    /// First and end physical address of what it executes first.
+    static secondary_code: [u64; 2];
+}
+
+/// Where other processors begin: a page below 1 MiB.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstPage(Hpa);
+
+impl FirstPage {
+    /// Puts their first instructions into the page at `at`; `None` if it is no page below 640 KiB.
+    ///
+    /// # Safety
+    /// The page is RAM that nobody uses.
+    #[must_use]
+    pub unsafe fn new(_identity: &mut Identity, at: Hpa) -> Option<Self> {
+        if !at.is_aligned(PAGE_SIZE) || !(1..=0x9F).contains(&(at.as_u64() / PAGE_SIZE)) {
+            return None;
+        }
+        // SAFETY: a constant of the image.
+        let [start, end] = unsafe { secondary_code };
+        let bytes = usize::try_from(end.checked_sub(start)?).ok().filter(|bytes| *bytes <= 4096)?;
+        // SAFETY: both are mapped while `Identity` lives; the caller gave the page, and the code lies in the image.
+        unsafe { core::ptr::copy_nonoverlapping(start as *const u8, at.as_u64() as *mut u8, bytes) }
+        Some(Self(at))
+    }
+
+    /// The vector of the start-up interrupt that leads there.
+    #[must_use]
+    pub fn vector(self) -> u8 {
+        u8::try_from(self.0.as_u64() / PAGE_SIZE).unwrap_or(0)
+    }
+}
+
+/// Says where the processor that is started next goes: execution `index` of the idle compartment, whose root is `root`. The
+/// loader's page tables are still there.
+pub fn lead_to(root: Hpa, index: usize, entry: extern "C" fn() -> !) {
+    let words = [layout::stack(index).end().as_u64(), root.as_u64(), entry as usize as u64];
+    // SAFETY: words of the image's variables, for this alone.
+    let places = unsafe { &secondary };
+    places.iter().zip(words).for_each(|(place, word)| place.store(word, Ordering::Release));
 }
 
 /// The part that all address spaces share.

@@ -14,6 +14,20 @@ pub const AREA_BYTES: usize = 8192;
 #[repr(C, align(64))]
 pub struct XsaveArea([u8; AREA_BYTES]);
 
+/// Turns XSAVE on for this processor, if it has it. Exits restore CR4 as it is when a vCPU is made: to be called before that.
+pub fn enable() {
+    const OSXSAVE: u64 = 1 << 18;
+    if is_present() {
+        // SAFETY: the processor has XSAVE; it changes nothing for code built without floating point.
+        unsafe { set_cr4(OSXSAVE) };
+    }
+}
+
+fn is_present() -> bool {
+    const XSAVE: u32 = 1 << 26;
+    cpuid(1, 0).ecx & XSAVE != 0
+}
+
 /// The state of one guest that this module switches.
 #[repr(C)]
 pub struct ExtendedState {
@@ -37,17 +51,13 @@ const FCW: [u8; 2] = 0x37F_u16.to_le_bytes();
 const MXCSR: [u8; 4] = 0x1F80_u32.to_le_bytes();
 
 impl ExtendedState {
-    /// The state after reset, of a guest that may use the components of the mask `components` (as in XCR0). Turns XSAVE
-    /// on. `None` if this processor has no XSAVE, or needs more room than there is.
+    /// The state after reset, of a guest that may use the components of the mask `components` (as in XCR0). `None` if this
+    /// processor has no XSAVE, or needs more room than there is. To be called after [`enable`].
     #[must_use]
     pub fn new(components: u64) -> Option<Self> {
-        const XSAVE: u32 = 1 << 26;
-        const OSXSAVE: u64 = 1 << 18;
-        if cpuid(1, 0).ecx & XSAVE == 0 {
+        if !is_present() {
             return None;
         }
-        // SAFETY: the processor has XSAVE; it changes nothing for code built without floating point.
-        unsafe { set_cr4(OSXSAVE) };
         let leaf = cpuid(0xD, 0);
         let components = components & (u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
         let fits = usize::try_from(leaf.ecx).is_ok_and(|bytes| bytes <= AREA_BYTES);

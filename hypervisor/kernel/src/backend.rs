@@ -15,7 +15,7 @@ use bulkhead_vmx::VmxVcpu;
 use core::fmt;
 
 /// What the processor can do, with the extension that it has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Virtualization {
     /// VT-x.
     Vmx(bulkhead_vmx::Capabilities),
@@ -82,14 +82,14 @@ impl Virtualization {
         }
     }
 
-    /// Switches the extension on for this CPU, for good. `page` is the idle compartment's for good; called once.
+    /// Switches the extension on for this CPU, for good. `page` is the idle compartment's for good; called once on each.
     ///
     /// # Errors
     /// If the processor refuses.
     pub fn enable(&self, page: Region) -> Result<(), BackendError> {
         #[expect(unsafe_code, reason = "here the backend's promise meets start-up's")]
-        // SAFETY: this is the one CPU, its first call, in ring 0; the capabilities were read from it; the page is the idle
-        // compartment's for good.
+        // SAFETY: this CPU's first call, in ring 0; the capabilities were read from it, or from one that has the same; the
+        // page is the idle compartment's for good.
         unsafe {
             match self {
                 Self::Vmx(capabilities) => bulkhead_vmx::enable(capabilities, page),
@@ -142,13 +142,13 @@ impl Backend for Vmx {
         _: WindowRam,
     ) -> Result<VmxVcpu, StartError> {
         let Virtualization::Vmx(capabilities) = facts.capabilities else { return Err(OTHER) };
-        let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(frames)?;
+        let ([vmcs, msr_bitmap, first, second], _) = compartment.add_control_pages(frames)?;
         let io_bitmaps = [first, second];
         let nested_root = compartment.nested_root();
         let resources = bulkhead_vmx::Resources { vmcs, msr_bitmap, io_bitmaps, nested_root, vpid: id.number() };
         #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
-        // SAFETY: VMX is on (the dispatcher did it before the first guest), with these capabilities; there is one CPU, and
-        // interrupts are off outside `cpu::halt_until_interrupt`. The current address space is this compartment's, which
+        // SAFETY: VMX is on on every CPU (it was switched on before the first guest), with these capabilities; interrupts
+        // are off outside `cpu::halt_until_interrupt`. The current address space is this compartment's, which
         // stays and has the stacks of its skeleton; its nested tables hold its own RAM only (`Compartment::map_nested`).
         Ok(unsafe { VmxVcpu::new(capabilities, resources) }?)
     }
@@ -166,7 +166,7 @@ impl Backend for Svm {
         memory: WindowRam,
     ) -> Result<Self::Vcpu, StartError> {
         let Virtualization::Svm(capabilities) = facts.capabilities else { return Err(OTHER) };
-        let [vmcb, host, msr_first, msr_second, first, second, third] = compartment.add_control_pages(frames)?;
+        let ([vmcb, host, msr_first, msr_second, first, second, third], _) = compartment.add_control_pages(frames)?;
         let (msr_map, io_map) = ([msr_first, msr_second], [first, second, third]);
         let nested_root = compartment.nested_root();
         let resources = bulkhead_svm::Resources { vmcb, host, msr_map, io_map, nested_root, asid: id.number(), memory };

@@ -63,8 +63,8 @@ fn finish(report: impl FnOnce(&mut Log) -> fmt::Result) -> ! {
     if REPORTING.swap(true, Ordering::Relaxed) {
         stop();
     }
-    let _ = report(&mut Log);
-    let _ = writeln!(Log, "event panic end");
+    let _ = report(&mut Log::force());
+    let _ = writeln!(Log::force(), "event panic end");
     Serial::again().flush();
     stop()
 }

@@ -1,7 +1,8 @@
 //! The serial line, shared by the hypervisor's log and the guests' consoles.
 //!
 //! Bytes are never kept in the shared part: a guest's output goes to the chip from its own compartment, within its own
-//! time, and its input is taken from the chip there. Only the number of the channel is shared.
+//! time, and its input is taken from the chip there. Only the number of the channel is shared. Processors take turns at
+//! the line by a lock; a guest whose processor does not get it keeps its output, and waits only when it has no room left.
 //!
 //! In [`ConsoleMode::Framed`] the byte 0x10 followed by 0x40 + N says that what follows belongs to channel N (0 the
 //! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
@@ -12,11 +13,18 @@ use bulkhead_types::GuestId;
 use bulkhead_types::manifest::ConsoleMode;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use heapless::Deque;
+use spin::{Mutex, MutexGuard};
 
 const SWITCH: u8 = 0x10;
 const CHANNEL_BASE: u8 = 0x40;
 /// Longest line that is printed whole in line mode.
 const LINE: usize = 200;
+/// Bytes that a guest can keep until the line is free.
+const KEPT: usize = 1024;
+
+/// Held by whoever sends.
+static SENDER: Mutex<()> = Mutex::new(());
 
 static FRAMED: AtomicBool = AtomicBool::new(false);
 /// Channel of the last byte sent.
@@ -46,8 +54,20 @@ fn send(channel: u16, byte: u8) {
     serial.send(byte);
 }
 
-/// The hypervisor's log.
-pub struct Log;
+/// The hypervisor's log, as long as nobody else sends.
+pub struct Log(#[expect(dead_code, reason = "held, not looked at")] Option<MutexGuard<'static, ()>>);
+
+impl Log {
+    /// Waits until nobody else sends.
+    pub fn open() -> Self {
+        Self(Some(SENDER.lock()))
+    }
+
+    /// Waits for nobody: for the report of a fault, whose processor may have been sending.
+    pub const fn force() -> Self {
+        Self(None)
+    }
+}
 
 impl Write for Log {
     fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -67,7 +87,7 @@ macro_rules! log {
     ($($argument:tt)*) => {{
         use core::fmt::Write;
         // The line takes everything: there is no error to act on.
-        let _ = writeln!($crate::console::Log, $($argument)*);
+        let _ = writeln!($crate::console::Log::open(), $($argument)*);
     }};
 }
 
@@ -77,18 +97,21 @@ pub struct GuestConsole {
     name: &'static str,
     line: [u8; LINE],
     length: usize,
+    /// Not sent yet.
+    kept: Deque<u8, KEPT>,
 }
 
 impl GuestConsole {
     /// The console of the guest with this number and name.
     pub const fn new(id: GuestId, name: &'static str) -> Self {
-        Self { channel: id.number(), name, line: [0; LINE], length: 0 }
+        Self { channel: id.number(), name, line: [0; LINE], length: 0, kept: Deque::new() }
     }
 
     /// Sends a byte of the guest's output.
     pub fn send(&mut self, byte: u8) {
         if FRAMED.load(Ordering::Relaxed) {
-            return send(self.channel, byte);
+            self.queue(byte);
+            return self.flush();
         }
         match byte {
             b'\n' => self.end_line(),
@@ -115,11 +138,50 @@ impl GuestConsole {
         if self.length == 0 {
             return;
         }
+        // A line goes out in one piece.
+        if self.kept.len() > KEPT / 2 {
+            self.wait_and_flush();
+        }
         let prefix = ["[", self.name, "] "].into_iter().flat_map(str::bytes);
-        for byte in prefix.chain(self.line.iter().take(self.length).copied()).chain(*b"\r\n") {
-            send(self.channel, byte);
+        let line = self.line;
+        for byte in prefix.chain(line.into_iter().take(self.length)).chain(*b"\r\n") {
+            self.queue(byte);
         }
         self.length = 0;
+        self.flush();
+    }
+
+    fn queue(&mut self, byte: u8) {
+        if self.kept.is_full() {
+            self.wait_and_flush();
+        }
+        let _ = self.kept.push_back(byte);
+    }
+
+    /// Sends what was kept.
+    fn wait_and_flush(&mut self) {
+        self.send_kept(&SENDER.lock());
+    }
+
+    /// Sends all there is, of a guest that has ended.
+    pub fn finish(&mut self) {
+        self.end_line();
+        self.wait_and_flush();
+    }
+
+    /// Sends what was kept, if the line is free.
+    pub fn flush(&mut self) {
+        if !self.kept.is_empty()
+            && let Some(sender) = SENDER.try_lock()
+        {
+            self.send_kept(&sender);
+        }
+    }
+
+    fn send_kept(&mut self, _sender: &MutexGuard<'static, ()>) {
+        while let Some(byte) = self.kept.pop_front() {
+            send(self.channel, byte);
+        }
     }
 
     /// A byte that has come in for this guest. A switch to another channel on the way is obeyed.

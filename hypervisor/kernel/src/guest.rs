@@ -6,9 +6,10 @@
 use crate::backend::{Backend, Svm, Virtualization, Vmx};
 use crate::console::GuestConsole;
 use crate::log;
-use crate::machine::{Asking, CURRENT, Command, FACTS, FRAMES, Facts, IDLE, LOADED, Slot, State, cpuid, slot};
+use crate::machine::{Asking, Command, FACTS, FRAMES, Facts, ONLINE, Slot, State, cpuid, slot, this_cpu};
 use crate::{audit, console};
 use bulkhead_arch::{Gpr, SegmentName};
+use bulkhead_core::counters::Counters;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_core::load::{self, InitialState, LoadModule};
@@ -134,7 +135,7 @@ pub fn program(capabilities: &Virtualization) -> extern "C" fn() -> ! {
 /// The guest whose compartment was just entered for the first time, and the compartment, which is its own from now on.
 #[must_use]
 pub fn take() -> Option<(GuestId, Compartment)> {
-    let id = GuestId::new(CURRENT.load(Ordering::Relaxed));
+    let id = GuestId::new(this_cpu().current.load(Ordering::Relaxed));
     let place = MADE.get(usize::from(id.number()).checked_sub(1)?)?;
     Some((id, place.lock().take()?))
 }
@@ -146,10 +147,7 @@ extern "C" fn main<B: Backend>() -> ! {
     let mut made = start::<B>(facts, id, config, &mut compartment);
     match &made {
         Ok(_) => log!("event guest {id} {} started", config.name),
-        Err(error) => {
-            log!("event guest {id} {} ended killed can not start: {error}", config.name);
-            slot.set_state(State::Failed);
-        }
+        Err(error) => log!("event guest {id} {} ended killed can not start: {error}", config.name),
     }
     loop {
         match (slot.command(), &mut made) {
@@ -161,47 +159,55 @@ extern "C" fn main<B: Backend>() -> ! {
             }
             (Command::Run, Ok((guest, local))) => {
                 let mut serving = Serving { compartment: &mut compartment, local, nested: PhantomData::<B::Nested> };
-                run::<B>(id, config, slot, guest, &mut serving);
+                slot.become_next(run::<B>(id, config, slot, guest, &mut serving));
             }
-            (_, Err(_)) => {}
+            (_, Err(_)) => slot.become_next(State::Failed),
         }
-        slot.context.switch(&IDLE);
+        slot.leave();
     }
 }
 
-/// Gives the guest its turn.
+/// Gives the guest its turn; what it is after it.
 fn run<B: Backend>(
     id: GuestId,
     config: &manifest::Guest,
     slot: &Slot,
     guest: &mut GuestOn<B>,
     serving: &mut Serving<'_, B::Nested>,
-) {
+) -> State {
     let until = slot.wake.load(Ordering::Relaxed);
     let over = match load_state::<B>(id, guest, serving.local) {
         Ok(()) => guest.run(serving, until),
         Err(error) => Yield::Ended(error.into()),
     };
+    let over = match over {
+        // Another processor may give it its next turn.
+        Yield::TurnOver | Yield::Waiting { .. } if ONLINE.load(Ordering::Relaxed) > 1 => {
+            park::<B>(guest, serving.local).map_or_else(|error| Yield::Ended(error.into()), |()| over)
+        }
+        over => over,
+    };
+    serving.local.console.flush();
     match over {
-        Yield::TurnOver => {}
+        Yield::TurnOver => State::Ready,
         Yield::Waiting { until } => {
             slot.wake.store(until.unwrap_or(u64::MAX), Ordering::Relaxed);
-            slot.set_state(State::Waiting);
+            State::Waiting
         }
         Yield::Ended(end) => {
-            serving.local.console.end_line();
+            serving.local.console.finish();
             report_end::<B>(id, config, end, guest);
             // Its registers go out of the CPU with it; a refusal changes nothing any more.
             let _ = park::<B>(guest, serving.local);
             let well = matches!(end, End::PowerOff | End::Reset | End::TestExit(0));
-            slot.set_state(if well { State::Ended } else { State::Failed });
+            if well { State::Ended } else { State::Failed }
         }
     }
 }
 
 /// Makes the guest's registers the CPU's, if they are not.
 fn load_state<B: Backend>(id: GuestId, guest: &mut GuestOn<B>, local: &Local) -> Result<(), BackendError> {
-    if LOADED.swap(id.number(), Ordering::Relaxed) != id.number() {
+    if this_cpu().loaded.swap(id.number(), Ordering::Relaxed) != id.number() {
         local.extended.load();
         guest.vcpu.activate()?;
     }
@@ -210,15 +216,15 @@ fn load_state<B: Backend>(id: GuestId, guest: &mut GuestOn<B>, local: &Local) ->
 
 /// Takes the guest's registers out of the CPU.
 fn park<B: Backend>(guest: &mut GuestOn<B>, local: &mut Local) -> Result<(), BackendError> {
-    LOADED.store(0, Ordering::Relaxed);
+    this_cpu().loaded.store(0, Ordering::Relaxed);
     local.extended.save();
     guest.vcpu.deactivate()
 }
 
 fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest: &GuestOn<B>) {
-    let mut log = console::Log;
+    let mut log = console::Log::open();
     if !matches!(end, End::PowerOff | End::Reset | End::TestExit(_)) {
-        let mut dump = DumpLines { fresh: true };
+        let mut dump = DumpLines { log: &mut log, fresh: true };
         let _ = bulkhead_core::dump::write(&guest.vcpu, &mut dump);
         let _ = guest.vcpu.dump(&mut dump);
         if matches!(end, End::Killed(bulkhead_core::Reason::Backend(BackendError::Entry { .. }))) {
@@ -230,22 +236,25 @@ fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest
     for (kind, count) in guest.counters.exits() {
         let _ = fmt::Write::write_fmt(&mut log, format_args!(" {kind} {count}"));
     }
-    log!(" (unknown-msr {}, emulated {})", guest.counters.unknown_msr, guest.counters.emulated);
+    let Counters { unknown_msr, emulated, .. } = &guest.counters;
+    let _ = fmt::Write::write_fmt(&mut log, format_args!(" (unknown-msr {unknown_msr}, emulated {emulated})\n"));
+    drop(log);
     log!("event guest {id} {} ended {end}", config.name);
 }
 
 /// Puts `dump ` in front of each line.
-struct DumpLines {
+struct DumpLines<'a> {
+    log: &'a mut console::Log,
     fresh: bool,
 }
 
-impl fmt::Write for DumpLines {
+impl fmt::Write for DumpLines<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for part in text.split_inclusive('\n') {
             if core::mem::replace(&mut self.fresh, part.ends_with('\n')) {
-                console::Log.write_str("dump ")?;
+                self.log.write_str("dump ")?;
             }
-            console::Log.write_str(part)?;
+            self.log.write_str(part)?;
         }
         Ok(())
     }
@@ -290,7 +299,6 @@ fn start<B: Backend>(
     };
     let first_state = load::load(&request, &mut memory)?;
     let limits = Limits::of(&Asking, facts.tsc, config.memory);
-    // Before the vCPU, whose exits restore CR4 as it is when the vCPU is made.
     let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
     let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
     let mut vcpu = B::vcpu(facts, id, compartment, &mut frames, memory)?;

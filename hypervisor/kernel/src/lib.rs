@@ -15,4 +15,5 @@ pub mod console;
 mod dispatch;
 pub mod guest;
 pub mod machine;
+mod processors;
 pub mod start;

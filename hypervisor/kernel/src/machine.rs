@@ -6,10 +6,11 @@ use bulkhead_core::barrier::Present;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_hw::compartment::Context;
-use bulkhead_hw::startup::Shared;
+use bulkhead_hw::region::Region;
+use bulkhead_hw::startup::{FirstPage, Shared};
 use bulkhead_types::manifest::{Guest, MAX_GUESTS, Manifest};
-use bulkhead_types::{Frequency, GuestId, Hpa};
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use bulkhead_types::{Frequency, GuestId, Hpa, MAX_CPUS};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::{Mutex, Once};
 
 /// What a guest's compartment executes, on a processor with this extension.
@@ -33,6 +34,10 @@ pub struct Facts {
     pub tsc: Frequency,
     /// Seconds since 1970 at count 0 of the time-stamp counter.
     pub epoch: u64,
+    /// Numbers of the processors' local APICs; this one's first.
+    pub processors: Vec<u32>,
+    /// Where the others begin, if there is a page for it.
+    pub first_page: Option<FirstPage>,
     /// Ranges of frames that start-up used and nobody needs now: first frame and count.
     pub leftovers: Vec<(u64, u64)>,
     /// Physical page of the local APIC, where it is mapped.
@@ -50,14 +55,50 @@ impl Facts {
 pub static FACTS: Once<Facts> = Once::new();
 /// Who owns which frame. Taken while compartments are made and audited, never on the way of an exit.
 pub static FRAMES: Once<Mutex<FrameTable<'static>>> = Once::new();
-/// Where the idle compartment was left.
-pub static IDLE: Context = Context::empty();
 /// The guests, by number less one.
 pub static SLOTS: [Slot; MAX_GUESTS] = [const { Slot::empty() }; MAX_GUESTS];
-/// The guest whose registers are in the CPU, 0 for none.
-pub static LOADED: AtomicU16 = AtomicU16::new(0);
-/// The guest whose compartment is entered, and why.
-pub static CURRENT: AtomicU16 = AtomicU16::new(0);
+/// The processors, by number.
+pub static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::empty() }; MAX_CPUS];
+/// Processors that give turns.
+pub static ONLINE: AtomicUsize = AtomicUsize::new(0);
+
+/// A processor.
+pub struct Cpu {
+    /// Where its execution in the idle compartment was left.
+    pub idle: Context,
+    /// The number of its local APIC.
+    pub apic: AtomicU32,
+    /// The guest whose registers are in it, 0 for none.
+    pub loaded: AtomicU16,
+    /// The guest whose compartment it has entered, 0 for none.
+    pub current: AtomicU16,
+    /// The zone of the guest that ran last, or [`NO_ZONE`].
+    pub zone: AtomicU16,
+    /// The page that it needs for guests, on its way to it.
+    pub page: Mutex<Option<Region>>,
+}
+
+/// No zone at all.
+pub const NO_ZONE: u16 = u16::MAX;
+
+impl Cpu {
+    const fn empty() -> Self {
+        Self {
+            idle: Context::empty(),
+            apic: AtomicU32::new(0),
+            loaded: AtomicU16::new(0),
+            current: AtomicU16::new(0),
+            zone: AtomicU16::new(NO_ZONE),
+            page: Mutex::new(None),
+        }
+    }
+}
+
+/// This processor.
+pub fn this_cpu() -> &'static Cpu {
+    let [first, ..] = &CPUS;
+    CPUS.get(bulkhead_hw::cpu::number()).unwrap_or(first)
+}
 
 /// What a compartment is entered for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,12 +120,32 @@ pub enum State {
     Absent = 0,
     /// It can run.
     Ready = 1,
+    /// It has its turn.
+    Running = 2,
     /// It can when the time has come, or input.
-    Waiting = 2,
+    Waiting = 3,
     /// It ended well.
-    Ended = 3,
+    Ended = 4,
     /// It ended badly.
-    Failed = 4,
+    Failed = 5,
+}
+
+impl State {
+    const fn of(number: u8) -> Self {
+        match number {
+            1 => Self::Ready,
+            2 => Self::Running,
+            3 => Self::Waiting,
+            4 => Self::Ended,
+            5 => Self::Failed,
+            _ => Self::Absent,
+        }
+    }
+
+    /// It is to have further turns.
+    pub const fn goes_on(self) -> bool {
+        matches!(self, Self::Ready | Self::Running | Self::Waiting)
+    }
 }
 
 /// A guest as the dispatcher sees it.
@@ -92,6 +153,7 @@ pub struct Slot {
     /// Where its compartment was left.
     pub context: Context,
     state: AtomicU8,
+    next: AtomicU8,
     command: AtomicU8,
     /// Host's time-stamp count: end of the turn when it is entered, when to wake it when it is left.
     pub wake: AtomicU64,
@@ -104,6 +166,7 @@ impl Slot {
         Self {
             context: Context::empty(),
             state: AtomicU8::new(State::Absent as u8),
+            next: AtomicU8::new(State::Ready as u8),
             command: AtomicU8::new(Command::Run as u8),
             wake: AtomicU64::new(0),
             debt: AtomicU64::new(0),
@@ -112,18 +175,28 @@ impl Slot {
 
     /// Whether it can run.
     pub fn state(&self) -> State {
-        match self.state.load(Ordering::Relaxed) {
-            1 => State::Ready,
-            2 => State::Waiting,
-            3 => State::Ended,
-            4 => State::Failed,
-            _ => State::Absent,
-        }
+        State::of(self.state.load(Ordering::Relaxed))
+    }
+
+    /// What it becomes once its turn is over and its compartment left. Before that no other processor may enter it.
+    pub fn become_next(&self, state: State) {
+        self.next.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Its turn is over.
+    pub fn end_turn(&self) {
+        self.set_state(State::of(self.next.load(Ordering::Relaxed)));
     }
 
     /// Sets whether it can run.
     pub fn set_state(&self, state: State) {
-        self.state.store(state as u8, Ordering::Relaxed);
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Goes from `from` to `to`; whether it was this processor that did it. What the guest's last turn left in memory is
+    /// there to be seen.
+    pub fn change(&self, from: State, to: State) -> bool {
+        self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// What it is entered for.
@@ -135,12 +208,19 @@ impl Slot {
         }
     }
 
-    /// Enters its compartment from the idle one; returns when it comes back.
+    /// Enters its compartment from the idle one; returns when it comes back. To be called by the one processor that gives it
+    /// its turn ([`State::Running`]), or while no other gives turns.
     pub fn enter(&self, id: GuestId, command: Command) {
+        let cpu = this_cpu();
         self.command.store(command as u8, Ordering::Relaxed);
-        CURRENT.store(id.number(), Ordering::Relaxed);
-        IDLE.switch(&self.context);
-        CURRENT.store(0, Ordering::Relaxed);
+        cpu.current.store(id.number(), Ordering::Relaxed);
+        cpu.idle.switch(&self.context);
+        cpu.current.store(0, Ordering::Relaxed);
+    }
+
+    /// Leaves its compartment for the idle one; returns when it is entered again.
+    pub fn leave(&self) {
+        self.context.switch(&this_cpu().idle);
     }
 }
 

@@ -1,16 +1,16 @@
 //! Start-up: from the loader's hand-over to the idle compartment.
 
 use crate::backend::Virtualization;
-use crate::machine::{FACTS, FRAMES, Facts, IDLE, Program};
+use crate::machine::{CPUS, FACTS, FRAMES, Facts, Program, this_cpu};
 use crate::{backtrace, console, dispatch, log};
 use alloc::vec::Vec;
-use bulkhead_boot::{BootInfo, Physical, Region};
+use bulkhead_boot::{BootInfo, Physical, Processors, Region};
 use bulkhead_core::frames::{FrameTable, Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
-use bulkhead_hw::startup::{self, Identity, Shared};
+use bulkhead_hw::startup::{self, FirstPage, Identity, Shared};
 use bulkhead_hw::{apic, barrier, calibrate, clock, cpu, descriptors, heap, layout, ports, serial, trap};
 use bulkhead_types::manifest::{Manifest, PackHeader};
-use bulkhead_types::{Frame, Hpa, PAGE_SIZE};
+use bulkhead_types::{Frame, Hpa, MAX_CPUS, PAGE_SIZE};
 use spin::{Mutex, Once};
 
 /// Highest frame that the frame table reaches to: 1 TiB.
@@ -65,6 +65,8 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
     let local_apic = apic::register_page();
     let (shared, frames) = own_memory(&identity, boot, pack, local_apic);
     let facts = Facts {
+        processors: processors(&identity, boot),
+        first_page: first_page(&mut identity, boot),
         leftovers: leftovers(pack, &header, &manifest),
         manifest,
         pack: pack.start,
@@ -79,14 +81,37 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
     let facts = FACTS.call_once(|| facts);
     let frames = FRAMES.call_once(|| Mutex::new(frames));
     describe(facts, &mut frames.lock());
-    let idle = Compartment::build(&mut frames.lock(), &facts.shared, &Needs::IDLE, &mut identity, dispatch::main);
+    let needs = Needs::idle(facts.processors.len());
+    let idle = Compartment::build(&mut frames.lock(), &facts.shared, &needs, &mut identity, dispatch::main);
     match idle {
         Ok(idle) => {
-            IDLE.set(&idle);
+            CPUS.iter().take(facts.processors.len()).enumerate().for_each(|(index, cpu)| cpu.idle.set(&idle, index));
             *IDLE_SPACE.lock() = Some(idle);
-            IDLE.enter(identity, dispatch::main)
+            this_cpu().idle.enter(identity, dispatch::main)
         }
         Err(error) => refuse(error),
+    }
+}
+
+/// Numbers of the processors' local APICs, this one's first.
+fn processors(identity: &Identity, boot: &BootInfo) -> Vec<u32> {
+    let me = apic::initial_id();
+    let others = Processors::read(&Reading(identity), boot.acpi);
+    core::iter::once(me).chain(others.iter().filter(|id| *id != me)).take(MAX_CPUS).collect()
+}
+
+/// The page below 640 KiB where other processors begin.
+fn first_page(identity: &mut Identity, boot: &BootInfo) -> Option<FirstPage> {
+    const END: u64 = 0xA_0000;
+    let whole = |region: Region| {
+        let last = region.end().min(END) / PAGE_SIZE * PAGE_SIZE;
+        last.checked_sub(PAGE_SIZE).filter(|start| *start >= region.start.as_u64().max(PAGE_SIZE))
+    };
+    let at = boot.regions().filter_map(whole).max()?;
+    #[expect(unsafe_code, reason = "only start-up knows the firmware's memory map")]
+    // SAFETY: RAM by the firmware's map, below what anything of ours is put into; what the loader left there was read.
+    unsafe {
+        FirstPage::new(identity, Hpa::new(at))
     }
 }
 

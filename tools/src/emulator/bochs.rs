@@ -29,7 +29,7 @@ pub fn command(spec: &Spec, folder: &RunFolder, serial_port: u16) -> Outcome<Com
 
 fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
     let cpu = spec.cpu.as_deref().unwrap_or(CPU);
-    let memory = spec.memory;
+    let (memory, cpus) = (spec.memory, spec.cpus);
     // Bochs takes no more of the host; beyond that it keeps guest memory in a file.
     let host = memory.min(2048);
     let boot = match &spec.medium {
@@ -50,7 +50,7 @@ fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
         "display_library: rfb, options=\"timeout=0\"\n\
          romimage: file={SHARE}/BIOS-bochs-latest\n\
          vgaromimage: file={SHARE}/VGABIOS-lgpl-latest\n\
-         cpu: model={cpu}, count=1, ips={IPS}, reset_on_triple_fault=0\n\
+         cpu: model={cpu}, count={cpus}, ips={IPS}, reset_on_triple_fault=0\n\
          clock: sync=none, time0=1700000000\n\
          memory: guest={memory}, host={host}\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\

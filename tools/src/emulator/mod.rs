@@ -53,6 +53,8 @@ pub struct Spec {
     pub memory: u64,
     /// A CPU model other than the default.
     pub cpu: Option<String>,
+    /// Processors.
+    pub cpus: u16,
 }
 
 /// A folder for one run's files, removed with it.

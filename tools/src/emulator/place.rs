@@ -51,6 +51,15 @@ pub struct Place {
     pub uefi: bool,
     /// A CPU model other than the default.
     pub cpu: Option<String>,
+    /// Processors.
+    pub cpus: u16,
+}
+
+impl Place {
+    /// The usual one of this kind: a BIOS, the default model, one processor.
+    pub const fn of(kind: Kind) -> Self {
+        Self { kind, uefi: false, cpu: None, cpus: 1 }
+    }
 }
 
 /// Chooses by what this machine has. Of a choice that was left open it says on standard error what it is, and why.

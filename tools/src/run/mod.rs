@@ -49,6 +49,9 @@ pub struct RunArgs {
     /// End the run when a guest, or the hypervisor's log, has printed a line with this in it.
     #[arg(long, value_name = "TEXT", requires = "dump")]
     pub dump_at: Option<String>,
+    /// The machine's processors.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub cpus: u16,
     /// The emulator's CPU model.
     #[arg(long, value_name = "MODEL", hide = true)]
     pub cpu: Option<String>,
@@ -102,7 +105,8 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
     let workspace = Workspace::find()?;
     let machine = machine(&workspace, args)?;
     let console = console_of(&machine, args)?;
-    let place = Place { kind: emulator::choose(args.on)?, uefi: args.uefi, cpu: args.cpu.clone() };
+    let place =
+        Place { kind: emulator::choose(args.on)?, uefi: args.uefi, cpu: args.cpu.clone(), cpus: args.cpus.max(1) };
     if args.dump.is_some() && place.kind == Kind::Bochs {
         return Err(Failure::usage("Bochs can not write its memory").hint("use --on qemu for a --dump"));
     }

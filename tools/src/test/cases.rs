@@ -3,7 +3,7 @@
 use super::judge::Watch;
 use super::table::Case;
 use super::tally::{Tally, Verdict};
-use crate::emulator::Kind;
+use crate::emulator::{Kind, Place};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest::{self, Machine};
@@ -103,7 +103,8 @@ fn machine(workspace: &Workspace, case: &Case) -> Outcome<Machine> {
 }
 
 fn judge(builder: &Builder, Run { case, on }: &Run, machine: &Machine) -> Verdict {
-    let running = match builder.start(*on, machine) {
+    let place = Place { cpus: case.cpus.unwrap_or(1), ..Place::of(*on) };
+    let running = match builder.start_at(&place, machine) {
         Ok(running) => running,
         Err(failure) => return Verdict::Failed(failure.to_string()),
     };

@@ -342,7 +342,7 @@ fn verdict(builder: &Builder, attack: &Attack, on: Kind) -> (Verdict, Option<u64
 
 fn attempt(builder: &Builder, attack: &Attack, on: Kind) -> Outcome<(Verdict, Option<u64>)> {
     let machine = manifest::parse(&attack.manifest(), &builder.workspace().path(TABLE))?;
-    let place = Place { kind: on, uefi: false, cpu: None };
+    let place = Place::of(on);
     let mut pack = pack::pack(builder.workspace(), &machine)?;
     if let Some(lie) = &attack.lie {
         lies::tell(lie, &mut pack).ok_or_else(|| Failure::usage(format!("{}: no place for {lie:?}", attack.name)))?;

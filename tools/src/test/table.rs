@@ -52,6 +52,8 @@ pub struct Case {
     pub lazy: bool,
     /// Machine of several guests.
     pub manifest: Option<String>,
+    /// Processors of the machine, if not one.
+    pub cpus: Option<u16>,
     /// What must be seen of its only guest.
     #[serde(flatten)]
     pub expected: Expected,

@@ -23,7 +23,7 @@
 
 use super::{Frames, Kind, Ram, Scrubbed, Tables};
 use bulkhead_paging::{self as paging, Access, Format, Host, Mapping, Memory, PagingError, Size};
-use bulkhead_types::{Gpa, GuestId, Hpa, Hva};
+use bulkhead_types::{Gpa, GuestId, Hpa, Hva, PAGE_SIZE};
 use core::fmt;
 use core::marker::PhantomData;
 
@@ -87,11 +87,29 @@ impl HostSpace {
         frames: &Frames<K>,
         largest: Size,
     ) -> Result<(), SpaceError> {
+        self.map_part(tables, at, frames, (0, frames.count()), largest)
+    }
+
+    /// As [`HostSpace::map`], of some of the frames: the index of the first, and how many.
+    ///
+    /// # Errors
+    /// See [`SpaceError`]; they must be part of `frames`.
+    pub fn map_part<K: Kind>(
+        &self,
+        tables: &mut impl paging::Tables,
+        at: Hva,
+        frames: &Frames<K>,
+        (first, count): (u64, u64),
+        largest: Size,
+    ) -> Result<(), SpaceError> {
         same(self.owner, frames.owner())?;
+        if first.checked_add(count).is_none_or(|end| end > frames.count()) {
+            return Err(PagingError::OutOfRange.into());
+        }
         let mapping = Mapping {
             from: at.as_u64(),
-            to: frames.start().start(),
-            bytes: frames.bytes(),
+            to: frames.start().add(first).start(),
+            bytes: count * PAGE_SIZE,
             access: K::ACCESS,
             memory: Memory::WriteBack,
             largest,

@@ -24,7 +24,7 @@ use bulkhead_conformance::real::Real;
 use bulkhead_conformance::{Verdict, Way, ask, caught};
 use bulkhead_hw::cpu;
 use bulkhead_kernel::backend::Virtualization;
-use bulkhead_kernel::machine::{Command, FACTS, IDLE, State, slot};
+use bulkhead_kernel::machine::{Command, FACTS, State, slot};
 use bulkhead_kernel::{audit, backtrace, guest, log, start};
 use place::Place;
 use vendor::{Svm, Vendor, Vmx};
@@ -59,18 +59,18 @@ extern "C" fn main<V: Vendor>() -> ! {
     match asked {
         Ok(well) => {
             log!("event guest {id} {} ended test-exit {}", config.name, u8::from(!well));
-            slot.set_state(if well { State::Ended } else { State::Failed });
+            slot.become_next(if well { State::Ended } else { State::Failed });
         }
         Err(error) => {
             log!("event guest {id} {} ended killed can not start: {error}", config.name);
-            slot.set_state(State::Failed);
+            slot.become_next(State::Failed);
         }
     }
     loop {
         if slot.command() == Command::Audit {
             audit::audit_here(facts, id, &compartment, true);
         }
-        slot.context.switch(&IDLE);
+        slot.leave();
     }
 }
 
