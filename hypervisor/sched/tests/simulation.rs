@@ -1,6 +1,11 @@
 //! The scheduler on a simulated machine: what it promises, over ten seconds of a machine with 1 MHz of ticks.
 
-#![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test; its numbers are small")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test; its numbers are small"
+)]
 
 use bulkhead_sched::{Cpu, CpuSet, Outcome, Params, Reservation, Scheduler, TaskId};
 
