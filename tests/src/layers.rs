@@ -5,18 +5,19 @@ use std::process::Command;
 
 /// What each crate of the workspace may depend on, of the workspace. A crate that is not here is an error: decide where
 /// it belongs and add it.
-const MAY: [(&str, &[&str]); 21] = [
+const MAY: [(&str, &[&str]); 22] = [
     ("bulkhead-types", &[]),
     ("bulkhead-arch", &["types"]),
     ("bulkhead-paging", &["types", "arch"]),
     ("bulkhead-devices", &["types", "arch"]),
     ("bulkhead-emulate", &["types", "arch", "paging"]),
     ("bulkhead-core", &["types", "arch", "paging", "devices", "emulate"]),
+    ("bulkhead-sched", &[]),
     ("bulkhead-hw", &["types", "arch", "paging", "devices", "core"]),
     ("bulkhead-vmx", &["types", "arch", "core", "hw"]),
     ("bulkhead-svm", &["types", "arch", "emulate", "core", "hw"]),
     ("bulkhead-boot", &["types"]),
-    ("bulkhead-kernel", &["types", "arch", "paging", "devices", "emulate", "core", "hw", "vmx", "svm", "boot"]),
+    ("bulkhead-kernel", &["types", "arch", "paging", "devices", "emulate", "core", "sched", "hw", "vmx", "svm", "boot"]),
     ("bulkhead-rt", &[]),
     ("bulkhead-suite", &["rt"]),
     ("bulkhead-hostile", &["rt"]),

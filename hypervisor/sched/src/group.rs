@@ -1,0 +1,104 @@
+//! A guest's claim: virtual time, tokens below a cap, a reserving server.
+
+use crate::types::{Cpu, CpuSet, Params, Ticks};
+
+/// Units of virtual time for a tick at share 1.
+pub(crate) const SCALE: i128 = 1 << 20;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Group {
+    pub params: Params,
+    /// Tasks that exist.
+    pub tasks: u16,
+    /// Tasks ready or running.
+    pub runnable: u16,
+    /// Virtual time.
+    pub time: i128,
+    /// Thousandths of a tick.
+    tokens: i128,
+    filled: u64,
+    /// The server's deadline and what is left of its budget until then.
+    pub deadline: u64,
+    budget: i128,
+    /// Where the reservation was admitted.
+    pub home: Cpu,
+}
+
+impl Group {
+    pub const fn new(params: Params, now: u64, slice: Ticks, home: Cpu) -> Self {
+        let depth = (params.burst as i128 + slice as i128) * 1000;
+        Self { params, tasks: 0, runnable: 0, time: 0, tokens: depth, filled: now, deadline: now, budget: 0, home }
+    }
+
+    /// Parts in 2^20 of a CPU reserved, rounded up.
+    pub fn reserved(params: &Params) -> u128 {
+        params.reservation.map_or(0, |r| (u128::from(r.budget) << 20).div_ceil(u128::from(r.period.max(1))))
+    }
+
+    /// Virtual time that `ticks` take.
+    pub fn span(&self, ticks: i128) -> i128 {
+        ticks * SCALE / i128::from(self.params.share.max(1))
+    }
+
+    /// Counts `ticks` used, or gives them back if negative.
+    pub fn charge(&mut self, ticks: i128) {
+        self.time += self.span(ticks);
+        if self.params.cap.is_some() {
+            self.tokens -= ticks * 1000;
+        }
+        self.budget -= ticks;
+    }
+
+    /// Brings tokens and budget up to date.
+    pub fn refill(&mut self, now: u64, slice: Ticks) {
+        if let Some(cap) = self.params.cap {
+            let depth = (i128::from(self.params.burst) + i128::from(slice)) * 1000;
+            let more = i128::from(now.saturating_sub(self.filled)) * i128::from(cap);
+            self.tokens = (self.tokens + more).min(depth);
+            self.filled = self.filled.max(now);
+        }
+        if let Some(r) = self.params.reservation
+            && now >= self.deadline
+        {
+            // What was overrun is owed, by one budget at most.
+            let owed = self.budget.min(0).max(-i128::from(r.budget));
+            self.budget = i128::from(r.budget) + owed;
+            let late = (now - self.deadline) % r.period.max(1);
+            self.deadline = (now - late).saturating_add(r.period);
+        }
+    }
+
+    /// The constant-bandwidth rule: a server that woke keeps its budget only if its rate allows it.
+    pub fn woke(&mut self, now: u64) {
+        if let Some(r) = self.params.reservation
+            && now < self.deadline
+            && self.budget * i128::from(r.period) > i128::from(self.deadline - now) * i128::from(r.budget)
+        {
+            self.budget = i128::from(r.budget);
+            self.deadline = now.saturating_add(r.period);
+        }
+    }
+
+    /// Ticks that it may run now (`Ok`, at most a slice), or when it may again.
+    pub fn allowance(&self, now: u64, slice: Ticks) -> Result<Ticks, u64> {
+        let Some(cap) = self.params.cap else { return Ok(slice) };
+        let least = i128::from((slice / 4).max(1)) * 1000;
+        if self.tokens >= least {
+            return Ok(u64::try_from(self.tokens / 1000).unwrap_or(u64::MAX).min(slice));
+        }
+        let wait = (least - self.tokens + i128::from(cap) - 1) / i128::from(cap.max(1));
+        Err(now.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX)))
+    }
+
+    /// Ticks left of the reserved budget, if it counts on this CPU.
+    pub fn reserve(&self, cpu: Cpu) -> Option<Ticks> {
+        self.params.reservation?;
+        u64::try_from(self.budget).ok().filter(|b| *b > 0 && self.home == cpu)
+    }
+
+    /// The one CPU it may run on, if it is pinned.
+    pub fn pinned(&self) -> Option<Cpu> {
+        let CpuSet(bits) = self.params.cpus;
+        (bits.count_ones() == 1).then(|| Cpu(u16::try_from(bits.trailing_zeros()).unwrap_or(0)))
+    }
+}
