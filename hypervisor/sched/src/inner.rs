@@ -30,7 +30,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     /// CPUs that are online.
     pub(crate) fn present(&self) -> impl Iterator<Item = Cpu> {
-        (0u16..).zip(&self.cpus).filter_map(|(n, c)| c.is_some().then_some(Cpu(n)))
+        (0u16..).zip(self.cpus.iter().take(self.used.1)).filter_map(|(n, c)| c.is_some().then_some(Cpu(n)))
     }
 
     /// The other threads of the CPU's core.
@@ -85,7 +85,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let Some(group) = self.group(number).copied() else { return };
         if group.runnable == 0 {
             // Those that run without end have not been charged yet.
-            for n in 0..u16::try_from(CPUS).unwrap_or(u16::MAX) {
+            for n in 0..u16::try_from(self.used.1).unwrap_or(u16::MAX) {
                 if self.endless(Cpu(n)) && group.params.cpus.has(Cpu(n)) {
                     self.settle(Cpu(n), now);
                 }
@@ -155,7 +155,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     /// Empties the CPU's core for a zone, or ends that.
     pub(crate) fn want(&mut self, cpu: Cpu, zone: Option<u16>) {
         let core = self.cpu(cpu).map(|p| p.core);
-        for p in self.cpus.iter_mut().flatten().filter(|p| Some(p.core) == core) {
+        for p in self.cpus.iter_mut().take(self.used.1).flatten().filter(|p| Some(p.core) == core) {
             p.wanted = zone;
         }
     }
@@ -169,13 +169,14 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let waits = |t: &Task| t.state == State::Ready && !t.paused;
         let able = |t: &Task| waits(t) && self.group(t.group).is_some_and(|g| g.allowance(now, slice).is_ok());
         // It is wanted only while one waits for it.
-        let wanted =
-            wanted.filter(|z| self.tasks.iter().flatten().any(|t| able(t) && t.zone == *z && t.cpus.0 & core.0 != 0));
+        let wanted = wanted.filter(|z| {
+            self.tasks.iter().take(self.used.0).flatten().any(|t| able(t) && t.zone == *z && t.cpus.0 & core.0 != 0)
+        });
         if wanted.is_none() {
             self.want(cpu, None);
         }
         let beside = self.siblings(cpu).find_map(|c| self.zone(c));
-        for (n, task) in (0u16..).zip(&self.tasks) {
+        for (n, task) in (0u16..).zip(self.tasks.iter().take(self.used.0)) {
             self.steps += 1;
             let Some(task) = task.as_ref().filter(|t| waits(t) && t.cpus.has(cpu)) else { continue };
             let Some(Some(group)) = self.groups.get_mut(usize::from(task.group)) else { continue };
@@ -268,8 +269,12 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         if open == 0 {
             return None;
         }
-        let waiting =
-            self.tasks.iter().flatten().filter(|t| t.state == State::Ready && !t.paused && t.cpus.0 & open != 0);
+        let waiting = self
+            .tasks
+            .iter()
+            .take(self.used.0)
+            .flatten()
+            .filter(|t| t.state == State::Ready && !t.paused && t.cpus.0 & open != 0);
         let mut able =
             waiting.filter(|t| self.group(t.group).is_some_and(|g| g.allowance(self.now, self.slice).is_ok()));
         able.find_map(|t| {

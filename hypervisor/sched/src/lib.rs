@@ -74,6 +74,8 @@ pub struct Scheduler<const TASKS: usize, const CPUS: usize> {
     tasks: [Option<Task>; TASKS],
     groups: [Option<Group>; TASKS],
     cpus: [Option<Processor>; CPUS],
+    /// Tasks and CPUs have numbers below these.
+    used: (usize, usize),
     /// Virtual time, for guests that float.
     time: i128,
     now: u64,
@@ -99,7 +101,16 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     #[must_use]
     pub const fn new(slice: Ticks) -> Self {
         let slice = if slice < 4 { 4 } else { slice };
-        Self { slice, tasks: [None; TASKS], groups: [None; TASKS], cpus: [None; CPUS], time: 0, now: 0, steps: 0 }
+        Self {
+            slice,
+            tasks: [None; TASKS],
+            groups: [None; TASKS],
+            cpus: [None; CPUS],
+            used: (0, 0),
+            time: 0,
+            now: 0,
+            steps: 0,
+        }
     }
 
     /// A CPU, a thread of `core`, is there. Accounted from now on.
@@ -109,6 +120,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         if let Some(slot) = self.cpus.get_mut(usize::from(cpu.0)).filter(|c| c.is_none() && cpu.0 < 64) {
             let usage = CpuUsage::default();
             *slot = Some(Processor { core, run: None, since: now, until: 0, usage, time, wanted: None });
+            self.used.1 = self.used.1.max(usize::from(cpu.0) + 1);
         }
     }
 
@@ -148,6 +160,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let task = Task { state: State::Blocked, paused: false, cpus, zone, group, since: now, ready: now, usage };
         if let Some(slot) = self.tasks.get_mut(usize::from(id.0)) {
             *slot = Some(task);
+            self.used.0 = self.used.0.max(usize::from(id.0) + 1);
         }
         Ok(())
     }

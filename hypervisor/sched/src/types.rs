@@ -75,6 +75,17 @@ pub enum AddError {
     Overcommitted,
 }
 
+impl core::fmt::Display for AddError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Range | Self::Taken => "its number can not be used",
+            Self::Params => "its share, cap or reservation is none",
+            Self::NoCpu => "the machine has none of its processors: change its `cpus`",
+            Self::Overcommitted => "no processor has so much left to reserve: change its `reservation`",
+        })
+    }
+}
+
 /// How a CPU's task came back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
