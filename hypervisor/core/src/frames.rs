@@ -179,6 +179,23 @@ impl<'a> FrameTable<'a> {
         self.hand_over(frames.start(), frames.count(), owner, |_| FrameState::new(Owner::Free, true))
     }
 
+    /// Takes back all that `guest` has; how many frames that is. Nobody is in its compartment, nor will be, and the tokens of
+    /// its frames are gone with it. Its images are the boot loader's again, as they were; the rest is free, and dirty.
+    pub fn reclaim(&mut self, guest: GuestId) -> u64 {
+        let mut count = 0;
+        for state in self.states.iter_mut().filter(|state| state.is_guests()) {
+            let owner = match state.owner() {
+                _ if guest == GuestId::IDLE => continue,
+                Owner::Guest(of, Use::Image) if of == guest => Owner::Hypervisor(Part::Boot),
+                Owner::Guest(of, _) if of == guest => Owner::Free,
+                _ => continue,
+            };
+            *state = FrameState::new(owner, true);
+            count += 1;
+        }
+        count
+    }
+
     /// Gives frames of the idle compartment, with what they hold, to a guest: the skeleton of its compartment.
     ///
     /// # Errors

@@ -282,3 +282,28 @@ proptest! {
         prop_assert_eq!((again.owner(), again.is_dirty()), (state.owner(), state.is_dirty()));
     }
 }
+
+#[test]
+fn what_a_guest_had_is_reclaimed_whole_and_nothing_else() {
+    let mut table = table(64, 16);
+    table.mark(Frame::new(8), 4, Owner::Hypervisor(Part::Boot)).unwrap();
+    let image = table.adopt(Frame::new(8), 4, ONE).unwrap();
+    let ram: Frames<Ram> = table.allocate(ONE, 5, 1).unwrap();
+    let other: Frames<Ram> = table.allocate(TWO, 3, 1).unwrap();
+    let state: Frames<State> = table.allocate(ONE, 2, 1).unwrap();
+    let idle: Frames<Tables> = table.allocate(GuestId::IDLE, 2, 1).unwrap();
+    assert_eq!(table.reclaim(GuestId::IDLE), 0, "the hypervisor's own stay");
+    assert_eq!(table.reclaim(ONE), 4 + 5 + 2);
+    for (frames, owner) in [
+        ((image.start(), 4), Owner::Hypervisor(Part::Boot)),
+        ((ram.start(), 5), Owner::Free),
+        ((other.start(), 3), Owner::Guest(TWO, Use::Ram)),
+        ((state.start(), 2), Owner::Free),
+        ((idle.start(), 2), Owner::Guest(GuestId::IDLE, Use::Tables)),
+    ] {
+        assert!((0..frames.1).all(|index| table.owner(frames.0.add(index)) == owner), "{owner}");
+    }
+    assert!(table.is_dirty(ram.start()), "the next owner's is zeroed first");
+    assert_eq!(table.reclaim(ONE), 0);
+    assert!(table.adopt(image.start(), 4, TWO).is_ok(), "another can be started from it");
+}
