@@ -17,7 +17,10 @@ const MAY: [(&str, &[&str]); 22] = [
     ("bulkhead-vmx", &["types", "arch", "core", "hw"]),
     ("bulkhead-svm", &["types", "arch", "emulate", "core", "hw"]),
     ("bulkhead-boot", &["types"]),
-    ("bulkhead-kernel", &["types", "arch", "paging", "devices", "emulate", "core", "sched", "hw", "vmx", "svm", "boot"]),
+    (
+        "bulkhead-kernel",
+        &["types", "arch", "paging", "devices", "emulate", "core", "sched", "hw", "vmx", "svm", "boot"],
+    ),
     ("bulkhead-rt", &[]),
     ("bulkhead-suite", &["rt"]),
     ("bulkhead-hostile", &["rt"]),

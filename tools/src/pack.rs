@@ -57,6 +57,8 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
             memory: guest.memory,
             lazy: guest.lazy,
             vcpus: guest.vcpus,
+            cpu: guest.cpu,
+            restarts: guest.restarts,
             test_exit: guest.test_exit,
             test_device: guest.test_device,
         });

@@ -289,15 +289,6 @@ impl Compartment {
         Ok(Self { space: HostSpace::new(&tables), tables, used, skeleton, control })
     }
 
-    /// Gives back what it is made of. Nobody is in it, nor will be.
-    ///
-    /// # Errors
-    /// [`BuildError`] if the frame table does not agree.
-    pub fn dissolve(self, frames: &mut FrameTable<'_>) -> Result<(), BuildError> {
-        frames.release(self.tables)?;
-        Ok(frames.release(self.skeleton)?)
-    }
-
     /// Address of the root: the value of CR3.
     #[must_use]
     pub const fn root(&self) -> Hpa {
@@ -391,15 +382,14 @@ impl Compartment {
         Ok(self.with_tables(|tables| nested.map(tables, at, clean, ram.largest))?)
     }
 
-    /// Gives the guest pages for the processor's own use, zeroed; also the frames, to be released when nobody uses the pages
-    /// any more.
+    /// Gives the guest pages for the processor's own use, zeroed.
     ///
     /// # Errors
     /// [`BuildError`] if memory runs out.
     pub fn add_control_pages<const N: usize>(
         &mut self,
         frames: &mut FrameTable<'_>,
-    ) -> Result<([Region; N], Frames<State>), BuildError> {
+    ) -> Result<[Region; N], BuildError> {
         let pages: Frames<State> = frames.allocate(self.tables.owner(), N as u64, 1)?;
         let start = layout::CONTROL.wrapping_add(self.control * PAGE_SIZE);
         self.map(start, &pages, Size::Page4K)?;
@@ -415,11 +405,10 @@ impl Compartment {
         if regions.iter().any(Option::is_none) {
             return Err(PagingError::Unaligned.into());
         }
-        let regions = regions.map(|region| match region {
+        Ok(regions.map(|region| match region {
             Some(region) => region,
             None => crate::cpu::stop(),
-        });
-        Ok((regions, pages))
+        }))
     }
 
     /// Maps the guest's images, read-only, in a row.

@@ -21,6 +21,22 @@ pub fn number() -> usize {
     crate::descriptors::owner(selector)
 }
 
+/// The core that this processor is a thread of, a number of its own. SDM vol. 3A 9.9.3 "Hierarchical ID of Logical
+/// Processors in an MP System"; APM vol. 3 E.4.7, CPUID 8000_001E.
+#[must_use]
+pub fn core() -> u16 {
+    const THREADS: u32 = 1;
+    const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
+    let shift = if cpuid(0, 0).eax >= 0xB && cpuid(0xB, 0).ecx >> 8 & 0xFF == THREADS {
+        cpuid(0xB, 0).eax & 0x1F
+    } else if cpuid(0x8000_0000, 0).eax >= 0x8000_001E && cpuid(0x8000_0001, 0).ecx & TOPOLOGY_EXTENSIONS != 0 {
+        (cpuid(0x8000_001E, 0).ebx >> 8 & 0xFF).checked_ilog2().map_or(0, |log| log + 1)
+    } else {
+        0
+    };
+    u16::try_from(crate::apic::initial_id() >> shift & 0xFFFF).unwrap_or(0)
+}
+
 /// The time-stamp counter, in ticks.
 #[must_use]
 pub fn tsc() -> u64 {

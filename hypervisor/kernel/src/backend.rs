@@ -142,7 +142,7 @@ impl Backend for Vmx {
         _: WindowRam,
     ) -> Result<VmxVcpu, StartError> {
         let Virtualization::Vmx(capabilities) = facts.capabilities else { return Err(OTHER) };
-        let ([vmcs, msr_bitmap, first, second], _) = compartment.add_control_pages(frames)?;
+        let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(frames)?;
         let io_bitmaps = [first, second];
         let nested_root = compartment.nested_root();
         let resources = bulkhead_vmx::Resources { vmcs, msr_bitmap, io_bitmaps, nested_root, vpid: id.number() };
@@ -166,7 +166,7 @@ impl Backend for Svm {
         memory: WindowRam,
     ) -> Result<Self::Vcpu, StartError> {
         let Virtualization::Svm(capabilities) = facts.capabilities else { return Err(OTHER) };
-        let ([vmcb, host, msr_first, msr_second, first, second, third], _) = compartment.add_control_pages(frames)?;
+        let [vmcb, host, msr_first, msr_second, first, second, third] = compartment.add_control_pages(frames)?;
         let (msr_map, io_map) = ([msr_first, msr_second], [first, second, third]);
         let nested_root = compartment.nested_root();
         let resources = bulkhead_svm::Resources { vmcb, host, msr_map, io_map, nested_root, asid: id.number(), memory };

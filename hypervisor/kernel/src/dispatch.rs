@@ -1,93 +1,92 @@
-//! The idle compartment: makes the guests, gives them their turns, waits when there is nothing to do.
+//! The idle compartment: gives the guests their turns, waits when there is nothing to do.
 //!
-//! Every processor executes this, each on a stack of its own. A turn is a switch to the guest's compartment and back. With
+//! Every processor executes this, each on a stack of its own. Who runs where and for how long, the scheduler says; it is
+//! asked under one lock, between turns, and never while an exit is served. A turn is a switch to the guest's compartment and back. With
 //! one processor a guest's registers stay in it when the turn is over, and leave it only when another guest's turn has come
 //! ([`Command::Park`]): a guest alone never pays for a switch. With several they leave it with the turn, since any
 //! processor may give the next one.
+//!
+//! No wake-up is lost: a guest's state becomes [`State::Waiting`] when the scheduler knows that it is blocked, and whoever
+//! changes it back, which only one can, wakes it there. The processor that it ran on last keeps its time.
 
 use crate::audit;
 use crate::console;
-use crate::guest;
+use crate::lives;
 use crate::log;
-use crate::machine::{Command, FACTS, FRAMES, Facts, NO_ZONE, ONLINE, SLOTS, State, slot, this_cpu};
+use crate::machine::{CPUS, Command, FACTS, Facts, NO_ZONE, SLOTS, Slot, State, slot, this_cpu};
 use crate::processors::{self, quiet};
 use crate::start::IDLE_SPACE;
-use bulkhead_hw::compartment::{Compartment, Needs};
 use bulkhead_hw::{apic, barrier, cpu, serial};
-use bulkhead_types::manifest::Guest;
-use bulkhead_types::{Barriers, GuestId, PAGE_SIZE};
+use bulkhead_sched::{Cpu, Outcome, Scheduler, TaskId};
+use bulkhead_types::manifest::MAX_GUESTS;
+use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS};
 use core::sync::atomic::{AtomicU64, Ordering};
+use spin::{Mutex, MutexGuard, Once};
 
-/// Slices and looks at the console in a second.
+/// Slices in a second; as often the first processor looks at the console.
 const SLICES_PER_SECOND: u64 = 100;
-/// Slices that a guest can owe at most: no exit takes longer, but its making, and an emulator's own pauses, may.
-const MOST_DEBT: u64 = 8;
 
 /// Times that a CPU went from one zone to another.
 pub static CROSSINGS: AtomicU64 = AtomicU64::new(0);
+static SCHEDULER: Once<Mutex<Schedule>> = Once::new();
+type Schedule = Scheduler<MAX_GUESTS, MAX_CPUS>;
+
+/// The scheduler, for this processor alone.
+pub fn scheduler(tsc: Frequency) -> MutexGuard<'static, Schedule> {
+    SCHEDULER.call_once(|| Mutex::new(Scheduler::new(tsc.as_hertz() / SLICES_PER_SECOND))).lock()
+}
 
 /// What the first processor executes in the idle compartment.
 pub extern "C" fn main() -> ! {
     let Some(facts) = FACTS.get() else { cpu::stop() };
     processors::start(facts);
-    if let Some(idle) = &mut *IDLE_SPACE.lock() {
-        for (id, guest) in (1..).map(GuestId::new).zip(&facts.manifest.guests) {
-            create(facts, idle, id, guest);
-        }
+    for id in facts.guests() {
+        lives::create(facts, id);
     }
     processors::release();
     serve(facts)
 }
 
-/// Makes a guest's compartment; the guest itself is made in there, at its first turn.
-fn create(facts: &Facts, idle: &mut Compartment, id: GuestId, guest: &Guest) {
-    let (Some(slot), Some(frames)) = (slot(id), FRAMES.get()) else { return };
-    let images = guest.modules.iter().map(|module| module.image).chain([guest.kernel]);
-    let images = images.map(|image| image.bytes.next_multiple_of(PAGE_SIZE)).sum();
-    let needs =
-        Needs { memory: guest.memory, lazy: guest.lazy, images, stacks: 1, processors: ONLINE.load(Ordering::Relaxed) };
-    match idle.build_for(id, &mut frames.lock(), &facts.shared, &needs, (facts.program)(&facts.capabilities)) {
-        Ok(made) => {
-            slot.context.set(&made, 0);
-            guest::hand_over(id, made);
-            slot.set_state(State::Ready);
-        }
-        Err(error) => {
-            log!("event guest {id} {} ended killed no compartment: {error}", guest.name);
-            slot.set_state(State::Failed);
-        }
-    }
+/// A processor of the scheduler's.
+pub fn sched_cpu(number: usize) -> Cpu {
+    Cpu(u16::try_from(number).unwrap_or(0))
+}
+
+/// The guest's vCPU, as the scheduler knows it.
+pub fn task(id: GuestId) -> TaskId {
+    TaskId(id.number().wrapping_sub(1))
 }
 
 /// Gives turns until all guests have ended.
 pub fn serve(facts: &Facts) -> ! {
-    let count = facts.manifest.guests.len();
+    let me = cpu::number();
     let slice = facts.tsc.as_hertz() / SLICES_PER_SECOND;
-    let mut last = 0;
     loop {
         // What came while a guest ran ended its turn or waits until here.
         cpu::take_interrupts();
         processors::rest();
+        wake(facts, cpu::tsc());
         let now = cpu::tsc();
-        wake(now);
-        if let Some(index) = next_ready(last, count) {
-            last = index;
-            let id = GuestId::new(u16::try_from(index + 1).unwrap_or(0));
-            turn(facts, id, now, slice);
-            // The audit after the last one's end is the one below.
-            let left = SLOTS.iter().any(|slot| slot.state().goes_on());
-            if facts.manifest.audit && left && SLOTS.get(index).is_some_and(|slot| !slot.state().goes_on()) {
-                audit(facts);
-            }
-        } else if cpu::number() == 0 && !SLOTS.iter().any(|slot| slot.state().goes_on()) {
-            audit(facts);
-            log!("event machine done");
-            serial::Serial::again().flush();
-            cpu::stop()
-        } else {
-            wait(now, slice);
+        let decision = scheduler(facts.tsc).pick(sched_cpu(me), now);
+        kick(decision.kick);
+        // Those that this processor wakes, and the console, which the first one looks at.
+        let look = if me == 0 { now.saturating_add(slice) } else { u64::MAX };
+        let until = decision.until.min(first_wake(facts, me)).min(look);
+        match decision.task {
+            Some(TaskId(index)) => turn(facts, GuestId::new(index.wrapping_add(1)), me, until),
+            None if me == 0 && !SLOTS.iter().any(|slot| slot.state().goes_on()) => finish(facts),
+            None => wait(until),
         }
     }
+}
+
+/// Ends the machine: all guests have ended.
+fn finish(facts: &Facts) -> ! {
+    audit(facts);
+    lives::report(facts);
+    log!("event machine done");
+    serial::Serial::again().flush();
+    cpu::stop()
 }
 
 /// Audits everything, while no guest runs.
@@ -99,48 +98,75 @@ fn audit(facts: &Facts) {
     });
 }
 
-/// The next guest after `last` that can run, in turn. It is this processor's to run then.
-fn next_ready(last: usize, count: usize) -> Option<usize> {
-    (last + 1..count)
-        .chain(0..=last.min(count.saturating_sub(1)))
-        .find(|index| SLOTS.get(*index).is_some_and(|slot| slot.change(State::Ready, State::Running)))
+/// Makes another processor ask the scheduler again.
+pub fn kick(which: Option<Cpu>) {
+    if let Some(Cpu(number)) = which
+        && usize::from(number) != cpu::number()
+        && let Some(other) = CPUS.get(usize::from(number))
+    {
+        apic::kick(other.apic.load(Ordering::Relaxed));
+    }
+}
+
+/// Lets a guest run that waits.
+pub fn wake_one(facts: &Facts, id: GuestId, slot: &Slot) {
+    if slot.change(State::Waiting, State::Ready) {
+        let which = scheduler(facts.tsc).wake(task(id), cpu::tsc());
+        kick(which);
+    }
 }
 
 /// Lets those run whose time has come, and the one that input came for, which the first processor looks for.
-fn wake(now: u64) {
-    for slot in &SLOTS {
-        if slot.state() == State::Waiting && slot.wake.load(Ordering::Relaxed) <= now {
-            slot.change(State::Waiting, State::Ready);
+fn wake(facts: &Facts, now: u64) {
+    let me = cpu::number();
+    for (id, slot) in facts.guests().zip(&SLOTS) {
+        if slot.is_due(me) <= now {
+            wake_one(facts, id, slot);
         }
     }
-    if cpu::number() != 0 {
+    if me != 0 {
         return;
     }
     let Some(id) = console::input_for() else { return };
     match slot(id) {
-        Some(slot) if slot.state().goes_on() => {
-            slot.change(State::Waiting, State::Ready);
-        }
+        Some(slot) if slot.state() == State::Waiting => wake_one(facts, id, slot),
+        // It looks at its turn's begin.
+        Some(slot) if slot.state() == State::Ready => kick(Some(sched_cpu(slot.cpu.load(Ordering::Relaxed)))),
         _ => console::drop_input(),
     }
 }
 
-fn turn(facts: &Facts, id: GuestId, now: u64, slice: u64) {
+/// When the first guest wants to run again that processor `me` is to wake.
+fn first_wake(facts: &Facts, me: usize) -> u64 {
+    facts.guests().zip(&SLOTS).map(|(_, slot)| slot.is_due(me)).min().unwrap_or(u64::MAX)
+}
+
+fn turn(facts: &Facts, id: GuestId, me: usize, until: u64) {
     let Some(slot) = slot(id) else { return };
-    // An exit near a turn's end is served to its own end, however long that takes: the next turns are the shorter for it.
-    let debt = slot.debt.load(Ordering::Relaxed);
-    if debt >= slice {
-        slot.debt.store(debt - slice, Ordering::Relaxed);
-        slot.set_state(State::Ready);
-        return;
-    }
     park_unless(id);
     enter_zone(facts, id);
-    let until = now.saturating_add(slice - debt);
+    slot.cpu.store(me, Ordering::Relaxed);
     slot.wake.store(until, Ordering::Relaxed);
     slot.enter(id, Command::Run);
-    slot.debt.store(cpu::tsc().saturating_sub(until).min(slice * MOST_DEBT), Ordering::Relaxed);
-    slot.end_turn();
+    let (next, now) = (slot.next(), cpu::tsc());
+    let outcome = match next {
+        State::Ready => Outcome::Ready,
+        State::Waiting => Outcome::Blocked,
+        _ => return over(facts, id, slot, next),
+    };
+    scheduler(facts.tsc).yielded(sched_cpu(me), now, outcome);
+    slot.set_state(next);
+}
+
+/// The guest has ended.
+fn over(facts: &Facts, id: GuestId, slot: &Slot, how: State) {
+    lives::ended(facts, id);
+    slot.set_state(how);
+    // The audit after the last one's end is that at the machine's.
+    if facts.manifest.audit && SLOTS.iter().any(|slot| slot.state().goes_on()) {
+        audit(facts);
+    }
+    lives::restart(facts, id);
 }
 
 /// Puts the barriers between the guest that runs next and what ran before, unless that was of the same zone.
@@ -177,13 +203,10 @@ pub fn park_unless(id: GuestId) {
     }
 }
 
-/// Waits until the first guest wants to run again, or it is time to look at the console.
-fn wait(now: u64, slice: u64) {
-    let waiting = SLOTS.iter().filter(|slot| slot.state() == State::Waiting);
-    let first = waiting.map(|slot| slot.wake.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
-    let until = first.min(now.saturating_add(slice));
+/// Waits until there may be something to do.
+fn wait(until: u64) {
     if apic::has_timer() {
-        apic::set_deadline(until);
+        apic::set_deadline(if until == u64::MAX { 0 } else { until });
         cpu::halt_until_interrupt();
     } else {
         while cpu::tsc() < until {

@@ -303,7 +303,11 @@ fn start<B: Backend>(
     let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
     let mut vcpu = B::vcpu(facts, id, compartment, &mut frames, memory)?;
     drop(frames);
-    set_registers(&mut vcpu, &first_state)?;
+    if let Err(error) = set_registers(&mut vcpu, &first_state) {
+        // Its control structure may not stay the processor's.
+        let _ = vcpu.deactivate();
+        return Err(error.into());
+    }
     let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
     let console = GuestConsole::new(id, &config.name);
     Ok((guest, Local { ram, lazy: config.lazy, console, extended }))

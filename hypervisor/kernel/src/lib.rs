@@ -14,6 +14,7 @@ pub mod backtrace;
 pub mod console;
 mod dispatch;
 pub mod guest;
+mod lives;
 pub mod machine;
 mod processors;
 pub mod start;

@@ -49,6 +49,11 @@ impl Facts {
     pub fn guest(&self, id: GuestId) -> Option<&Guest> {
         self.manifest.guests.get(usize::from(id.number()).checked_sub(1)?)
     }
+
+    /// All guests of the manifest.
+    pub fn guests(&self) -> impl Iterator<Item = GuestId> + use<> {
+        (1..=u16::try_from(self.manifest.guests.len()).unwrap_or(0)).map(GuestId::new)
+    }
 }
 
 /// Set once, by start-up.
@@ -118,33 +123,30 @@ pub enum Command {
 pub enum State {
     /// There is no such guest.
     Absent = 0,
-    /// It can run.
+    /// It runs, or can run: the scheduler knows.
     Ready = 1,
-    /// It has its turn.
-    Running = 2,
     /// It can when the time has come, or input.
-    Waiting = 3,
+    Waiting = 2,
     /// It ended well.
-    Ended = 4,
+    Ended = 3,
     /// It ended badly.
-    Failed = 5,
+    Failed = 4,
 }
 
 impl State {
     const fn of(number: u8) -> Self {
         match number {
             1 => Self::Ready,
-            2 => Self::Running,
-            3 => Self::Waiting,
-            4 => Self::Ended,
-            5 => Self::Failed,
+            2 => Self::Waiting,
+            3 => Self::Ended,
+            4 => Self::Failed,
             _ => Self::Absent,
         }
     }
 
     /// It is to have further turns.
     pub const fn goes_on(self) -> bool {
-        matches!(self, Self::Ready | Self::Running | Self::Waiting)
+        matches!(self, Self::Ready | Self::Waiting)
     }
 }
 
@@ -157,8 +159,10 @@ pub struct Slot {
     command: AtomicU8,
     /// Host's time-stamp count: end of the turn when it is entered, when to wake it when it is left.
     pub wake: AtomicU64,
-    /// Ticks that it was in the CPU beyond the end of its last turn.
-    pub debt: AtomicU64,
+    /// Number of the processor that it ran on last, which wakes it.
+    pub cpu: AtomicUsize,
+    /// Times that it was made anew.
+    pub restarts: AtomicU16,
 }
 
 impl Slot {
@@ -169,7 +173,8 @@ impl Slot {
             next: AtomicU8::new(State::Ready as u8),
             command: AtomicU8::new(Command::Run as u8),
             wake: AtomicU64::new(0),
-            debt: AtomicU64::new(0),
+            cpu: AtomicUsize::new(0),
+            restarts: AtomicU16::new(0),
         }
     }
 
@@ -183,9 +188,9 @@ impl Slot {
         self.next.store(state as u8, Ordering::Relaxed);
     }
 
-    /// Its turn is over.
-    pub fn end_turn(&self) {
-        self.set_state(State::of(self.next.load(Ordering::Relaxed)));
+    /// What its last turn made of it.
+    pub fn next(&self) -> State {
+        State::of(self.next.load(Ordering::Relaxed))
     }
 
     /// Sets whether it can run.
@@ -199,6 +204,12 @@ impl Slot {
         self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// When processor `number` has to wake it; never, if it does not wait or another one does.
+    pub fn is_due(&self, number: usize) -> u64 {
+        let mine = self.state() == State::Waiting && self.cpu.load(Ordering::Relaxed) == number;
+        if mine { self.wake.load(Ordering::Relaxed) } else { u64::MAX }
+    }
+
     /// What it is entered for.
     pub fn command(&self) -> Command {
         match self.command.load(Ordering::Relaxed) {
@@ -209,7 +220,7 @@ impl Slot {
     }
 
     /// Enters its compartment from the idle one; returns when it comes back. To be called by the one processor that gives it
-    /// its turn ([`State::Running`]), or while no other gives turns.
+    /// its turn, or while no other gives turns.
     pub fn enter(&self, id: GuestId, command: Command) {
         let cpu = this_cpu();
         self.command.store(command as u8, Ordering::Relaxed);

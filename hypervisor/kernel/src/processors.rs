@@ -5,7 +5,7 @@
 //! the first, is said and left alone.
 
 use crate::backend::Virtualization;
-use crate::dispatch::serve;
+use crate::dispatch::{sched_cpu, scheduler, serve};
 use crate::log;
 use crate::machine::{CPUS, FACTS, FRAMES, Facts, ONLINE};
 use crate::start::{IDLE_SPACE, refuse};
@@ -52,7 +52,7 @@ pub fn start(facts: &Facts) {
 fn give_pages(facts: &Facts) -> Result<(), bulkhead_hw::compartment::BuildError> {
     let (Some(idle), Some(frames)) = (&mut *IDLE_SPACE.lock(), FRAMES.get()) else { return Ok(()) };
     for (cpu, id) in CPUS.iter().zip(&facts.processors) {
-        let ([page], _) = idle.add_control_pages(&mut frames.lock())?;
+        let [page] = idle.add_control_pages(&mut frames.lock())?;
         *cpu.page.lock() = Some(page);
         cpu.apic.store(*id, Ordering::Relaxed);
     }
@@ -155,7 +155,9 @@ fn set_up(facts: &Facts, number: usize) -> Result<(), &'static str> {
         }
     }
     let page = CPUS.get(number).and_then(|cpu| cpu.page.lock().take()).ok_or("it has no page for guests")?;
-    facts.capabilities.enable(page).map_err(|_| "its virtualization can not be switched on")
+    facts.capabilities.enable(page).map_err(|_| "its virtualization can not be switched on")?;
+    scheduler(facts.tsc).online(sched_cpu(number), cpu::core(), cpu::tsc());
+    Ok(())
 }
 
 /// Lets all processors give turns.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// First bytes of a pack.
 pub const MAGIC: [u8; 8] = *b"BULKHEAD";
 /// Version of the encoding; a pack of another version is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Most guests of one machine.
 pub const MAX_GUESTS: usize = 64;
 /// Longest name of a guest or zone, in bytes.
@@ -139,6 +139,50 @@ pub enum LoadAs {
     },
 }
 
+/// How much of the processors a guest gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CpuTime {
+    /// Its weight among those that want to run, 1 to [`MAX_SHARE`].
+    pub share: u32,
+    /// The most that it gets, in thousandths of one processor; 0 if there is no limit.
+    pub cap: u32,
+    /// What it can save up below its cap and use above it, in microseconds.
+    pub burst: u64,
+    /// What is reserved for it, `budget` in each `period`, in microseconds; nothing if `period` is 0.
+    pub period: u64,
+    /// See `period`.
+    pub budget: u64,
+    /// The processors that it may use, a bit each; 0 for all.
+    pub cpus: u64,
+}
+
+/// Most that a guest's share can be.
+pub const MAX_SHARE: u32 = 10_000;
+/// Most that a guest's cap can be, in thousandths of a processor.
+pub const MAX_CAP: u32 = 64_000;
+/// Longest burst and period, in microseconds.
+pub const MAX_TIME: u64 = 60_000_000;
+
+impl Default for CpuTime {
+    fn default() -> Self {
+        Self { share: 1, cap: 0, burst: 0, period: 0, budget: 0, cpus: 0 }
+    }
+}
+
+impl CpuTime {
+    /// Whether each field is in its range.
+    #[must_use]
+    pub const fn is_sound(&self) -> bool {
+        let reserved = self.budget <= self.period && (self.budget == 0) == (self.period == 0);
+        1 <= self.share
+            && self.share <= MAX_SHARE
+            && self.cap <= MAX_CAP
+            && self.burst <= MAX_TIME
+            && self.period <= MAX_TIME
+            && reserved
+    }
+}
+
 /// One guest.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Guest {
@@ -160,6 +204,10 @@ pub struct Guest {
     pub lazy: bool,
     /// Virtual CPUs; only 1 for now.
     pub vcpus: u16,
+    /// Its part of the processors.
+    pub cpu: CpuTime,
+    /// Times that it is made anew after it has ended.
+    pub restarts: u16,
     /// The test exit at port 0xF4.
     pub test_exit: bool,
     /// The MMIO test device (a page of registers that remember what was written; see the devices crate).
@@ -289,6 +337,7 @@ impl Guest {
             (is_cmdline(&self.cmdline), "cmdline"),
             (self.memory.is_multiple_of(PAGE_SIZE) && (MIN_MEMORY..=MAX_MEMORY).contains(&self.memory), "memory"),
             (self.vcpus == 1, "vcpus"),
+            (self.cpu.is_sound(), "cpu time (share, cap, burst or reservation)"),
         ];
         checks.into_iter().find_map(|(right, field)| (!right).then_some(field))
     }
@@ -337,13 +386,18 @@ mod tests {
             with_module.guests[0].modules[0] = module(cmdline);
             assert_eq!(with_module.check(8192), Err(ManifestError::Guest { index: 0, field: "modules" }));
         }
-        let wrong: [(Spoil, &str); 6] = [
+        let cpu = "cpu time (share, cap, burst or reservation)";
+        let wrong: [(Spoil, &str); 10] = [
             (|g| g.name.push(' '), "name"),
             (|g| g.zone = 1, "zone"),
             (|g| g.kernel.bytes = 1 << 40, "kernel"),
             (|g| g.kernel.offset = u64::MAX - 4095, "kernel"),
             (|g| g.memory = 4095, "memory"),
             (|g| g.vcpus = 0, "vcpus"),
+            (|g| g.cpu.share = 0, cpu),
+            (|g| g.cpu.cap = 64_001, cpu),
+            (|g| g.cpu.budget = 1, cpu),
+            (|g| (g.cpu.period, g.cpu.budget) = (5, 6), cpu),
         ];
         for (spoil, field) in wrong {
             let mut manifest = good();

@@ -2,11 +2,13 @@
 
 use super::diagnostic::Diagnostic;
 use super::near::nearest;
+use super::time::{parse_percent, parse_time};
 use super::toml_file::{self, Barrier, File, Load};
 use super::{Guest, ImageRef, Machine, Module, parse_size};
 use bulkhead_types::Barriers;
 use bulkhead_types::manifest::{
-    ConsoleMode, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MAX_MODULES, MIN_MEMORY, Zone, is_name,
+    ConsoleMode, CpuTime, LoadAs, MAX_CAP, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MAX_MODULES, MAX_SHARE, MAX_TIME,
+    MIN_MEMORY, Zone, is_name,
 };
 use std::path::Path;
 use toml::Spanned;
@@ -74,6 +76,7 @@ fn zone_of(zones: &mut Vec<Zone>, guest: &toml_file::Guest) -> Result<u16, Diagn
 }
 
 fn guest(written: toml_file::Guest, zone: u16, folder: &Path) -> Result<Guest, Diagnostic> {
+    let cpu = cpu_time(&written)?;
     let mut modules = Vec::new();
     if let Some(initrd) = &written.initrd {
         modules.push(Module { image: image(initrd, folder)?, cmdline: String::new() });
@@ -97,6 +100,8 @@ fn guest(written: toml_file::Guest, zone: u16, folder: &Path) -> Result<Guest, D
         cmdline: cmdline(written.cmdline)?,
         memory: memory(written.memory)?,
         vcpus: vcpus(written.vcpus)?,
+        cpu,
+        restarts: written.restarts,
         lazy: written.lazy,
         test_exit: written.test_exit,
         test_device: written.test_device,
@@ -131,6 +136,50 @@ pub fn check_memory(bytes: u64) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("a guest can not have {bytes} bytes of memory"))
+}
+
+/// A guest's part of the processors.
+fn cpu_time(written: &toml_file::Guest) -> Result<CpuTime, Diagnostic> {
+    let mut time = CpuTime::default();
+    let span_of = |span: core::ops::Range<usize>, message: String, hint: String| Diagnostic::new(span, message, hint);
+    let length = |text: &Spanned<String>| {
+        let parsed = parse_time(text.get_ref()).and_then(|length| match length {
+            0..=MAX_TIME => Ok(length),
+            _ => Err(format!("`{}` is too long", text.get_ref())),
+        });
+        parsed.map_err(|m| span_of(text.span(), m, format!("at most {} s", MAX_TIME / 1_000_000)))
+    };
+    if let Some(share) = &written.share {
+        time.share = *share.get_ref();
+        if !(1..=MAX_SHARE).contains(&time.share) {
+            return Err(span_of(share.span(), format!("a share of {}", time.share), format!("1 to {MAX_SHARE}")));
+        }
+    }
+    if let Some(cap) = &written.cap {
+        time.cap = parse_percent(cap.get_ref()).map_err(|m| span_of(cap.span(), m, "of one processor".to_owned()))?;
+        if !(1..=MAX_CAP).contains(&time.cap) {
+            return Err(span_of(cap.span(), format!("a cap of {}", cap.get_ref()), format!("1% to {}%", MAX_CAP / 10)));
+        }
+    }
+    if let Some(burst) = &written.burst {
+        time.burst = length(burst)?;
+    }
+    if let Some(reservation) = &written.reservation {
+        time.period = length(&reservation.get_ref().period)?;
+        time.budget = length(&reservation.get_ref().budget)?;
+        if time.budget == 0 || time.budget > time.period {
+            let hint = "the budget is more than nothing, and at most the period".to_owned();
+            return Err(span_of(reservation.span(), "a reservation that is none".to_owned(), hint));
+        }
+    }
+    if let Some(cpus) = &written.cpus {
+        time.cpus = cpus.get_ref().iter().filter(|number| **number < 64).fold(0, |mask, number| mask | 1 << number);
+        if time.cpus.count_ones() as usize != cpus.get_ref().len() {
+            let hint = "write numbers from 0 to 63, each once, like [0, 2]".to_owned();
+            return Err(span_of(cpus.span(), "a list of processors that is none".to_owned(), hint));
+        }
+    }
+    Ok(time)
 }
 
 fn vcpus(count: Option<Spanned<u16>>) -> Result<u16, Diagnostic> {

@@ -7,13 +7,14 @@ mod check;
 mod diagnostic;
 mod near;
 mod size;
+mod time;
 mod toml_file;
 
 pub use check::{DEFAULT_MEMORY, check_memory};
 pub use size::parse_size;
 
 use crate::failure::Outcome;
-use bulkhead_types::manifest::{ConsoleMode, LoadAs, Zone};
+use bulkhead_types::manifest::{ConsoleMode, CpuTime, LoadAs, Zone};
 use std::path::Path;
 
 /// A machine, checked as far as that can be done without reading its images.
@@ -48,6 +49,10 @@ pub struct Guest {
     pub memory: u64,
     /// Virtual CPUs.
     pub vcpus: u16,
+    /// Its part of the processors.
+    pub cpu: CpuTime,
+    /// Times that it is made anew after it has ended.
+    pub restarts: u16,
     /// Map RAM on first touch.
     pub lazy: bool,
     /// The test exit is there.
@@ -187,6 +192,16 @@ mod tests {
             (format!("{guest}[[zone]]\nname = \"z\"\nbarriers = [\"l2d\"]\n"), "dir/m.toml:6:13: ", "l1d"),
             (format!("{guest}vcpus = 2\n"), "dir/m.toml:4:9: ", "1"),
             (format!("{guest}{guest}"), "dir/m.toml:5:8: ", "another"),
+            (format!("{guest}share = 0\n"), "dir/m.toml:4:9: ", "1 to 10000"),
+            (format!("{guest}cap = \"half\"\n"), "dir/m.toml:4:7: ", "one processor"),
+            (format!("{guest}cap = \"0%\"\n"), "dir/m.toml:4:7: ", "1% to 6400%"),
+            (format!("{guest}burst = \"5 min\"\n"), "dir/m.toml:4:9: ", "at most 60 s"),
+            (
+                format!("{guest}reservation = {{ period = \"1ms\", budget = \"2ms\" }}\n"),
+                "dir/m.toml:4:15: ",
+                "at most the period",
+            ),
+            (format!("{guest}cpus = [0, 0]\n"), "dir/m.toml:4:8: ", "each once"),
             ("[[guest]]\nname = \"a b\"\nkernel = \"k\"\n".to_owned(), "dir/m.toml:2:8: ", "letters"),
             ("[[guest]]\nname = \"a\"\nkernel = \"@debain\"\n".to_owned(), "dir/m.toml:3:10: ", "@debian"),
             ("[[guest]]\nname = \"a\"\n".to_owned(), "dir/m.toml:1:1: ", "kernel"),

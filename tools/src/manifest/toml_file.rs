@@ -61,6 +61,19 @@ pub struct Guest {
     pub memory: Option<Spanned<String>>,
     /// Virtual CPUs.
     pub vcpus: Option<Spanned<u16>>,
+    /// Its weight among those that want to run.
+    pub share: Option<Spanned<u32>>,
+    /// The most that it gets of one processor, like `50%`.
+    pub cap: Option<Spanned<String>>,
+    /// What it can save up below its cap, like `200ms`.
+    pub burst: Option<Spanned<String>>,
+    /// What is reserved for it.
+    pub reservation: Option<Spanned<Reservation>>,
+    /// Numbers of the processors that it may use.
+    pub cpus: Option<Spanned<Vec<u8>>>,
+    /// Times that it is made anew after it has ended.
+    #[serde(default)]
+    pub restarts: u16,
     /// Map RAM on first touch.
     #[serde(default)]
     pub lazy: bool,
@@ -73,6 +86,16 @@ pub struct Guest {
     /// The MMIO test device.
     #[serde(default)]
     pub test_device: bool,
+}
+
+/// Time that is reserved for a guest: so much in each period.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Reservation {
+    /// Like `10ms`.
+    pub period: Spanned<String>,
+    /// Like `2ms`.
+    pub budget: Spanned<String>,
 }
 
 /// A boot module as it is written.

@@ -14,7 +14,7 @@ use crate::session::{Finish, Report, Session};
 use crate::workspace::Workspace;
 use crate::{style, symbols, terminal};
 use bulkhead_types::Barriers;
-use bulkhead_types::manifest::{ConsoleMode, LoadAs, Zone};
+use bulkhead_types::manifest::{ConsoleMode, CpuTime, LoadAs, Zone};
 use clap::Args;
 use std::io::{IsTerminal as _, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -189,6 +189,8 @@ pub fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
         cmdline: args.cmdline.clone().unwrap_or_default(),
         memory: memory.unwrap_or(manifest::DEFAULT_MEMORY),
         vcpus: 1,
+        cpu: CpuTime::default(),
+        restarts: 0,
         lazy: args.lazy,
         test_exit: true,
         test_device: args.test_device,

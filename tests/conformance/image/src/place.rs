@@ -44,7 +44,7 @@ impl<'a, V: Vendor> Place<'a, V> {
         for page in pages {
             compartment.map_nested::<V::Nested>(&ram, Gpa::new(page), PAGE_SIZE)?;
         }
-        let control = compartment.add_control_pages::<CONTROL_PAGES>(&mut frames)?.0.map(|page| page.hpa());
+        let control = compartment.add_control_pages::<CONTROL_PAGES>(&mut frames)?.map(|page| page.hpa());
         let (tables, root) = (compartment.tables(), compartment.nested_root());
         let pages = [guest::SPARE, guest::FORBIDDEN].map(|page| {
             let found = translate::<V::Nested>(&tables, root, page);

@@ -1,0 +1,108 @@
+//! The lives of guests: made, ended, made anew; where their time went.
+
+use crate::dispatch::{kick, sched_cpu, scheduler, task};
+use crate::guest;
+use crate::log;
+use crate::machine::{FRAMES, Facts, ONLINE, State, slot};
+use crate::start::IDLE_SPACE;
+use bulkhead_core::frames::Owner;
+use bulkhead_hw::compartment::Needs;
+use bulkhead_hw::cpu;
+use bulkhead_sched::{CpuSet, Outcome, Params, Reservation};
+use bulkhead_types::manifest::{CpuTime, Guest};
+use bulkhead_types::{GuestId, PAGE_SIZE};
+use core::sync::atomic::Ordering;
+
+/// Makes a guest's compartment, and lets it run; the guest itself is made in there, at its first turn.
+pub fn create(facts: &Facts, id: GuestId) {
+    let (Some(slot), Some(frames), Some(guest)) = (slot(id), FRAMES.get(), facts.guest(id)) else { return };
+    let images = guest.modules.iter().map(|module| module.image).chain([guest.kernel]);
+    let images = images.map(|image| image.bytes.next_multiple_of(PAGE_SIZE)).sum();
+    let needs =
+        Needs { memory: guest.memory, lazy: guest.lazy, images, stacks: 1, processors: ONLINE.load(Ordering::Relaxed) };
+    let program = (facts.program)(&facts.capabilities);
+    let mut idle = IDLE_SPACE.lock();
+    let Some(idle) = &mut *idle else { return };
+    let made = match idle.build_for(id, &mut frames.lock(), &facts.shared, &needs, program) {
+        Ok(made) => made,
+        Err(error) => {
+            log!("event guest {id} {} ended killed no compartment: {error}", guest.name);
+            frames.lock().reclaim(id);
+            return slot.set_state(State::Failed);
+        }
+    };
+    slot.context.set(&made, 0);
+    guest::hand_over(id, made);
+    let mut scheduler = scheduler(facts.tsc);
+    let now = cpu::tsc();
+    if let Err(error) = scheduler.add(task(id), params(facts, id, guest), now) {
+        drop(scheduler);
+        log!("event guest {id} {} ended killed not scheduled: {error}", guest.name);
+        return slot.set_state(State::Failed);
+    }
+    slot.set_state(State::Ready);
+    let which = scheduler.wake(task(id), now);
+    drop(scheduler);
+    kick(which);
+}
+
+fn params(facts: &Facts, id: GuestId, guest: &Guest) -> Params {
+    let CpuTime { share, cap, burst, period, budget, cpus } = guest.cpu;
+    let ticks = |microseconds: u64| {
+        let ticks = u128::from(microseconds) * u128::from(facts.tsc.as_hertz()) / 1_000_000;
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    };
+    Params {
+        share,
+        cap: (cap != 0).then_some(cap),
+        burst: ticks(burst),
+        reservation: (period != 0).then(|| Reservation { period: ticks(period).max(1), budget: ticks(budget).max(1) }),
+        cpus: if cpus == 0 { CpuSet::ALL } else { CpuSet(cpus) },
+        zone: guest.zone,
+        group: task(id).0,
+    }
+}
+
+/// A guest's turn, on this processor, was its last: says where its time went.
+pub fn ended(facts: &Facts, id: GuestId) {
+    let mut scheduler = scheduler(facts.tsc);
+    let now = cpu::tsc();
+    let usage = scheduler.usage(task(id), now);
+    scheduler.yielded(sched_cpu(cpu::number()), now, Outcome::Gone);
+    drop(scheduler);
+    if let Some(usage) = usage {
+        log!("log guest {id} ticks: ran {} waited {} slept {}", usage.ran, usage.waiting, usage.blocked);
+    }
+}
+
+/// Takes all that a guest had back; it has ended, and nobody enters its compartment any more.
+fn destroy(facts: &Facts, id: GuestId) {
+    let (Some(slot), Some(frames), Some(guest)) = (slot(id), FRAMES.get(), facts.guest(id)) else { return };
+    slot.context.clear();
+    let count = frames.lock().reclaim(id);
+    slot.set_state(State::Absent);
+    log!("event guest {id} {} destroyed frames={count}", guest.name);
+}
+
+/// Makes a guest anew that has ended, if it is to be.
+pub fn restart(facts: &Facts, id: GuestId) {
+    let (Some(slot), Some(guest)) = (slot(id), facts.guest(id)) else { return };
+    if slot.restarts.fetch_add(1, Ordering::Relaxed) < guest.restarts {
+        destroy(facts, id);
+        create(facts, id);
+    }
+}
+
+/// Where the processors' time went, and how much memory is free.
+pub fn report(facts: &Facts) {
+    for number in 0..ONLINE.load(Ordering::Relaxed) {
+        let usage = scheduler(facts.tsc).cpu_usage(sched_cpu(number), cpu::tsc());
+        if let Some(usage) = usage {
+            log!("log processor {number} ticks: ran {} idle {}", usage.ran, usage.idle);
+        }
+    }
+    if let Some(frames) = FRAMES.get() {
+        let free = frames.lock().count(|owner| owner == Owner::Free);
+        log!("log {free} frames are free");
+    }
+}
