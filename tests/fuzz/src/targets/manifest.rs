@@ -2,8 +2,8 @@
 
 use crate::Feed;
 use bulkhead_types::manifest::{
-    ConsoleMode, Guest, Image, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, Manifest, Module, PackHeader,
-    Zone, is_name,
+    ConsoleMode, CpuTime, Guest, Image, LoadAs, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MIN_MEMORY, Manifest, Module,
+    PackHeader, Zone, is_name,
 };
 use bulkhead_types::{Barriers, PAGE_SIZE};
 
@@ -59,6 +59,17 @@ fn image(feed: &mut Feed<'_>) -> Image {
     Image { offset, bytes: if feed.flag() { feed.magnitude() } else { u64::from(feed.u16()) } }
 }
 
+fn cpu(feed: &mut Feed<'_>) -> CpuTime {
+    CpuTime {
+        share: feed.u16().into(),
+        cap: feed.u16().into(),
+        burst: feed.magnitude(),
+        period: feed.magnitude(),
+        budget: feed.magnitude(),
+        cpus: feed.magnitude(),
+    }
+}
+
 fn guest(feed: &mut Feed<'_>) -> Guest {
     Guest {
         name: text(feed),
@@ -70,6 +81,8 @@ fn guest(feed: &mut Feed<'_>) -> Guest {
         memory: if feed.flag() { feed.magnitude() } else { u64::from(feed.u8()) << 20 },
         lazy: feed.flag(),
         vcpus: u16::from(feed.u8() & 1),
+        cpu: if feed.flag() { CpuTime::default() } else { cpu(feed) },
+        restarts: feed.u16(),
         test_exit: feed.flag(),
         test_device: feed.flag(),
     }
@@ -131,6 +144,8 @@ fn as_packed(machine: &crate::hv::manifest::Machine) -> Manifest {
         memory: guest.memory,
         lazy: guest.lazy,
         vcpus: guest.vcpus,
+        cpu: guest.cpu,
+        restarts: guest.restarts,
         test_exit: guest.test_exit,
         test_device: guest.test_device,
     };
