@@ -61,6 +61,9 @@ pub struct Attack {
     /// How it ends: `held` (by test exit 0, having said so), else as in the case table; `never` if it goes on for ever.
     #[serde(default = "held")]
     pub ends: String,
+    /// How it ends on machines where it ends otherwise.
+    #[serde(default)]
+    ends_on: BTreeMap<Kind, String>,
     /// Least counts of its exits, by kind.
     #[serde(default)]
     pub least: BTreeMap<String, u64>,
@@ -103,9 +106,16 @@ impl Attack {
         format!("hostile {}-{}", self.family, self.name)
     }
 
+    /// The attack as it is on this machine.
+    pub fn at(&self, machine: Kind) -> Self {
+        let ends = self.ends_on.get(&machine).unwrap_or(&self.ends).clone();
+        Self { ends, ..self.clone() }
+    }
+
     /// What must come of it, in words.
     pub fn verdict(&self) -> String {
         let mut words = vec![self.ends.clone()];
+        words.extend(self.ends_on.iter().map(|(machine, ends)| format!("on {machine} {ends}")));
         words.extend(self.least.iter().map(|(kind, least)| format!("{kind} at least {least}")));
         words.extend(self.share.then(|| format!("share at least {LEAST_SHARE}/1000")));
         words.join(", ")

@@ -170,13 +170,13 @@ fn print_table(attacks: &[Attack]) {
 pub fn run(builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) -> Outcome<()> {
     let workspace = builder.workspace();
     let attacks = read(workspace)?;
-    let all = attacks.iter().flat_map(|attack| machines.iter().map(move |on| (attack, *on)));
+    let all = attacks.iter().flat_map(|attack| machines.iter().map(move |on| (attack.at(*on), *on)));
     let name = |(attack, on): (&Attack, Kind)| format!("{} on {on}", attack.full_name());
-    let wanted: Vec<(&Attack, Kind)> = all.filter(|(attack, on)| args.takes(&name((attack, *on)))).collect();
+    let wanted: Vec<(Attack, Kind)> = all.filter(|(attack, on)| args.takes(&name((attack, *on)))).collect();
     let (out, mut wanted): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(a, on)| a.not_on.contains_key(on));
     for (attack, on) in out {
         let why = attack.not_on.get(&on).cloned().unwrap_or_default();
-        tally.note(&name((attack, on)), Verdict::Skipped(why), Duration::ZERO);
+        tally.note(&name((&attack, on)), Verdict::Skipped(why), Duration::ZERO);
     }
     wanted.sort_by_key(|(attack, _)| !attack.share);
     let started = Instant::now();
