@@ -114,7 +114,7 @@ impl Beside<'_> {
                 wrong.push(format!("{ATTACKER}: {count} exits of kind {kind}, and at least {least} should be"));
             }
         }
-        if self.attack.share && on == Kind::Bochs {
+        if self.attack.share && on != Kind::Kvm {
             match self.share() {
                 Some(share) if share >= LEAST_SHARE => {}
                 share => wrong.push(format!("the witness has {share:?} thousandths of the CPU: {:?}", self.shares)),
@@ -201,7 +201,7 @@ fn verdict(builder: &Builder, attack: &Attack, on: Kind) -> (Verdict, Option<u64
 
 fn attempt(builder: &Builder, attack: &Attack, on: Kind) -> Outcome<(Verdict, Option<u64>)> {
     let machine = manifest::parse(&attack.manifest(builder.workspace())?, &builder.workspace().path(TABLE))?;
-    let place = Place::of(on);
+    let place = Place { counted: attack.share, ..Place::of(on) };
     let mut pack = pack::pack(builder.workspace(), &machine)?;
     attack.lie(&mut pack)?;
     let running = builder.start_pack(&place, &machine, pack)?;
