@@ -69,7 +69,9 @@ impl FieldLie {
     pub fn verdict(&self) -> String {
         let kinds = [("starts", &self.starts), ("refused", &self.refused), ("triple-fault", &self.faults)];
         let kinds = kinds.iter().filter(|(_, values)| !values.is_empty());
-        kinds.map(|(kind, values)| format!("{kind} with {values:x?}")).collect::<Vec<_>>().join(", ")
+        let number = |value: &i64| if *value < 0 { value.to_string() } else { format!("{value:#x}") };
+        let list = |values: &[i64]| values.iter().map(number).collect::<Vec<_>>().join(" ");
+        kinds.map(|(kind, values)| format!("{kind} with {}", list(values))).collect::<Vec<_>>().join(", ")
     }
 
     /// The guests: the name of each, the value, and what must come of it.
