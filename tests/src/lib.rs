@@ -4,6 +4,7 @@
 //! broken sample), and `tests/architecture.rs` applies them to the workspace.
 #![forbid(unsafe_code)]
 
+pub mod attacks;
 pub mod cases;
 pub mod claims;
 pub mod layers;

@@ -2,7 +2,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests: a panic is a failed test")]
 
 use bulkhead_tests::tree::{File, files, is_test, rust};
-use bulkhead_tests::{cases, claims, layers, size, twice, unsafety, words};
+use bulkhead_tests::{attacks, cases, claims, layers, size, twice, unsafety, words};
 use std::path::Path;
 
 /// Numbers that may only go down; `UPDATE_RATCHET=1` writes them anew.
@@ -83,6 +83,11 @@ fn every_file_says_what_it_is() {
 #[test]
 fn every_scenario_has_a_case() {
     none("the case table and the suite differ", &cases::wrong(&files()));
+}
+
+#[test]
+fn each_attack_has_its_row_and_each_row_its_attack() {
+    none("attacks that do not fit their table", &attacks::wrong(&files()));
 }
 
 #[test]

@@ -84,7 +84,11 @@ impl Builder {
                 Medium::Kernel { image: self.image.clone(), pack: file }
             }
         };
-        emulator::start(place.kind, &Spec { medium, memory, cpu: place.cpu.clone(), cpus: place.cpus }, folder)
+        emulator::start(
+            place.kind,
+            &Spec { medium, memory, cpu: place.cpu.clone(), cpus: place.cpus, counted: place.counted },
+            folder,
+        )
     }
 }
 

@@ -405,4 +405,37 @@ mod tests {
             assert_eq!(manifest.check(8192), Err(ManifestError::Guest { index: 0, field }));
         }
     }
+
+    #[test]
+    fn no_image_is_of_two_guests() {
+        let image = |offset, bytes| Image { offset, bytes };
+        let two = |kernel: Image, module: Option<Image>| {
+            let mut manifest = good();
+            manifest.guests[0].kernel = image(0x2000, 0x1001); // two pages
+            manifest.guests[0].modules.push(Module { image: image(0x6000, 0x1000), ..Module::default() });
+            let mut second = Guest { name: "h".into(), kernel, ..manifest.guests[0].clone() };
+            second.modules = module.map(|image| Module { image, ..Module::default() }).into_iter().collect();
+            manifest.guests.push(second);
+            manifest.check(0x10000)
+        };
+        let taken = Err(ManifestError::Guest { index: 1, field: "image (another guest's)" });
+        let free = image(0x8000, 0x2000);
+        for other in [image(0x1000, 0x1000), image(0x4000, 0x2000), image(0x7000, 0x9000)] {
+            assert_eq!(two(other, None), Ok(()), "{other:?}");
+            assert_eq!(two(free, Some(other)), Ok(()), "{other:?}");
+        }
+        let overlapping = [
+            image(0x2000, 0x1001), // the same
+            image(0x2000, 1),      // its first byte
+            image(0x3000, 1),      // its last byte
+            image(0x1000, 0x1001), // from before it
+            image(0x1000, 0xF000), // all around it
+            image(0x6000, 0x1000), // the module
+            image(0x5000, 0x1001), // into the module
+        ];
+        for other in overlapping {
+            assert_eq!(two(other, None), taken, "{other:?}");
+            assert_eq!(two(free, Some(other)), taken, "{other:?}");
+        }
+    }
 }

@@ -55,6 +55,8 @@ pub struct Spec {
     pub cpu: Option<String>,
     /// Processors.
     pub cpus: u16,
+    /// Whether its time is the count of its instructions, as Bochs's always is; KVM's can not be.
+    pub counted: bool,
 }
 
 /// A folder for one run's files, removed with it.

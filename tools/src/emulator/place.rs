@@ -53,12 +53,14 @@ pub struct Place {
     pub cpu: Option<String>,
     /// Processors.
     pub cpus: u16,
+    /// Whether its time is the count of its instructions, as Bochs's always is; KVM's can not be.
+    pub counted: bool,
 }
 
 impl Place {
     /// The usual one of this kind: a BIOS, the default model, one processor.
     pub const fn of(kind: Kind) -> Self {
-        Self { kind, uefi: false, cpu: None, cpus: 1 }
+        Self { kind, uefi: false, cpu: None, cpus: 1, counted: false }
     }
 }
 

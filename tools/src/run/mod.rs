@@ -105,8 +105,8 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
     let workspace = Workspace::find()?;
     let machine = machine(&workspace, args)?;
     let console = console_of(&machine, args)?;
-    let place =
-        Place { kind: emulator::choose(args.on)?, uefi: args.uefi, cpu: args.cpu.clone(), cpus: args.cpus.max(1) };
+    let kind = emulator::choose(args.on)?;
+    let place = Place { uefi: args.uefi, cpu: args.cpu.clone(), cpus: args.cpus.max(1), ..Place::of(kind) };
     if args.dump.is_some() && place.kind == Kind::Bochs {
         return Err(Failure::usage("Bochs can not write its memory").hint("use --on qemu for a --dump"));
     }

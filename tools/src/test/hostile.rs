@@ -1,18 +1,17 @@
 //! `hv hostile`: each hostile guest beside a witness, on each machine.
 //!
-//! `tests/hostile.toml` has a row for each attack. The machine of a row has two guests in two zones: the witness, and the
-//! attacker. The witness goes on until it is told to end, which is when the attacker has ended (or, if it never does, when
-//! it has said its last line and the witness has made some more rounds). A row holds if the attacker saw and ended as the
+//! The machine of an attack has guests in two zones: the witness, and the attacker (of boot images that lie, one for each
+//! lie). The witness goes on until it is told to end, which is when all attackers have ended (or, if it never does, when
+//! it has said its last line and the witness has made some more rounds). A row holds if the attackers saw and ended as the
 //! table says, the witness saw no change, each audit was clean, and the hypervisor counted what the table says.
 
 use super::TestArgs;
+use super::attack::{ATTACKER, Attack, LEAST_SHARE, TABLE, TIMEOUT, read};
 use super::cases::in_parallel;
 use super::judge::Watch;
-use super::lies::{self, Lie};
-use super::table::{Case, Expected, GuestCase};
 use super::tally::{Tally, Verdict};
 use crate::emulator::{self, Kind, On, Place};
-use crate::failure::{FAILED, Failure, OK, Outcome};
+use crate::failure::{FAILED, OK, Outcome};
 use crate::files;
 use crate::machine::Builder;
 use crate::manifest;
@@ -21,19 +20,7 @@ use crate::session::{Finish, Report, Session, View, Wire};
 use crate::symbols;
 use crate::workspace::Workspace;
 use clap::Args;
-use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-
-const TABLE: &str = "tests/hostile.toml";
-const WITNESS: &str = "witness";
-const ATTACKER: &str = "attacker";
-/// Seed of the witness's words.
-const SEED: u64 = 77;
-/// Thousandths of the CPU that a guest must get beside one that floods: half of it, less 2 %.
-const LEAST_SHARE: u64 = 490;
-/// Seconds of the host.
-const TIMEOUT: u64 = 60;
 
 /// Arguments of `hv hostile`.
 #[derive(Args, Debug, Clone, Default)]
@@ -49,137 +36,6 @@ pub struct HostileArgs {
     /// Machines at a time.
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    #[serde(rename = "attack")]
-    attacks: Vec<Attack>,
-}
-
-/// A row of the table.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Attack {
-    /// Its name within its family.
-    name: String,
-    /// The program that it is in.
-    family: String,
-    /// What it attacks.
-    on: String,
-    /// More words for its command line.
-    #[serde(default)]
-    cmdline: String,
-    /// Its memory.
-    #[serde(default = "default_memory")]
-    memory: String,
-    /// Whether its memory is mapped when first touched.
-    #[serde(default)]
-    lazy: bool,
-    /// Pieces of its console beside the protocol's.
-    #[serde(default)]
-    lines: Vec<String>,
-    /// How it ends: `held` (by test exit 0, having said so), else as in the case table; `never` if it goes on for ever.
-    #[serde(default = "held")]
-    ends: String,
-    /// Least counts of its exits, by kind.
-    #[serde(default)]
-    least: BTreeMap<String, u64>,
-    /// Whether the witness measures its share of the CPU.
-    #[serde(default)]
-    share: bool,
-    /// What is changed in the pack; the program is `memory`, and has no say in it.
-    lie: Option<Lie>,
-    /// Machines that it does not apply to, and why.
-    #[serde(default)]
-    not_on: BTreeMap<Kind, String>,
-}
-
-fn default_memory() -> String {
-    "8M".to_owned()
-}
-
-fn held() -> String {
-    "held".to_owned()
-}
-
-impl Attack {
-    fn full_name(&self) -> String {
-        format!("hostile {}-{}", self.family, self.name)
-    }
-
-    /// What must come of it, in words.
-    fn verdict(&self) -> String {
-        let mut words = vec![self.ends.clone()];
-        words.extend(self.least.iter().map(|(kind, least)| format!("{kind} at least {least}")));
-        words.extend(self.share.then(|| format!("share at least {LEAST_SHARE}/1000")));
-        words.join(", ")
-    }
-
-    fn manifest(&self) -> String {
-        let Self { family, name, cmdline, memory, lazy, share, .. } = self;
-        let share = u8::from(*share);
-        let family = if self.lie.is_some() { "memory" } else { family };
-        let name = if self.lie.is_some() { "edge" } else { name };
-        format!(
-            r#"zones = [{{ name = "witness" }}, {{ name = "attacker" }}]
-            [[guest]]
-            name = "{WITNESS}"
-            zone = "witness"
-            kernel = "@suite/witness"
-            cmdline = "seed={SEED} until-told share={share}"
-            memory = "4M"
-            test-exit = true
-            [[guest]]
-            name = "{ATTACKER}"
-            zone = "attacker"
-            kernel = "@hostile/{family}"
-            cmdline = "attack={name} witness={SEED} {cmdline}"
-            memory = "{memory}"
-            lazy = {lazy}
-            test-exit = true
-            test-device = true
-            "#
-        )
-    }
-
-    /// The case that the runner of the case table takes.
-    fn case(&self) -> Case {
-        let mut lines = if self.lie.is_some() { Vec::new() } else { vec![format!("attack {}", self.name)] };
-        lines.extend(self.lines.iter().cloned());
-        let ends = match self.ends.as_str() {
-            "held" => {
-                lines.push(format!("held {}", self.name));
-                "test-exit 0"
-            }
-            "never" => "time-out",
-            other => other,
-        };
-        let attacker =
-            Expected { lines, never: vec!["broke ".to_owned()], ends: Some(ends.to_owned()), ..Expected::default() };
-        let witness = Expected {
-            lines: vec!["unchanged".to_owned()],
-            never: vec!["FAIL".to_owned()],
-            ends: Some("test-exit 0".to_owned()),
-            ..Expected::default()
-        };
-        let guests = [(WITNESS, witness), (ATTACKER, attacker)];
-        Case {
-            name: self.full_name(),
-            manifest: Some(TABLE.to_owned()),
-            guests: guests.map(|(name, expected)| GuestCase { name: name.to_owned(), expected }).into(),
-            timeout: TIMEOUT,
-            ..Case::default()
-        }
-    }
-}
-
-fn read(workspace: &Workspace) -> Outcome<Vec<Attack>> {
-    let path = workspace.path(TABLE);
-    let text = files::read_text(&path)?;
-    let table: Table = toml::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-    Ok(table.attacks)
 }
 
 /// Who watches the two: what they say, and when the witness has seen enough.
@@ -215,7 +71,9 @@ impl View for Beside<'_> {
             self.line = rest.to_owned();
         }
         let never = self.attack.ends == "never" && attacker.contains("saw the last of it");
-        let gone = self.watch.lines().iter().any(|line| line.starts_with("event guest 2 ") && line.contains(" ended "));
+        let ended =
+            self.watch.lines().iter().filter(|line| line.starts_with("event guest ") && line.contains(" ended "));
+        let gone = ended.count() == self.attack.attackers().len();
         self.rounds += u32::from((gone || never) && text.contains('\n'));
         if !self.told && self.rounds >= if never { ROUNDS } else { 1 } {
             self.told = true;
@@ -248,6 +106,7 @@ impl Beside<'_> {
             };
         }
         let mut wrong = self.watch.judge(&self.attack.case(), on, &report);
+        wrong.extend(self.attack.unsaid(self.watch.lines()));
         let counted = self.watch.lines().iter().find_map(|line| line.strip_prefix("log guest 2 exits: "));
         for (kind, least) in &self.attack.least {
             let count = counted.and_then(|text| count(text, kind)).unwrap_or(0);
@@ -255,7 +114,7 @@ impl Beside<'_> {
                 wrong.push(format!("{ATTACKER}: {count} exits of kind {kind}, and at least {least} should be"));
             }
         }
-        if self.attack.share && on == Kind::Bochs {
+        if self.attack.share && on != Kind::Kvm {
             match self.share() {
                 Some(share) if share >= LEAST_SHARE => {}
                 share => wrong.push(format!("the witness has {share:?} thousandths of the CPU: {:?}", self.shares)),
@@ -311,13 +170,13 @@ fn print_table(attacks: &[Attack]) {
 pub fn run(builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) -> Outcome<()> {
     let workspace = builder.workspace();
     let attacks = read(workspace)?;
-    let all = attacks.iter().flat_map(|attack| machines.iter().map(move |on| (attack, *on)));
+    let all = attacks.iter().flat_map(|attack| machines.iter().map(move |on| (attack.at(*on), *on)));
     let name = |(attack, on): (&Attack, Kind)| format!("{} on {on}", attack.full_name());
-    let wanted: Vec<(&Attack, Kind)> = all.filter(|(attack, on)| args.takes(&name((attack, *on)))).collect();
+    let wanted: Vec<(Attack, Kind)> = all.filter(|(attack, on)| args.takes(&name((attack, *on)))).collect();
     let (out, mut wanted): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(a, on)| a.not_on.contains_key(on));
     for (attack, on) in out {
         let why = attack.not_on.get(&on).cloned().unwrap_or_default();
-        tally.note(&name((attack, on)), Verdict::Skipped(why), Duration::ZERO);
+        tally.note(&name((&attack, on)), Verdict::Skipped(why), Duration::ZERO);
     }
     wanted.sort_by_key(|(attack, _)| !attack.share);
     let started = Instant::now();
@@ -341,12 +200,10 @@ fn verdict(builder: &Builder, attack: &Attack, on: Kind) -> (Verdict, Option<u64
 }
 
 fn attempt(builder: &Builder, attack: &Attack, on: Kind) -> Outcome<(Verdict, Option<u64>)> {
-    let machine = manifest::parse(&attack.manifest(), &builder.workspace().path(TABLE))?;
-    let place = Place::of(on);
+    let machine = manifest::parse(&attack.manifest(builder.workspace())?, &builder.workspace().path(TABLE))?;
+    let place = Place { counted: attack.share, ..Place::of(on) };
     let mut pack = pack::pack(builder.workspace(), &machine)?;
-    if let Some(lie) = &attack.lie {
-        lies::tell(lie, &mut pack).ok_or_else(|| Failure::usage(format!("{}: no place for {lie:?}", attack.name)))?;
-    }
+    attack.lie(&mut pack)?;
     let running = builder.start_pack(&place, &machine, pack)?;
     let names: Vec<String> = machine.guests.iter().map(|g| g.name.clone()).collect();
     let watch = Watch::new(&attack.case(), &names);

@@ -3,6 +3,7 @@
 //! Host tests first, then the case table in the emulator, then the boot paths. It ends with a line
 //! `N passed, N failed`.
 
+mod attack;
 mod boots;
 mod budgets;
 mod cases;
@@ -14,6 +15,7 @@ mod fuzz;
 mod graph;
 mod host;
 pub mod hostile;
+mod images;
 mod judge;
 mod lies;
 mod table;
