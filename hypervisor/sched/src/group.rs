@@ -3,11 +3,13 @@
 use crate::types::{Cpu, CpuSet, Params, Ticks};
 
 /// Units of virtual time for a tick at share 1.
-pub(crate) const SCALE: i128 = 1 << 20;
+pub(crate) const SCALE: i128 = 1 << 40;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Group {
     pub params: Params,
+    /// Units of virtual time for a tick.
+    rate: i128,
     /// Tasks that exist.
     pub tasks: u16,
     /// Tasks ready or running.
@@ -27,7 +29,19 @@ pub(crate) struct Group {
 impl Group {
     pub const fn new(params: Params, now: u64, slice: Ticks, home: Cpu) -> Self {
         let depth = (params.burst as i128 + slice as i128) * 1000;
-        Self { params, tasks: 0, runnable: 0, time: 0, tokens: depth, filled: now, deadline: now, budget: 0, home }
+        let rate = SCALE / if params.share == 0 { 1 } else { params.share as i128 };
+        Self {
+            params,
+            rate,
+            tasks: 0,
+            runnable: 0,
+            time: 0,
+            tokens: depth,
+            filled: now,
+            deadline: now,
+            budget: 0,
+            home,
+        }
     }
 
     /// Parts in 2^20 of a CPU reserved, rounded up.
@@ -36,8 +50,8 @@ impl Group {
     }
 
     /// Virtual time that `ticks` take.
-    pub fn span(&self, ticks: i128) -> i128 {
-        ticks * SCALE / i128::from(self.params.share.max(1))
+    pub const fn span(&self, ticks: i128) -> i128 {
+        ticks * self.rate
     }
 
     /// Counts `ticks` used, or gives them back if negative.

@@ -123,11 +123,13 @@ impl Beside<'_> {
         wrong
     }
 
-    /// Mean share of the CPU in thousandths; the first and the last window may reach out of the flood.
+    /// Mean share of the CPU in thousandths, over windows of equal work (so the harmonic mean); the first and the last may
+    /// reach out of the flood.
     fn share(&self) -> Option<u64> {
         let inner = self.shares.get(1..self.shares.len().checked_sub(1)?)?;
         let count = u64::try_from(inner.len()).ok().filter(|count| *count >= 3)?;
-        Some(inner.iter().sum::<u64>() / count)
+        let times: u64 = inner.iter().map(|share| 1_000_000_000 / (*share).max(1)).sum();
+        Some(count * 1_000_000_000 / times.max(1))
     }
 }
 

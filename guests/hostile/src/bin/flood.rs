@@ -54,9 +54,9 @@ fn main() {
     ]);
 }
 
-/// Does `thing` for about four seconds of this machine's time.
+/// Does `thing` for about eight seconds of this machine's time.
 fn flood(thing: impl Fn()) {
-    let (begin, length) = (cpu::rdtsc(), time::announced_hertz().unwrap_or(10_000_000) * 4);
+    let (begin, length) = (cpu::rdtsc(), time::announced_hertz().unwrap_or(10_000_000) * 8);
     saw!("the flood begins");
     let mut count = 0_u64;
     while cpu::rdtsc() - begin < length {
@@ -154,7 +154,7 @@ fn timer() {
     apic::write(DIVIDE, 0xB);
     apic::write(TIMER, 1 << 17 | u32::from(VECTOR));
     // It may leave no time even to begin: the end is set before.
-    END.store(cpu::rdtsc() + time::announced_hertz().unwrap_or(10_000_000) * 5, Ordering::Relaxed);
+    END.store(cpu::rdtsc() + time::announced_hertz().unwrap_or(10_000_000) * 9, Ordering::Relaxed);
     apic::write(INITIAL_COUNT, 1);
     cpu::enable_interrupts();
     flood(cpu::pause);
