@@ -26,6 +26,9 @@ use spin::{Mutex, MutexGuard, Once};
 /// Slices in a second; as often the first processor looks at the console.
 const SLICES_PER_SECOND: u64 = 100;
 
+/// Slices that a processor goes without a look at what others want of it, if they could not kick it.
+const LONGEST: u64 = 10;
+
 /// Times that a CPU went from one zone to another.
 pub static CROSSINGS: AtomicU64 = AtomicU64::new(0);
 static SCHEDULER: Once<Mutex<Schedule>> = Once::new();
@@ -69,8 +72,8 @@ pub fn serve(facts: &Facts) -> ! {
         let now = cpu::tsc();
         let decision = scheduler(facts.tsc).pick(sched_cpu(me), now);
         kick(decision.kick);
-        // Those that this processor wakes, and the console, which the first one looks at.
-        let look = if me == 0 { now.saturating_add(slice) } else { u64::MAX };
+        // Those that this processor wakes; the console, which the first one looks at; a kick that did not come through.
+        let look = now.saturating_add(if me == 0 { slice } else { LONGEST * slice });
         let until = decision.until.min(first_wake(facts, me)).min(look);
         match decision.task {
             Some(TaskId(index)) => turn(facts, GuestId::new(index.wrapping_add(1)), me, until),
