@@ -26,6 +26,7 @@ pub mod editor;
 pub mod event;
 #[cfg(any(test, feature = "fake"))]
 #[allow(clippy::indexing_slicing, reason = "a test's own")]
+#[path = "tests/fake.rs"]
 pub mod fake;
 pub mod frame;
 pub mod line;
