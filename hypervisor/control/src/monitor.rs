@@ -49,6 +49,11 @@ impl Monitor {
         self.focus
     }
 
+    /// Has what is typed go to this guest, or to the prompt.
+    pub const fn set_focus(&mut self, focus: Option<u16>) {
+        self.focus = focus;
+    }
+
     /// Takes the prompt off the screen, so that something else can be shown in its row.
     pub fn hide(&self, out: &mut impl Write) {
         if self.focus.is_none() {

@@ -77,12 +77,18 @@ pub enum Response<'a> {
 }
 
 /// Some of a list.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Page<T> {
     /// The items, in order.
     pub items: Vec<T, PAGE>,
     /// Where the next page begins, if there is one.
     pub next: Option<u16>,
+}
+
+impl<T> Default for Page<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), next: None }
+    }
 }
 
 /// A guest, as lists show it.
@@ -100,8 +106,8 @@ pub struct Guest {
     pub vcpus: u16,
     /// RAM in bytes.
     pub memory: u64,
-    /// SHA-256 of its images.
-    pub origin: Key,
+    /// SHA-256 of its images, if it was worked out.
+    pub origin: Option<Key>,
     /// Who made it.
     pub creator: Source,
     /// When it was started last.
@@ -254,7 +260,7 @@ pub enum Ending {
     /// It did what can not be carried out; the log says what.
     Failed,
     /// An operator switched it off.
-    Killed(Source),
+    Stopped,
 }
 
 /// Why an operation can not be done.
@@ -278,7 +284,7 @@ pub enum Refusal {
     Unknown,
     /// The hypervisor's answer is too long for a frame.
     TooLong,
-    /// This can not be done on this machine.
+    /// This hypervisor can not do it.
     Unsupported,
 }
 
@@ -311,7 +317,7 @@ impl fmt::Display for Refusal {
             Self::NoZone => f.write_str("this machine has no such zone: name one of its manifest's"),
             Self::Unknown => f.write_str("this hypervisor does not know it: use the `hv` that it came with"),
             Self::TooLong => f.write_str("the answer does not fit into a frame: this is the hypervisor's fault"),
-            Self::Unsupported => f.write_str("this machine can not do it"),
+            Self::Unsupported => f.write_str("this hypervisor can not do that yet"),
         }
     }
 }
@@ -324,7 +330,7 @@ impl fmt::Display for Ending {
             Self::TestExit(value) => write!(f, "test-exit {value}"),
             Self::TripleFault => f.write_str("triple-fault"),
             Self::Failed => f.write_str("failed"),
-            Self::Killed(by) => write!(f, "killed by {by}"),
+            Self::Stopped => f.write_str("stopped"),
         }
     }
 }

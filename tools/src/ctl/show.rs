@@ -46,7 +46,7 @@ fn guest(guest: &Guest) -> Value {
         "state": guest.state.to_string(),
         "vcpus": guest.vcpus,
         "memory": guest.memory,
-        "origin": hex(&guest.origin),
+        "origin": guest.origin.map(|origin| hex(&origin)),
         "creator": guest.creator.to_string(),
         "started": guest.started.map(moment),
         "lease": guest.lease,
@@ -98,7 +98,7 @@ impl<'a> Show<'a> {
             "id", "name", "zone", "state", "vcpus", "MiB", "creator", "origin"
         ))?;
         for one in guests {
-            let origin: String = hex(&one.origin).chars().take(12).collect();
+            let origin = one.origin.map_or_else(|| "-".to_owned(), |origin| hex(&origin).chars().take(12).collect());
             let started = one.started.map_or_else(|| "-".to_owned(), utc);
             let lease = one.lease.map_or_else(String::new, |seconds| format!(", {seconds} s left"));
             let (id, name, zone) = (one.id, harmless(&one.name), harmless(&one.zone));

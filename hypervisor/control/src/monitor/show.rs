@@ -70,7 +70,10 @@ fn page_of<T, W: Write>(
 fn guest(guest: &Guest, out: &mut impl Write) -> fmt::Result {
     let Guest { id, name, zone, state, vcpus, memory, origin, creator, started, lease } = guest;
     write!(out, "{id:>2} {name:<16} {zone:<8} {state:<8} {vcpus:>5} {:>7} {creator:<8} ", memory >> 20)?;
-    origin.iter().take(4).try_for_each(|byte| write!(out, "{byte:02x}"))?;
+    match origin {
+        Some(origin) => origin.iter().take(4).try_for_each(|byte| write!(out, "{byte:02x}"))?,
+        None => write!(out, "{:<8}", "-")?,
+    }
     match started {
         Some(at) => write!(out, " {}", Clock(*at))?,
         None => write!(out, " -")?,
