@@ -1,7 +1,7 @@
 //! What the command takes.
 
 use crate::failure::Outcome;
-use crate::{audit, bench, doctor, fuzz, image, run, test};
+use crate::{audit, bench, ctl, doctor, fuzz, image, run, test};
 use clap::{Parser, Subcommand};
 
 /// Bulkhead, a micro-hypervisor: build it, run it, test it.
@@ -32,6 +32,8 @@ enum Command {
     Hostile(test::hostile::HostileArgs),
     /// Try inputs without end on what takes bytes from outside, guided by coverage.
     Fuzz(fuzz::FuzzArgs),
+    /// Command a machine that runs, over its control line.
+    Ctl(ctl::CtlArgs),
     /// Write a CD image that starts a machine on a BIOS and on UEFI.
     Image(image::ImageArgs),
     /// Say what this machine has and lacks.
@@ -47,6 +49,7 @@ pub fn dispatch(cli: Cli) -> Outcome<u8> {
         Command::Test(args) => test::test(&args),
         Command::Hostile(args) => test::hostile::hostile(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Ctl(args) => ctl::ctl(&args),
         Command::Image(args) => image::image(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }

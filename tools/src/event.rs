@@ -11,6 +11,8 @@ pub enum End {
     TestExit(u64),
     /// It took a triple fault.
     TripleFault,
+    /// An operator switched it off.
+    Stopped,
     /// The hypervisor ended it, for this reason.
     Killed(String),
 }
@@ -18,7 +20,7 @@ pub enum End {
 impl End {
     /// Whether the guest ended well.
     pub fn is_good(&self) -> bool {
-        matches!(self, Self::PowerOff | Self::Reset | Self::TestExit(0))
+        matches!(self, Self::PowerOff | Self::Reset | Self::TestExit(0) | Self::Stopped)
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -28,6 +30,7 @@ impl End {
             "reset" => Some(Self::Reset),
             "test-exit" => number(rest).map(Self::TestExit),
             "triple-fault" => Some(Self::TripleFault),
+            "stopped" => Some(Self::Stopped),
             "killed" => Some(Self::Killed(rest.to_owned())),
             _ => None,
         }
@@ -41,6 +44,7 @@ impl std::fmt::Display for End {
             Self::Reset => f.write_str("reset"),
             Self::TestExit(code) => write!(f, "test-exit {code}"),
             Self::TripleFault => f.write_str("triple-fault"),
+            Self::Stopped => f.write_str("stopped"),
             Self::Killed(reason) => write!(f, "killed {reason}"),
         }
     }

@@ -86,7 +86,14 @@ impl Builder {
         };
         emulator::start(
             place.kind,
-            &Spec { medium, memory, cpu: place.cpu.clone(), cpus: place.cpus, counted: place.counted },
+            &Spec {
+                medium,
+                memory,
+                cpu: place.cpu.clone(),
+                cpus: place.cpus,
+                counted: place.counted,
+                control: place.control.clone(),
+            },
             folder,
         )
     }

@@ -10,6 +10,7 @@ mod boot_params;
 mod cargo;
 mod cli;
 mod cpio;
+mod ctl;
 mod disk;
 mod doctor;
 mod elf;

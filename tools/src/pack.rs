@@ -37,8 +37,13 @@ pub fn resolve_all(workspace: &Workspace, machine: &Machine) -> Outcome<()> {
 /// Packs `machine` with its images.
 pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
     let mut images = Images::default();
-    let mut manifest =
-        Manifest { console: machine.console, audit: machine.audit, zones: machine.zones.clone(), guests: Vec::new() };
+    let mut manifest = Manifest {
+        console: machine.console,
+        audit: machine.audit,
+        zones: machine.zones.clone(),
+        guests: Vec::new(),
+        control: machine.control,
+    };
     for guest in &machine.guests {
         let mut modules = Vec::new();
         let (kernel, cmdline) = kernel(workspace, guest)?;

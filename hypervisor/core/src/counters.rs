@@ -57,6 +57,12 @@ impl Counters {
         }
     }
 
+    /// All exits.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.exits.iter().fold(0, |sum, count| sum.wrapping_add(*count))
+    }
+
     /// Kinds with their counts, those that are not zero.
     pub fn exits(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Kind::ALL.iter().zip(self.exits).filter(|(_, count)| *count != 0).map(|((_, name), count)| (*name, count))

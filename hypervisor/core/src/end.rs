@@ -14,6 +14,8 @@ pub enum End {
     TestExit(u32),
     /// Three faults in a row.
     TripleFault,
+    /// An operator switched it off.
+    Stopped,
     /// It did what can not be carried out, or the processor refused to run it.
     Killed(Reason),
 }
@@ -52,6 +54,7 @@ impl fmt::Display for End {
             Self::Reset => f.write_str("reset"),
             Self::TestExit(code) => write!(f, "test-exit {code}"),
             Self::TripleFault => f.write_str("triple-fault"),
+            Self::Stopped => f.write_str("stopped"),
             Self::Killed(reason) => write!(f, "killed {reason}"),
         }
     }

@@ -45,6 +45,11 @@ pub fn audit_all(facts: &Facts, idle: &Compartment) {
     );
 }
 
+/// Tables, frames and violations of the last audit.
+pub fn sums() -> [u64; 3] {
+    [&TABLES, &PAGES, &VIOLATIONS].map(|sum| sum.load(Ordering::Relaxed))
+}
+
 /// Audits the compartment that is current.
 pub fn audit_here(facts: &Facts, id: GuestId, compartment: &Compartment, nested: bool) {
     let Some(frames) = FRAMES.get() else { return };

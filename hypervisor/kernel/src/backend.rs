@@ -40,6 +40,14 @@ impl fmt::Display for Neither {
 }
 
 impl Virtualization {
+    /// The extension's name.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Vmx(_) => "VT-x",
+            Self::Svm(_) => "SVM",
+        }
+    }
+
     /// What this processor has.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
 //! [`ConsoleMode::Lines`] each guest's lines are printed whole, with its name in front, and input goes to guest 1.
 
+use bulkhead_control::monitor::ESCAPE;
 use bulkhead_hw::serial::Serial;
 use bulkhead_types::GuestId;
 use bulkhead_types::manifest::ConsoleMode;
@@ -33,6 +34,11 @@ static SENDING: AtomicU16 = AtomicU16::new(0);
 static FOCUS: AtomicU16 = AtomicU16::new(1);
 /// A switch byte has come in, the channel's has not.
 static SWITCHING: AtomicBool = AtomicBool::new(false);
+
+/// The guest at whose console the escape was typed.
+static ESCAPED: AtomicU16 = AtomicU16::new(0);
+/// The escape itself is to go to the guest that has input now.
+static LITERAL: AtomicBool = AtomicBool::new(false);
 
 /// Sets how the line is shared.
 pub fn set_mode(mode: ConsoleMode) {
@@ -66,6 +72,11 @@ impl Log {
     /// Waits for nobody: for the report of a fault, whose processor may have been sending.
     pub const fn force() -> Self {
         Self(None)
+    }
+
+    /// Writes what has its line ends already.
+    pub fn write_raw(&mut self, text: &str) {
+        text.bytes().for_each(|byte| send(0, byte));
     }
 }
 
@@ -187,9 +198,19 @@ impl GuestConsole {
     /// A byte that has come in for this guest. A switch to another channel on the way is obeyed.
     pub fn receive(&mut self) -> Option<u8> {
         let serial = Serial::again();
+        if self.channel != 0 && FOCUS.load(Ordering::Relaxed) == self.channel && LITERAL.swap(false, Ordering::Relaxed)
+        {
+            return Some(ESCAPE);
+        }
         while FOCUS.load(Ordering::Relaxed) == self.channel && serial.has_input() {
             let byte = serial.receive()?;
             if !FRAMED.load(Ordering::Relaxed) {
+                if byte == ESCAPE && self.channel != 0 {
+                    // The monitor takes what follows.
+                    ESCAPED.store(self.channel, Ordering::Relaxed);
+                    FOCUS.store(0, Ordering::Relaxed);
+                    return None;
+                }
                 return Some(byte);
             }
             match (SWITCHING.swap(false, Ordering::Relaxed), byte) {
@@ -209,16 +230,24 @@ pub fn input_for() -> Option<GuestId> {
         return None;
     }
     let focus = FOCUS.load(Ordering::Relaxed);
-    if focus == 0 {
-        // The log takes no input but the switch to another channel.
-        match (SWITCHING.swap(false, Ordering::Relaxed), serial.receive()?) {
-            (false, SWITCH) => SWITCHING.store(true, Ordering::Relaxed),
-            (true, byte @ CHANNEL_BASE..) => FOCUS.store(u16::from(byte - CHANNEL_BASE), Ordering::Relaxed),
-            _ => {}
-        }
-        return None;
-    }
-    Some(GuestId::new(focus))
+    // Channel 0 is the monitor's.
+    (focus != 0).then(|| GuestId::new(focus))
+}
+
+/// A byte that has come in for the monitor. A switch to another channel on the way is obeyed.
+pub fn monitor_input() -> Option<u8> {
+    GuestConsole::new(GuestId::IDLE, "").receive()
+}
+
+/// Has what is typed go to this guest from now on, after the escape itself if `literal`.
+pub fn focus(guest: u16, literal: bool) {
+    LITERAL.store(literal, Ordering::Relaxed);
+    FOCUS.store(guest, Ordering::Relaxed);
+}
+
+/// The guest at whose console the escape was typed, if it was since this was asked last.
+pub fn escaped() -> Option<u16> {
+    Some(ESCAPED.swap(0, Ordering::Relaxed)).filter(|guest| *guest != 0)
 }
 
 /// Drops a byte that came in for a guest that does not run.

@@ -13,9 +13,11 @@ use crate::audit;
 use crate::console;
 use crate::lives;
 use crate::log;
-use crate::machine::{CPUS, Command, FACTS, Facts, NO_ZONE, SLOTS, Slot, State, slot, this_cpu};
+use crate::machine::{CPUS, Command, FACTS, Facts, NO_ZONE, Order, SLOTS, Slot, State, slot, this_cpu};
+use crate::operator::{Operator, all_ended};
 use crate::processors::{self, quiet};
 use crate::start::IDLE_SPACE;
+use bulkhead_control::{EventKind, Source};
 use bulkhead_hw::{apic, barrier, cpu, serial};
 use bulkhead_sched::{Cpu, Outcome, Scheduler, TaskId};
 use bulkhead_types::manifest::MAX_GUESTS;
@@ -44,7 +46,7 @@ pub extern "C" fn main() -> ! {
     let Some(facts) = FACTS.get() else { cpu::stop() };
     processors::start(facts);
     for id in facts.guests() {
-        lives::create(facts, id);
+        lives::create(facts, id, Source::Manifest);
     }
     processors::release();
     serve(facts)
@@ -64,11 +66,15 @@ pub fn task(id: GuestId) -> TaskId {
 pub fn serve(facts: &Facts) -> ! {
     let me = cpu::number();
     let slice = facts.tsc.as_hertz() / SLICES_PER_SECOND;
+    let mut operator = (me == 0).then(|| Operator::new(facts));
     loop {
         // What came while a guest ran ended its turn or waits until here.
         cpu::take_interrupts();
         processors::rest();
         wake(facts, cpu::tsc());
+        if let Some(operator) = &mut operator {
+            operator.look(facts);
+        }
         let now = cpu::tsc();
         let decision = scheduler(facts.tsc).pick(sched_cpu(me), now);
         kick(decision.kick);
@@ -77,7 +83,7 @@ pub fn serve(facts: &Facts) -> ! {
         let until = decision.until.min(first_wake(facts, me)).min(look);
         match decision.task {
             Some(TaskId(index)) => turn(facts, GuestId::new(index.wrapping_add(1)), me, until),
-            None if me == 0 && !SLOTS.iter().any(|slot| slot.state().goes_on()) => finish(facts),
+            None if operator.as_ref().is_some_and(|operator| !operator.has_line()) && all_ended() => finish(facts),
             None => wait(until),
         }
     }
@@ -92,8 +98,17 @@ fn finish(facts: &Facts) -> ! {
     cpu::stop()
 }
 
+/// Keeps a guest off all processors, or no more.
+pub fn hold(facts: &Facts, id: GuestId, hold: bool) {
+    let mut scheduler = scheduler(facts.tsc);
+    let now = cpu::tsc();
+    let which = if hold { scheduler.pause(task(id), now) } else { scheduler.resume(task(id), now) };
+    drop(scheduler);
+    kick(which);
+}
+
 /// Audits everything, while no guest runs.
-fn audit(facts: &Facts) {
+pub fn audit(facts: &Facts) {
     quiet(|| {
         if let Some(idle) = &*IDLE_SPACE.lock() {
             audit::audit_all(facts, idle);
@@ -164,6 +179,9 @@ fn turn(facts: &Facts, id: GuestId, me: usize, until: u64) {
 /// The guest has ended.
 fn over(facts: &Facts, id: GuestId, slot: &Slot, how: State) {
     lives::ended(facts, id);
+    slot.give(Order::None);
+    slot.paused.store(false, Ordering::Relaxed);
+    lives::event(facts, id, EventKind::Ended(*slot.ending.lock()));
     slot.set_state(how);
     // The audit after the last one's end is that at the machine's.
     if facts.manifest.audit && SLOTS.iter().any(|slot| slot.state().goes_on()) {

@@ -6,9 +6,10 @@
 use crate::backend::{Backend, Svm, Virtualization, Vmx};
 use crate::console::GuestConsole;
 use crate::log;
-use crate::machine::{Asking, Command, FACTS, FRAMES, Facts, ONLINE, Slot, State, cpuid, slot, this_cpu};
+use crate::machine::{Asking, Command, FACTS, FRAMES, Facts, ONLINE, Order, Slot, State, cpuid, slot, this_cpu};
 use crate::{audit, console};
 use bulkhead_arch::{Gpr, SegmentName};
+use bulkhead_control::Ending;
 use bulkhead_core::counters::Counters;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
@@ -82,6 +83,9 @@ struct Local {
     lazy: bool,
     console: GuestConsole,
     extended: ExtendedState,
+    /// Bytes that went to the console, and came from there.
+    written: u64,
+    read: u64,
 }
 
 /// The host, as this guest's run loop sees it.
@@ -101,11 +105,14 @@ impl<F: Format> Host for Serving<'_, F> {
     }
 
     fn console(&mut self, byte: u8) {
+        self.local.written = self.local.written.wrapping_add(1);
         self.local.console.send(byte);
     }
 
     fn console_input(&mut self) -> Option<u8> {
-        self.local.console.receive()
+        let byte = self.local.console.receive();
+        self.local.read = self.local.read.wrapping_add(byte.is_some().into());
+        byte
     }
 
     fn machine_check(&mut self) {
@@ -176,7 +183,9 @@ fn run<B: Backend>(
     serving: &mut Serving<'_, B::Nested>,
 ) -> State {
     let until = slot.wake.load(Ordering::Relaxed);
+    let order = slot.order();
     let over = match load_state::<B>(id, guest, serving.local) {
+        Ok(()) if matches!(order, Order::Kill | Order::Reset) => Yield::Ended(End::Stopped),
         Ok(()) => guest.run(serving, until),
         Err(error) => Yield::Ended(error.into()),
     };
@@ -188,6 +197,18 @@ fn run<B: Backend>(
         over => over,
     };
     serving.local.console.flush();
+    for (count, now) in [
+        (&slot.exits, guest.counters.total()),
+        (&slot.written, serving.local.written),
+        (&slot.read, serving.local.read),
+    ] {
+        count.store(now, Ordering::Relaxed);
+    }
+    match order {
+        Order::Dump => dump::<B>(&mut console::Log::open(), guest),
+        Order::Reset => slot.again.store(true, Ordering::Relaxed),
+        Order::None | Order::Kill => {}
+    }
     match over {
         Yield::TurnOver => State::Ready,
         Yield::Waiting { until } => {
@@ -199,7 +220,8 @@ fn run<B: Backend>(
             report_end::<B>(id, config, end, guest);
             // Its registers go out of the CPU with it; a refusal changes nothing any more.
             let _ = park::<B>(guest, serving.local);
-            let well = matches!(end, End::PowerOff | End::Reset | End::TestExit(0));
+            *slot.ending.lock() = ending(end);
+            let well = matches!(end, End::PowerOff | End::Reset | End::TestExit(0) | End::Stopped);
             if well { State::Ended } else { State::Failed }
         }
     }
@@ -221,16 +243,33 @@ fn park<B: Backend>(guest: &mut GuestOn<B>, local: &mut Local) -> Result<(), Bac
     guest.vcpu.deactivate()
 }
 
+/// How it ended, as events have it.
+const fn ending(end: End) -> Ending {
+    match end {
+        End::PowerOff => Ending::PowerOff,
+        End::Reset => Ending::Reset,
+        End::TestExit(value) => Ending::TestExit(value),
+        End::TripleFault => Ending::TripleFault,
+        End::Killed(_) => Ending::Failed,
+        End::Stopped => Ending::Stopped,
+    }
+}
+
+/// Writes the guest's registers to the log.
+fn dump<B: Backend>(log: &mut console::Log, guest: &GuestOn<B>) {
+    let mut dump = DumpLines { log, fresh: true };
+    let _ = bulkhead_core::dump::write(&guest.vcpu, &mut dump);
+    let _ = guest.vcpu.dump(&mut dump);
+    let _ = fmt::Write::write_char(&mut dump, '\n');
+}
+
 fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest: &GuestOn<B>) {
     let mut log = console::Log::open();
-    if !matches!(end, End::PowerOff | End::Reset | End::TestExit(_)) {
-        let mut dump = DumpLines { log: &mut log, fresh: true };
-        let _ = bulkhead_core::dump::write(&guest.vcpu, &mut dump);
-        let _ = guest.vcpu.dump(&mut dump);
-        if matches!(end, End::Killed(bulkhead_core::Reason::Backend(BackendError::Entry { .. }))) {
-            let _ = guest.vcpu.explain_entry_failure(&mut dump);
-        }
-        let _ = fmt::Write::write_char(&mut dump, '\n');
+    if matches!(end, End::Killed(bulkhead_core::Reason::Backend(BackendError::Entry { .. }))) {
+        let _ = guest.vcpu.explain_entry_failure(&mut DumpLines { log: &mut log, fresh: true });
+    }
+    if matches!(end, End::Killed(_) | End::TripleFault) {
+        dump::<B>(&mut log, guest);
     }
     let _ = fmt::Write::write_fmt(&mut log, format_args!("log guest {id} exits:"));
     for (kind, count) in guest.counters.exits() {
@@ -310,7 +349,7 @@ fn start<B: Backend>(
     }
     let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
     let console = GuestConsole::new(id, &config.name);
-    Ok((guest, Local { ram, lazy: config.lazy, console, extended }))
+    Ok((guest, Local { ram, lazy: config.lazy, console, extended, written: 0, read: 0 }))
 }
 
 /// A guest's images on their way from the pack into its compartment.

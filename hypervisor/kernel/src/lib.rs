@@ -16,5 +16,6 @@ mod dispatch;
 pub mod guest;
 mod lives;
 pub mod machine;
+mod operator;
 mod processors;
 pub mod start;

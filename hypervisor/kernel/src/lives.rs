@@ -4,7 +4,11 @@ use crate::dispatch::{kick, sched_cpu, scheduler, task};
 use crate::guest;
 use crate::log;
 use crate::machine::{FRAMES, Facts, ONLINE, State, slot};
+use crate::operator::moment;
 use crate::start::IDLE_SPACE;
+use bulkhead_control::bucket::Rate;
+use bulkhead_control::event::Ring;
+use bulkhead_control::{EventKind, Refusal, Source};
 use bulkhead_core::frames::Owner;
 use bulkhead_hw::compartment::Needs;
 use bulkhead_hw::cpu;
@@ -12,9 +16,17 @@ use bulkhead_sched::{CpuSet, Outcome, Params, Reservation};
 use bulkhead_types::manifest::{CpuTime, Guest};
 use bulkhead_types::{GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
+use spin::{Mutex, Once};
+
+/// Events that a guest may bring about at once; then one a second.
+const EVENTS_AT_ONCE: u32 = 16;
+/// What happened last.
+pub static EVENTS: Once<Mutex<Ring>> = Once::new();
+/// Held by whoever makes or destroys a guest that has ended.
+static LIVES: Mutex<()> = Mutex::new(());
 
 /// Makes a guest's compartment, and lets it run; the guest itself is made in there, at its first turn.
-pub fn create(facts: &Facts, id: GuestId) {
+pub fn create(facts: &Facts, id: GuestId, by: Source) {
     let (Some(slot), Some(frames), Some(guest)) = (slot(id), FRAMES.get(), facts.guest(id)) else { return };
     let images = guest.modules.iter().map(|module| module.image).chain([guest.kernel]);
     let images = images.map(|image| image.bytes.next_multiple_of(PAGE_SIZE)).sum();
@@ -40,6 +52,8 @@ pub fn create(facts: &Facts, id: GuestId) {
         log!("event guest {id} {} ended killed not scheduled: {error}", guest.name);
         return slot.set_state(State::Failed);
     }
+    slot.started.store(now, Ordering::Relaxed);
+    event(facts, id, EventKind::Started(by));
     slot.set_state(State::Ready);
     let which = scheduler.wake(task(id), now);
     drop(scheduler);
@@ -87,9 +101,60 @@ fn destroy(facts: &Facts, id: GuestId) {
 /// Makes a guest anew that has ended, if it is to be.
 pub fn restart(facts: &Facts, id: GuestId) {
     let (Some(slot), Some(guest)) = (slot(id), facts.guest(id)) else { return };
-    if slot.restarts.fetch_add(1, Ordering::Relaxed) < guest.restarts {
+    let _one = LIVES.lock();
+    // An operator may have been faster.
+    if slot.state().goes_on() || slot.state() == State::Absent {
+        return;
+    }
+    if slot.again.swap(false, Ordering::Relaxed) || slot.restarts.fetch_add(1, Ordering::Relaxed) < guest.restarts {
         destroy(facts, id);
-        create(facts, id);
+        create(facts, id, Source::Manifest);
+    }
+}
+
+/// Makes a guest, or makes it anew, that an operator wants.
+///
+/// # Errors
+/// If it was made before that, or there is no room.
+pub fn start(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
+    let slot = slot(id).ok_or(Refusal::NoGuest)?;
+    let _one = LIVES.lock();
+    match slot.state() {
+        State::Absent => {}
+        State::Ended | State::Failed => destroy(facts, id),
+        State::Ready | State::Waiting => return Err(Refusal::Is(bulkhead_control::State::Running)),
+    }
+    create(facts, id, by);
+    if slot.state() == State::Failed { Err(Refusal::NoRoom) } else { Ok(()) }
+}
+
+/// Takes back all that a guest had that has ended.
+///
+/// # Errors
+/// If it has been made anew.
+pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
+    let slot = slot(id).ok_or(Refusal::NoGuest)?;
+    let _one = LIVES.lock();
+    match slot.state() {
+        State::Absent => return Err(Refusal::NoGuest),
+        State::Ended | State::Failed => destroy(facts, id),
+        State::Ready | State::Waiting => return Err(Refusal::Is(bulkhead_control::State::Running)),
+    }
+    event(facts, id, EventKind::Destroyed(by));
+    Ok(())
+}
+
+/// Writes down what happened.
+pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
+    let rate = Rate { burst: EVENTS_AT_ONCE, ticks: facts.tsc.as_hertz() };
+    let name = facts.guest(id).map_or("", |guest| &guest.name);
+    let at = moment(facts, cpu::tsc());
+    let mut events = EVENTS.call_once(|| Mutex::new(Ring::new(rate))).lock();
+    // What a guest can bring about by itself.
+    if matches!(kind, EventKind::Ended(_) | EventKind::Started(Source::Manifest)) {
+        events.push_limited(at, id.number(), name, kind);
+    } else {
+        events.push(at, id.number(), name, kind);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::backend::Virtualization;
 use alloc::vec::Vec;
+use bulkhead_control::Ending;
 use bulkhead_core::barrier::Present;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
@@ -10,7 +11,7 @@ use bulkhead_hw::region::Region;
 use bulkhead_hw::startup::{FirstPage, Shared};
 use bulkhead_types::manifest::{Guest, MAX_GUESTS, Manifest};
 use bulkhead_types::{Frequency, GuestId, Hpa, MAX_CPUS};
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::{Mutex, Once};
 
 /// What a guest's compartment executes, on a processor with this extension.
@@ -163,6 +164,35 @@ pub struct Slot {
     pub cpu: AtomicUsize,
     /// Times that it was made anew.
     pub restarts: AtomicU16,
+    order: AtomicU8,
+    /// An operator keeps it off all processors.
+    pub paused: AtomicBool,
+    /// It is to be made anew when it has ended.
+    pub again: AtomicBool,
+    /// Count of the time-stamp counter when it was made.
+    pub started: AtomicU64,
+    /// Exits, up to its last turn's end.
+    pub exits: AtomicU64,
+    /// Bytes that it wrote to its console.
+    pub written: AtomicU64,
+    /// Bytes that it read from there.
+    pub read: AtomicU64,
+    /// How it ended, when it has.
+    pub ending: Mutex<Ending>,
+}
+
+/// What an operator wants of a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Order {
+    /// Nothing.
+    None = 0,
+    /// It is to end.
+    Kill = 1,
+    /// It is to end, and to be made anew.
+    Reset = 2,
+    /// Its registers are to be written to the log.
+    Dump = 3,
 }
 
 impl Slot {
@@ -175,7 +205,30 @@ impl Slot {
             wake: AtomicU64::new(0),
             cpu: AtomicUsize::new(0),
             restarts: AtomicU16::new(0),
+            order: AtomicU8::new(Order::None as u8),
+            paused: AtomicBool::new(false),
+            again: AtomicBool::new(false),
+            started: AtomicU64::new(0),
+            exits: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            ending: Mutex::new(Ending::Failed),
         }
+    }
+
+    /// What an operator wants of it, and it has not done.
+    pub fn order(&self) -> Order {
+        match self.order.load(Ordering::Acquire) {
+            1 => Order::Kill,
+            2 => Order::Reset,
+            3 => Order::Dump,
+            _ => Order::None,
+        }
+    }
+
+    /// Gives it an order, in place of an earlier one.
+    pub fn give(&self, order: Order) {
+        self.order.store(order as u8, Ordering::Release);
     }
 
     /// Whether it can run.

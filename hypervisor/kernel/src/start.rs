@@ -2,7 +2,7 @@
 
 use crate::backend::Virtualization;
 use crate::machine::{CPUS, FACTS, FRAMES, Facts, Program, this_cpu};
-use crate::{backtrace, console, dispatch, log};
+use crate::{backtrace, console, dispatch, log, operator};
 use alloc::vec::Vec;
 use bulkhead_boot::{BootInfo, Physical, Processors, Region};
 use bulkhead_core::frames::{FrameTable, Owner, Part};
@@ -54,8 +54,10 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
         Ok(capabilities) => capabilities,
         Err(missing) => refuse(missing),
     };
-    let (pack, header, manifest) = read_pack(&identity, boot);
+    let (pack, header, mut manifest) = read_pack(&identity, boot);
     console::set_mode(manifest.console);
+    // The key goes to the idle compartment alone.
+    *operator::KEY.lock() = manifest.control.take();
     let Some(tsc) = calibrate::tsc_frequency() else {
         refuse(
             "neither CPUID leaf 0x15 nor a PIT tells how fast the time-stamp counter is: this machine is not supported",

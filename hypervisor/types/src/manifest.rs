@@ -86,6 +86,8 @@ pub struct Manifest {
     pub zones: Vec<Zone>,
     /// Guests; the first has number 1.
     pub guests: Vec<Guest>,
+    /// What the peer of the control line has to know; without it there is no control line.
+    pub control: Option<[u8; 32]>,
 }
 
 /// How the guests' consoles share the hypervisor's serial line.

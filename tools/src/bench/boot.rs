@@ -47,7 +47,7 @@ fn native(workspace: &Workspace, kind: Kind) -> Outcome<Running> {
     let folder = RunFolder::new(workspace)?;
     let plan: disk::Plan<'_> = boot_params::plan(&kernel, &initrd, INITRD_AT, CMDLINE.as_bytes())?;
     let medium = write_disk(&loader(workspace)?, &plan, &folder)?;
-    emulator::start(kind, &Spec { medium, memory: MEMORY, cpu: None, cpus: 1, counted: false }, folder)
+    emulator::start(kind, &Spec { medium, memory: MEMORY, cpu: None, cpus: 1, counted: false, control: None }, folder)
 }
 
 fn guest(workspace: &Workspace, kind: Kind) -> Outcome<Running> {

@@ -3,7 +3,7 @@
 //! Debian's build has the debugger on, so it is told to continue by a command file. It needs no display with `rfb` and
 //! no waiting for a viewer. Its serial port connects to a socket of ours.
 
-use super::{Medium, RunFolder, Spec};
+use super::{Medium, Ports, RunFolder, Spec};
 use crate::disk::{HEADS, TRACK};
 use crate::failure::{Failure, Outcome};
 use crate::files;
@@ -17,17 +17,17 @@ const IPS: u32 = 10_000_000;
 const SHARE: &str = "/usr/share/bochs";
 
 /// The command that starts the machine.
-pub fn command(spec: &Spec, folder: &RunFolder, serial_port: u16) -> Outcome<Command> {
+pub fn command(spec: &Spec, folder: &RunFolder, ports: &Ports) -> Outcome<Command> {
     let config = folder.file("bochsrc");
     let commands = folder.file("commands");
-    files::write(&config, configuration(spec, serial_port)?.as_bytes())?;
+    files::write(&config, configuration(spec, ports)?.as_bytes())?;
     files::write(&commands, b"c\n")?;
     let mut command = Command::new("bochs");
     command.arg("-q").arg("-f").arg(config).arg("-rc").arg(commands);
     Ok(command)
 }
 
-fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
+fn configuration(spec: &Spec, ports: &Ports) -> Outcome<String> {
     let cpu = spec.cpu.as_deref().unwrap_or(CPU);
     let (memory, cpus) = (spec.memory, spec.cpus);
     // Bochs takes no more of the host; beyond that it keeps guest memory in a file.
@@ -46,6 +46,9 @@ fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
         }
         Medium::Kernel { .. } => return Err(Failure::failed("Bochs boots from a disk only")),
     };
+    let serial = ports.serial;
+    let control = ports.control.map(|port| format!("com2: enabled=1, mode=socket-client, dev=127.0.0.1:{port}\n"));
+    let control = control.unwrap_or_default();
     Ok(format!(
         "display_library: rfb, options=\"timeout=0\"\n\
          romimage: file={SHARE}/BIOS-bochs-latest\n\
@@ -55,7 +58,8 @@ fn configuration(spec: &Spec, serial_port: u16) -> Outcome<String> {
          memory: guest={memory}, host={host}\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          {boot}\
-         com1: enabled=1, mode=socket-client, dev=127.0.0.1:{serial_port}\n\
+         com1: enabled=1, mode=socket-client, dev=127.0.0.1:{serial}\n\
+         {control}\
          speaker: enabled=0\n\
          sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy\n\
          mouse: enabled=0\n\

@@ -1,14 +1,17 @@
 //! The machines that Bulkhead boots on: Bochs, QEMU, and KVM through QEMU.
 
 mod bochs;
+mod control;
 mod monitor;
 mod place;
 mod qemu;
 
+pub use control::key_file;
 pub use place::{Kind, On, Place, choose, nested_kvm};
 
 use crate::failure::{Failure, Outcome};
 use crate::workspace::Workspace;
+use control::Control;
 use monitor::Monitor;
 use std::fs;
 use std::io::ErrorKind;
@@ -57,6 +60,8 @@ pub struct Spec {
     pub cpus: u16,
     /// Whether its time is the count of its instructions, as Bochs's always is; KVM's can not be.
     pub counted: bool,
+    /// Where to offer the control line, and its key.
+    pub control: Option<(PathBuf, [u8; 32])>,
 }
 
 /// A folder for one run's files, removed with it.
@@ -102,6 +107,7 @@ pub struct Running {
     pub serial: TcpStream,
     /// QEMU's monitor.
     monitor: Option<Monitor>,
+    _control: Option<Control>,
     log: PathBuf,
     _folder: RunFolder,
 }
@@ -149,9 +155,12 @@ impl Drop for Running {
 pub fn start(kind: Kind, spec: &Spec, folder: RunFolder) -> Outcome<Running> {
     let (listener, port) = listen()?;
     let (monitor_listener, monitor_port) = listen()?;
+    let control_listener = spec.control.as_ref().map(|_| listen()).transpose()?;
+    let ports =
+        Ports { serial: port, control: control_listener.as_ref().map(|(_, port)| *port), monitor: monitor_port };
     let command = match kind {
-        Kind::Bochs => bochs::command(spec, &folder, port)?,
-        Kind::Qemu | Kind::Kvm => qemu::command(kind, spec, port, monitor_port)?,
+        Kind::Bochs => bochs::command(spec, &folder, &ports)?,
+        Kind::Qemu | Kind::Kvm => qemu::command(kind, spec, &ports)?,
     };
     let log = folder.file("emulator.log");
     let mut child = spawn(command, &log)?;
@@ -162,7 +171,16 @@ pub fn start(kind: Kind, spec: &Spec, folder: RunFolder) -> Outcome<Running> {
                 Kind::Bochs => None,
                 Kind::Qemu | Kind::Kvm => accept(&monitor_listener, &mut child).map(Monitor::new),
             };
-            Ok(Running { child, serial, monitor, log, _folder: folder })
+            let control = match (&spec.control, &control_listener) {
+                (Some((path, key)), Some((listener, _))) => {
+                    accept(listener, &mut child).map(|line| Control::offer(path, key, line))
+                }
+                _ => None,
+            };
+            // From here on the child ends with what is returned, or dropped.
+            let mut running = Running { child, serial, monitor, _control: None, log, _folder: folder };
+            running._control = control.transpose()?;
+            Ok(running)
         }
         None => {
             let _ = child.kill();
@@ -174,6 +192,14 @@ pub fn start(kind: Kind, spec: &Spec, folder: RunFolder) -> Outcome<Running> {
             Err(Failure::machine(message).hint("./hv doctor says what this machine lacks"))
         }
     }
+}
+
+/// Ports of ours that the emulator connects its lines to.
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    serial: u16,
+    control: Option<u16>,
+    monitor: u16,
 }
 
 /// A port of ours that the emulator connects to.

@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 use std::fmt;
 use std::fs;
+use std::path::PathBuf;
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -55,12 +56,14 @@ pub struct Place {
     pub cpus: u16,
     /// Whether its time is the count of its instructions, as Bochs's always is; KVM's can not be.
     pub counted: bool,
+    /// Where to offer the control line, and its key.
+    pub control: Option<(PathBuf, [u8; 32])>,
 }
 
 impl Place {
     /// The usual one of this kind: a BIOS, the default model, one processor.
     pub const fn of(kind: Kind) -> Self {
-        Self { kind, uefi: false, cpu: None, cpus: 1, counted: false }
+        Self { kind, uefi: false, cpu: None, cpus: 1, counted: false, control: None }
     }
 }
 

@@ -1,13 +1,13 @@
 //! QEMU: SVM in software, or this machine's CPU through KVM.
 
-use super::{Kind, Medium, Spec};
+use super::{Kind, Medium, Ports, Spec};
 use crate::failure::Outcome;
 use std::process::Command;
 
 const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// The command that starts the machine.
-pub fn command(kind: Kind, spec: &Spec, serial_port: u16, monitor_port: u16) -> Outcome<Command> {
+pub fn command(kind: Kind, spec: &Spec, ports: &Ports) -> Outcome<Command> {
     let mut command = Command::new("qemu-system-x86_64");
     let (accelerator, cpu) = match kind {
         Kind::Kvm => ("kvm", "host"),
@@ -20,9 +20,13 @@ pub fn command(kind: Kind, spec: &Spec, serial_port: u16, monitor_port: u16) -> 
     }
     command.arg("-m").arg(spec.memory.to_string()).arg("-smp").arg(spec.cpus.to_string());
     command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "chardev:serial"]);
-    command.arg("-chardev").arg(format!("socket,id=serial,host=127.0.0.1,port={serial_port}"));
-    command.arg("-chardev").arg(format!("socket,id=monitor,host=127.0.0.1,port={monitor_port}"));
+    command.arg("-chardev").arg(format!("socket,id=serial,host=127.0.0.1,port={}", ports.serial));
+    command.arg("-chardev").arg(format!("socket,id=monitor,host=127.0.0.1,port={}", ports.monitor));
     command.args(["-mon", "chardev=monitor,mode=control"]);
+    if let Some(port) = ports.control {
+        command.args(["-serial", "chardev:control"]);
+        command.arg("-chardev").arg(format!("socket,id=control,host=127.0.0.1,port={port}"));
+    }
     match &spec.medium {
         Medium::Disk { path, .. } => {
             command.arg("-drive").arg(format!("file={},format=raw,if=ide,snapshot=on", path.display()));

@@ -5,6 +5,7 @@ use super::near::nearest;
 use super::time::{parse_percent, parse_time};
 use super::toml_file::{self, Barrier, File, Load};
 use super::{Guest, ImageRef, Machine, Module, parse_size};
+use bulkhead_control::mac;
 use bulkhead_types::Barriers;
 use bulkhead_types::manifest::{
     ConsoleMode, CpuTime, LoadAs, MAX_CAP, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MAX_MODULES, MAX_SHARE, MAX_TIME,
@@ -18,8 +19,23 @@ pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
 /// Checks `file`, whose image files are relative to `folder`.
 pub fn check(file: File, folder: &Path) -> Result<Machine, Diagnostic> {
-    let mut machine =
-        Machine { console: ConsoleMode::Framed, audit: file.audit, zones: Vec::new(), guests: Vec::new() };
+    let mut machine = Machine {
+        console: ConsoleMode::Framed,
+        audit: file.audit,
+        zones: Vec::new(),
+        guests: Vec::new(),
+        control: None,
+    };
+    if let Some(control) = &file.control {
+        let wrong = || {
+            Diagnostic::new(
+                control.key.span(),
+                "this is no key",
+                "write 64 hexadecimal digits (`openssl rand -hex 32`)",
+            )
+        };
+        machine.control = Some(mac::key(control.key.get_ref()).ok_or_else(wrong)?);
+    }
     for zone in &file.zones {
         check_name(&zone.name, "zone")?;
         if machine.zones.iter().any(|other| other.name == *zone.name.get_ref()) {

@@ -28,6 +28,8 @@ pub struct Machine {
     pub zones: Vec<Zone>,
     /// Guests, in order.
     pub guests: Vec<Guest>,
+    /// The key of the control line, if there is to be one.
+    pub control: Option<[u8; 32]>,
 }
 
 /// One guest.
@@ -144,6 +146,7 @@ mod tests {
         let machine = read(
             r#"
             audit = false
+            control = { key = "aBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaBaB" }
             [[zone]]
             name = "red"
             barriers = ["verw", "ibpb"]
@@ -174,6 +177,7 @@ mod tests {
         assert_eq!(a.modules.iter().map(|m| m.cmdline.as_str()).collect::<Vec<_>>(), ["", "x y"]);
         assert_eq!((a.memory, a.load), (256 << 20, LoadAs::Flat { at: 0x7C00 }));
         assert!(a.lazy && a.test_exit && a.test_device && !machine.audit);
+        assert_eq!(machine.control, Some([0xAB; 32]));
         assert_eq!((b.zone, &b.kernel), (1, &ImageRef::Suite("hello".into())));
         assert!(!b.lazy && !b.test_exit);
     }
@@ -202,6 +206,7 @@ mod tests {
                 "at most the period",
             ),
             (format!("{guest}cpus = [0, 0]\n"), "dir/m.toml:4:8: ", "each once"),
+            (format!("control = {{ key = \"abc\" }}\n{guest}"), "dir/m.toml:1:19: ", "64"),
             ("[[guest]]\nname = \"a b\"\nkernel = \"k\"\n".to_owned(), "dir/m.toml:2:8: ", "letters"),
             ("[[guest]]\nname = \"a\"\nkernel = \"@debain\"\n".to_owned(), "dir/m.toml:3:10: ", "@debian"),
             ("[[guest]]\nname = \"a\"\n".to_owned(), "dir/m.toml:1:1: ", "kernel"),

@@ -18,6 +18,16 @@ pub struct File {
     /// Whether the audit runs after each guest's end.
     #[serde(default = "yes")]
     pub audit: bool,
+    /// The control line; without one there is none.
+    pub control: Option<Control>,
+}
+
+/// The control line as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Control {
+    /// What its peer has to know: 64 hexadecimal digits.
+    pub key: Spanned<String>,
 }
 
 /// A zone as it is written.

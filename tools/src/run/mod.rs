@@ -12,7 +12,7 @@ use crate::machine::Builder;
 use crate::manifest::{self, Guest, ImageRef, Machine, Module};
 use crate::session::{Finish, Report, Session};
 use crate::workspace::Workspace;
-use crate::{style, symbols, terminal};
+use crate::{ctl, style, symbols, terminal};
 use bulkhead_types::Barriers;
 use bulkhead_types::manifest::{ConsoleMode, CpuTime, LoadAs, Zone};
 use clap::Args;
@@ -40,6 +40,9 @@ pub struct RunArgs {
     /// Write the console of this guest (or of `all`) to standard output, byte for byte.
     #[arg(long, value_name = "NAME|all")]
     pub console: Option<String>,
+    /// Offer the control line here, for `hv ctl` (build/control if no path is given), and its key beside it in PATH.key.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
+    pub control: Option<Option<PathBuf>>,
     /// Take no input; standard output is the guest's console, byte for byte.
     #[arg(long)]
     pub no_input: bool,
@@ -103,10 +106,11 @@ fn parse_address(text: &str) -> Result<u64, String> {
 /// Runs the machine that `args` describe; the exit status.
 pub fn run(args: &RunArgs) -> Outcome<u8> {
     let workspace = Workspace::find()?;
-    let machine = machine(&workspace, args)?;
+    let mut machine = machine(&workspace, args)?;
     let console = console_of(&machine, args)?;
     let kind = emulator::choose(args.on)?;
     let place = Place { uefi: args.uefi, cpu: args.cpu.clone(), cpus: args.cpus.max(1), ..Place::of(kind) };
+    let place = Place { control: control(&workspace, args, &mut machine)?, ..place };
     if args.dump.is_some() && place.kind == Kind::Bochs {
         return Err(Failure::usage("Bochs can not write its memory").hint("use --on qemu for a --dump"));
     }
@@ -141,6 +145,21 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
         return Err(failure);
     }
     Ok(report.status())
+}
+
+/// Where the control line is to be, and its key: the manifest's, or a new one that the machine gets.
+fn control(workspace: &Workspace, args: &RunArgs, machine: &mut Machine) -> Outcome<Option<(PathBuf, [u8; 32])>> {
+    let Some(path) = &args.control else { return Ok(None) };
+    let path = match path {
+        Some(path) => path.clone(),
+        None => ctl::default_line(workspace)?,
+    };
+    let key = match machine.control {
+        Some(key) => key,
+        None => ctl::random()?,
+    };
+    machine.control = Some(key);
+    Ok(Some((path, key)))
 }
 
 /// The machine that `args` describe.
@@ -196,7 +215,7 @@ pub fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
         test_device: args.test_device,
     };
     let zone = Zone { name: "guest".to_owned(), barriers: Barriers::ALL };
-    Ok(Machine { console: ConsoleMode::Framed, audit: true, zones: vec![zone], guests: vec![guest] })
+    Ok(Machine { console: ConsoleMode::Framed, audit: true, zones: vec![zone], guests: vec![guest], control: None })
 }
 
 /// Number of the guest whose console goes to standard output; all of them if `None`.

@@ -73,7 +73,7 @@ impl Boot {
         let kind = if self.0 == Firmware::Bochs { Kind::Bochs } else { Kind::Qemu };
         let medium = Medium::Iso { path: iso.to_owned(), uefi: self.0 == Firmware::Ovmf };
         let cpu = (self.1 == Comes::Preflight).then(|| "max,-svm".to_owned());
-        emulator::start(kind, &Spec { medium, memory: MEMORY, cpu, cpus: 1, counted: false }, folder)
+        emulator::start(kind, &Spec { medium, memory: MEMORY, cpu, cpus: 1, counted: false, control: None }, folder)
     }
 }
 

@@ -97,6 +97,7 @@ pub fn packed(data: &[u8]) {
             audit: feed.flag(),
             zones: (0..feed.u8() & 3).map(|_| zone(&mut feed)).collect(),
             guests: (0..feed.u8() & 3).map(|_| guest(&mut feed)).collect(),
+            control: feed.flag().then_some([7; 32]),
         };
         let pack_bytes = if feed.flag() { feed.magnitude() } else { 8 * PAGE_SIZE };
         let bytes = pack(&manifest, pack_bytes);
@@ -154,6 +155,7 @@ fn as_packed(machine: &crate::hv::manifest::Machine) -> Manifest {
         audit: machine.audit,
         zones: machine.zones.clone(),
         guests: machine.guests.iter().map(guest).collect(),
+        control: machine.control,
     }
 }
 

@@ -1,0 +1,303 @@
+//! The operator's two ways to the machine: the monitor on the console, and the control line on COM2.
+//!
+//! Both live on the first processor's stack in the idle compartment, with the line's key, so that no guest's compartment
+//! can name them. What an operator asks of a guest that runs is an order in its slot, which the guest's own compartment
+//! obeys at its next turn.
+
+use crate::lives::{self, EVENTS};
+use crate::machine::{FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
+use crate::{audit, console, dispatch};
+use bulkhead_control::line::{Line, Step};
+use bulkhead_control::monitor::{ESCAPE, Monitor};
+use bulkhead_control::{
+    Action, EventKind, Guest, Machine, Memory, Moment, Name, Operation, PAGE, Page, Refusal, Response, Source, Stats,
+    Usage, mac::Key,
+};
+use bulkhead_core::frames::{FrameTable, Owner};
+use bulkhead_hw::cpu;
+use bulkhead_hw::serial::Serial;
+use bulkhead_types::{Frame, GuestId, PAGE_SIZE};
+use core::sync::atomic::Ordering;
+use spin::Mutex;
+
+/// The key on its way from start-up.
+pub static KEY: Mutex<Option<Key>> = Mutex::new(None);
+
+/// Longest that one look at the line takes, in parts of a second: a frame of the longest kind comes whole.
+const LOOK: u64 = 20;
+/// So long without a byte is the end of what comes, in parts of a second.
+const PAUSE: u64 = 2000;
+
+/// The monitor's way to the terminal. The line is taken for each piece, since what is done in between may log.
+struct Screen;
+
+impl core::fmt::Write for Screen {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        console::Log::open().write_raw(text);
+        Ok(())
+    }
+}
+
+/// The operator's end on the first processor.
+pub struct Operator {
+    line: Option<(Line, Serial)>,
+    monitor: Monitor,
+}
+
+impl Operator {
+    /// The monitor, and the control line if there is a key for it.
+    pub fn new(facts: &Facts) -> Self {
+        // What was seeded with this time is seeded so once.
+        let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
+        let line = KEY.lock().take().map(|key| (Line::new(key, seed), Serial::second()));
+        Self { line, monitor: Monitor::new(None) }
+    }
+
+    /// Whether somebody can start guests that have ended.
+    pub const fn has_line(&self) -> bool {
+        self.line.is_some()
+    }
+
+    /// Takes what has come from the console for the monitor, and from the line.
+    pub fn look(&mut self, facts: &Facts) {
+        let mut host = Host(facts);
+        if let Some(guest) = console::escaped() {
+            self.monitor.set_focus(Some(guest));
+            self.monitor.key(ESCAPE, &mut host, &mut Screen);
+        }
+        while let Some(byte) = console::monitor_input() {
+            let literal = self.monitor.key(byte, &mut host, &mut Screen).is_some();
+            if let Some(guest) = self.monitor.focus() {
+                // What is typed from now on is taken in the guest's own compartment.
+                console::focus(guest, literal);
+                self.monitor.set_focus(None);
+            }
+        }
+        let Some((line, serial)) = &mut self.line else { return };
+        let hertz = facts.tsc.as_hertz();
+        let mut now = cpu::tsc();
+        let end = now.saturating_add(hertz / LOOK);
+        let mut quiet = now;
+        while now < end && now < quiet.saturating_add(hertz / PAUSE) {
+            now = cpu::tsc();
+            let Some(byte) = serial.receive() else {
+                if quiet == now {
+                    return;
+                }
+                continue;
+            };
+            quiet = now.saturating_add(hertz / PAUSE);
+            match line.receive(byte) {
+                Step::Nothing => {}
+                Step::Send(bytes) => bytes.iter().for_each(|byte| serial.send(*byte)),
+                Step::Welcome(bytes) => {
+                    bytes.iter().for_each(|byte| serial.send(*byte));
+                    lives::event(facts, GuestId::IDLE, EventKind::Session);
+                }
+                Step::Request(operation) => {
+                    let response = host.perform(&operation, Source::Line);
+                    line.respond(&response).iter().for_each(|byte| serial.send(*byte));
+                }
+            }
+        }
+        if let Some(refused) = line.report(now, hertz) {
+            lives::event(facts, GuestId::IDLE, EventKind::Refused(refused));
+        }
+    }
+}
+
+/// The machine, as operations see it.
+struct Host<'a>(&'a Facts);
+
+impl Host<'_> {
+    fn find(&self, text: &str) -> Result<(GuestId, &'static Slot), Refusal> {
+        let named = |id: &GuestId| self.0.guest(*id).is_some_and(|guest| guest.name == text);
+        let number = text.parse().ok().map(GuestId::new);
+        let id = self.0.guests().find(named).or(number.filter(|id| self.0.guest(*id).is_some()));
+        id.and_then(|id| slot(id).map(|slot| (id, slot))).ok_or(Refusal::NoGuest)
+    }
+
+    fn act(&self, text: &str, action: Action, by: Source) -> Result<bool, Refusal> {
+        let facts = self.0;
+        let (id, slot) = self.find(text)?;
+        let state = shown(slot);
+        let event = |kind| lives::event(facts, id, kind);
+        match (action, slot.state().goes_on()) {
+            (Action::Start, true) if state == bulkhead_control::State::Running => return Ok(false),
+            (Action::Start, false) => lives::start(facts, id, by)?,
+            (Action::Kill | Action::Stop, false) => return Ok(false),
+            (Action::Kill, true) => self.order(id, slot, Order::Kill),
+            (Action::Reset, true) => self.order(id, slot, Order::Reset),
+            (Action::Pause, true) if slot.paused.swap(true, Ordering::Relaxed) => return Ok(false),
+            (Action::Pause, true) => {
+                dispatch::hold(facts, id, true);
+                event(EventKind::Paused(by));
+            }
+            (Action::Resume, true) if !slot.paused.swap(false, Ordering::Relaxed) => return Ok(false),
+            (Action::Resume, true) => {
+                dispatch::hold(facts, id, false);
+                event(EventKind::Resumed(by));
+            }
+            (Action::Destroy, false) => lives::forget(facts, id, by)?,
+            (Action::Dump, true) => self.order(id, slot, Order::Dump),
+            (Action::Stop | Action::Nmi | Action::Trace(_), _) => return Err(Refusal::Unsupported),
+            _ => return Err(Refusal::Is(state)),
+        }
+        Ok(true)
+    }
+
+    /// Gives a guest an order, and the turn in which it obeys.
+    fn order(&self, id: GuestId, slot: &Slot, order: Order) {
+        slot.give(order);
+        if slot.paused.swap(false, Ordering::Relaxed) {
+            dispatch::hold(self.0, id, false);
+        }
+        dispatch::wake_one(self.0, id, slot);
+        dispatch::kick(Some(dispatch::sched_cpu(slot.cpu.load(Ordering::Relaxed))));
+    }
+
+    fn page<T>(&self, from: u16, item: impl Fn(GuestId, &Slot, &bulkhead_types::manifest::Guest) -> T) -> Page<T> {
+        let there = |id: &GuestId| slot(*id).is_some_and(|slot| slot.state() != State::Absent);
+        let mut rest = self.0.guests().filter(|id| id.number() >= from).filter(there);
+        let make = |id: GuestId| Some(item(id, slot(id)?, self.0.guest(id)?));
+        let items = rest.by_ref().take(PAGE).filter_map(make).collect();
+        Page { items, next: rest.next().map(GuestId::number) }
+    }
+
+    fn guest(&self, id: GuestId, slot: &Slot, guest: &bulkhead_types::manifest::Guest) -> Guest {
+        let zone = self.0.manifest.zones.get(usize::from(guest.zone)).map_or("", |zone| &zone.name);
+        let started = slot.started.load(Ordering::Relaxed);
+        Guest {
+            id: id.number(),
+            name: name(&guest.name),
+            zone: name(zone),
+            state: shown(slot),
+            vcpus: guest.vcpus,
+            memory: guest.memory,
+            origin: None,
+            creator: Source::Manifest,
+            started: (started != 0).then(|| moment(self.0, started)),
+            lease: None,
+        }
+    }
+
+    fn stats(&self, from: u16) -> Stats {
+        let now = cpu::tsc();
+        let tsc = self.0.tsc;
+        let guests = self.page(from, |id, slot, guest| {
+            let usage = dispatch::scheduler(tsc).usage(dispatch::task(id), now).unwrap_or_default();
+            let [exits, written, read] = [&slot.exits, &slot.written, &slot.read].map(|c| c.load(Ordering::Relaxed));
+            let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
+            let (id, name, memory) = (id.number(), name(&guest.name), guest.memory);
+            Usage { id, name, used, stolen, waiting, exits, memory, written, read }
+        });
+        let mut stats = Stats { at: moment(self.0, now), total: 0, idle: 0, guests };
+        for number in 0..ONLINE.load(Ordering::Relaxed) {
+            let usage = dispatch::scheduler(tsc).cpu_usage(dispatch::sched_cpu(number), now).unwrap_or_default();
+            stats.idle = stats.idle.saturating_add(usage.idle);
+            stats.total = stats.total.saturating_add(usage.ran).saturating_add(usage.idle);
+        }
+        stats
+    }
+}
+
+fn done(result: Result<bool, Refusal>) -> Response<'static> {
+    match result {
+        Ok(true) => Response::Done,
+        Ok(false) => Response::Unchanged,
+        Err(refusal) => Response::Refused(refusal),
+    }
+}
+
+impl Machine for Host<'_> {
+    fn perform(&mut self, operation: &Operation<'_>, by: Source) -> Response<'_> {
+        match *operation {
+            Operation::Version => Response::Version {
+                version: env!("CARGO_PKG_VERSION"),
+                backend: self.0.capabilities.name(),
+                cpus: u16::try_from(ONLINE.load(Ordering::Relaxed)).unwrap_or(u16::MAX),
+                hertz: self.0.tsc.as_hertz(),
+            },
+            Operation::List(from) => Response::Guests(self.page(from, |id, slot, guest| self.guest(id, slot, guest))),
+            Operation::Act { guest, action } => done(self.act(guest, action, by)),
+            Operation::Stats(from) => Response::Stats(self.stats(from)),
+            Operation::Events(from) => {
+                Response::Events(EVENTS.get().map_or_else(Default::default, |events| events.lock().read(from)))
+            }
+            Operation::Memory(from) => Response::Memory(memory(from)),
+            Operation::Audit => {
+                dispatch::audit(self.0);
+                let [tables, frames, violations] = audit::sums();
+                Response::Audit { tables, frames, violations }
+            }
+            // Guests come with the manifest, and their consoles are on COM1; exits are told when a guest ends.
+            Operation::Create { .. }
+            | Operation::Chunk { .. }
+            | Operation::Commit
+            | Operation::Exits(_)
+            | Operation::Read { .. }
+            | Operation::Write { .. } => Response::Refused(Refusal::Unsupported),
+        }
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::try_from(text).unwrap_or_default()
+}
+
+/// The moment at this count of the time-stamp counter.
+pub fn moment(facts: &Facts, ticks: u64) -> Moment {
+    let hertz = facts.tsc.as_hertz();
+    let ms = facts.tsc.convert(ticks, bulkhead_types::Frequency::hertz(1000));
+    debug_assert!(hertz != 0);
+    Moment { ticks, unix_ms: facts.epoch.saturating_mul(1000).saturating_add(ms) }
+}
+
+fn shown(slot: &Slot) -> bulkhead_control::State {
+    match slot.state() {
+        State::Ready | State::Waiting if matches!(slot.order(), Order::Kill) => bulkhead_control::State::Stopping,
+        State::Ready | State::Waiting if slot.paused.load(Ordering::Relaxed) => bulkhead_control::State::Paused,
+        State::Ready | State::Waiting => bulkhead_control::State::Running,
+        State::Failed => bulkhead_control::State::Failed,
+        State::Absent | State::Ended => bulkhead_control::State::Stopped,
+    }
+}
+
+/// Ranges of frames with one owner, from the one with this number on.
+fn memory(from: u16) -> Page<Memory> {
+    let mut page = Page::default();
+    let Some(frames) = FRAMES.get() else { return page };
+    let frames = frames.lock();
+    let mut number = 0_u16;
+    let mut start = 0;
+    while start < frames.len() {
+        let (owner, end) = run(&frames, start);
+        if owner != Owner::Absent {
+            if number >= from {
+                let mut text = heapless::String::new();
+                // What does not fit is cut.
+                let _ = core::fmt::Write::write_fmt(&mut text, format_args!("{owner}"));
+                let range = Memory { start: start * PAGE_SIZE, bytes: (end - start) * PAGE_SIZE, owner: text };
+                if page.items.push(range).is_err() {
+                    page.next = Some(number);
+                    return page;
+                }
+            }
+            number = number.saturating_add(1);
+        }
+        start = end;
+    }
+    page
+}
+
+/// The owner of frame `start`, and the first frame behind it with another one.
+fn run(frames: &FrameTable<'_>, start: u64) -> (Owner, u64) {
+    let owner = frames.owner(Frame::new(start));
+    let end = (start + 1..frames.len()).find(|frame| frames.owner(Frame::new(*frame)) != owner);
+    (owner, end.unwrap_or_else(|| frames.len()))
+}
+
+/// Whether no guest is left that goes on.
+pub fn all_ended() -> bool {
+    !SLOTS.iter().any(|slot| slot.state().goes_on())
+}

@@ -1,0 +1,305 @@
+//! The client's end of the control line.
+//!
+//! The protocol is described where the hypervisor's end is (`bulkhead_control::line`). A frame that is not answered is sent
+//! again; a line that was dropped is opened again, with a new session, and what was asked is asked again where that does
+//! no harm.
+
+use crate::failure::{Failure, Outcome};
+use bulkhead_control::frame::{Decoder, MOST, Received};
+use bulkhead_control::line::{Kind, Nonce, Purpose, VERSION, derive, open, plain, seal, versioned};
+use bulkhead_control::mac::Key;
+use bulkhead_control::{Action, Operation, Response};
+use rustix::termios::{OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long one read waits.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For an answer, before the frame is sent again.
+    pub answer: Duration,
+    /// For the machine, before the command gives up.
+    pub all: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { answer: Duration::from_secs(1), all: Duration::from_secs(15) }
+    }
+}
+
+/// What carries the bytes.
+enum Stream {
+    Socket(UnixStream),
+    /// A terminal's or serial port's device.
+    Device(File),
+}
+
+/// What a read came to.
+enum Got<'a> {
+    Frame(&'a [u8]),
+    Nothing,
+    Dropped,
+}
+
+struct Session {
+    key: Key,
+    number: u32,
+}
+
+/// The line.
+pub struct Link {
+    path: PathBuf,
+    key: Key,
+    patience: Patience,
+    stream: Option<Stream>,
+    session: Option<Session>,
+    decoder: Decoder,
+    /// What has come and was not looked at.
+    pending: Vec<u8>,
+    /// The last frame.
+    frame: Vec<u8>,
+}
+
+/// An answer.
+pub struct Reply(Vec<u8>);
+
+impl Reply {
+    /// What it says.
+    pub fn response(&self) -> Outcome<Response<'_>> {
+        postcard::from_bytes(&self.0).map_err(|_| {
+            Failure::failed("the hypervisor's answer is of another kind").hint("use the `hv` that it came with")
+        })
+    }
+}
+
+/// Whether an operation that was perhaps done can be asked for again.
+fn is_repeatable(operation: &Operation<'_>) -> bool {
+    !matches!(
+        operation,
+        Operation::Commit
+            | Operation::Write { .. }
+            | Operation::Act { action: Action::Reset | Action::Destroy | Action::Nmi, .. }
+    )
+}
+
+impl Link {
+    /// A line at `path`, opened when it is needed.
+    pub fn new(path: &Path, key: Key, patience: Patience) -> Self {
+        Self {
+            path: path.to_owned(),
+            key,
+            patience,
+            stream: None,
+            session: None,
+            decoder: Decoder::new(),
+            pending: Vec::new(),
+            frame: Vec::new(),
+        }
+    }
+
+    /// Has `operation` carried out.
+    pub fn call(&mut self, operation: &Operation<'_>) -> Outcome<Reply> {
+        let deadline = Instant::now() + self.patience.all;
+        loop {
+            self.connect(deadline)?;
+            if let Some(reply) = self.ask(operation, deadline)? {
+                return Ok(reply);
+            }
+            self.drop_line();
+            if !is_repeatable(operation) {
+                return Err(Failure::failed("the line dropped before the answer: it may be done or not")
+                    .hint("`hv ctl list` and `hv ctl events` tell"));
+            }
+        }
+    }
+
+    fn drop_line(&mut self) {
+        self.stream = None;
+        self.session = None;
+        self.decoder = Decoder::new();
+        self.pending.clear();
+    }
+
+    /// Sends the request until it is answered; nothing if the line dropped, or the machine has forgotten the session.
+    fn ask(&mut self, operation: &Operation<'_>, deadline: Instant) -> Outcome<Option<Reply>> {
+        let Some(session) = &mut self.session else { return Ok(None) };
+        let (key, number) = (session.key, session.number);
+        session.number += 1;
+        let mut payload = vec![0; MOST];
+        let payload = postcard::to_slice(operation, &mut payload).ok();
+        let frame = payload.and_then(|payload| seal(&key, Kind::Request, number, payload));
+        let frame = frame.ok_or_else(|| Failure::usage("this is too long for the line").hint("use a shorter name"))?;
+        for _ in 0..5 {
+            if !self.send(&frame) {
+                return Ok(None);
+            }
+            let until = deadline.min(Instant::now() + self.patience.answer);
+            while Instant::now() < until {
+                match self.receive(until) {
+                    Got::Frame(frame) => {
+                        if let Some((of, payload)) = open(&key, Kind::Response, frame)
+                            && of == number
+                        {
+                            return Ok(Some(Reply(payload.to_vec())));
+                        }
+                    }
+                    Got::Nothing => {}
+                    Got::Dropped => return Ok(None),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(self.silent());
+            }
+        }
+        Ok(None)
+    }
+
+    fn silent(&self) -> Failure {
+        Failure::failed(format!("nobody answers on {}", self.path.display()))
+            .hint("is the machine running, and no other `hv ctl` connected? Is the control line in its manifest?")
+    }
+
+    /// Opens the line and proves the key, unless that is done.
+    fn connect(&mut self, deadline: Instant) -> Outcome<()> {
+        let mut unproved = 0;
+        while self.session.is_none() {
+            if self.stream.is_none() {
+                match stream(&self.path) {
+                    Ok(stream) => self.stream = Some(stream),
+                    // While it was there before, it may come back.
+                    Err(_) if Instant::now() < deadline && self.path.exists() => {
+                        std::thread::sleep(TICK);
+                        continue;
+                    }
+                    Err(e) => {
+                        let path = self.path.display();
+                        return Err(Failure::failed(format!("can not open the control line {path}: {e}"))
+                            .hint("start the machine with `hv run --control`, or give --line PATH"));
+                    }
+                }
+            }
+            match self.handshake(deadline)? {
+                Some(true) => {}
+                Some(false) => unproved += 1,
+                None => self.drop_line(),
+            }
+            if unproved >= 3 {
+                return Err(Failure::failed("the hypervisor does not take this key")
+                    .hint("give the --manifest that the machine runs with, or a --key-file"));
+            }
+            if self.session.is_none() && Instant::now() >= deadline {
+                return Err(self.silent());
+            }
+        }
+        Ok(())
+    }
+
+    /// One try: whether the key was taken; nothing if nobody answered, or the line dropped.
+    fn handshake(&mut self, deadline: Instant) -> Outcome<Option<bool>> {
+        let mut nonce = Nonce::default();
+        nonce.copy_from_slice(&super::random()?[..16]);
+        let hello: [&[u8]; 3] = [&[Kind::Hello as u8], &VERSION.to_le_bytes(), &nonce];
+        let Some(hello) = plain(&hello) else { return Ok(None) };
+        if !self.send(&hello) {
+            return Ok(None);
+        }
+        let Some(challenge) = self.frame_of(Kind::Challenge, deadline) else { return Ok(None) };
+        let Some((version, own)) = versioned(&challenge) else { return Ok(None) };
+        if version != VERSION {
+            return Err(Failure::failed(format!(
+                "the hypervisor's control line is of version {version}, not {VERSION}"
+            ))
+            .hint("use the `hv` that it came with"));
+        }
+        let proof = derive(&self.key, Purpose::Client, &nonce, &own);
+        let Some(proof) = plain(&[&[Kind::Proof as u8], &proof]) else { return Ok(None) };
+        if !self.send(&proof) {
+            return Ok(None);
+        }
+        let Some(welcome) = self.frame_of(Kind::Welcome, deadline) else { return Ok(Some(false)) };
+        if welcome != derive(&self.key, Purpose::Hypervisor, &nonce, &own) {
+            return Ok(Some(false));
+        }
+        self.session = Some(Session { key: derive(&self.key, Purpose::Session, &nonce, &own), number: 0 });
+        Ok(Some(true))
+    }
+
+    /// The next frame of this kind, without its first byte.
+    fn frame_of(&mut self, kind: Kind, deadline: Instant) -> Option<Vec<u8>> {
+        let until = deadline.min(Instant::now() + self.patience.answer);
+        while Instant::now() < until {
+            match self.receive(until) {
+                Got::Frame([first, rest @ ..]) if *first == kind as u8 => return Some(rest.to_vec()),
+                Got::Frame(_) | Got::Nothing => {}
+                Got::Dropped => return None,
+            }
+        }
+        None
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> bool {
+        match &mut self.stream {
+            Some(Stream::Socket(stream)) => stream.write_all(bytes).is_ok(),
+            Some(Stream::Device(file)) => file.write_all(bytes).is_ok(),
+            None => false,
+        }
+    }
+
+    fn receive(&mut self, until: Instant) -> Got<'_> {
+        loop {
+            // A zero ends a frame.
+            while let Some(end) = self.pending.iter().position(|byte| *byte == 0) {
+                self.frame.clear();
+                for byte in self.pending.drain(..=end) {
+                    if let Received::Frame(frame) = self.decoder.push(byte) {
+                        self.frame.extend(frame);
+                    }
+                }
+                if !self.frame.is_empty() {
+                    return Got::Frame(&self.frame);
+                }
+            }
+            let mut buffer = [0; 4096];
+            let read = match &mut self.stream {
+                Some(Stream::Socket(stream)) => stream.read(&mut buffer).map(|count| (count, count == 0)),
+                // Its reads end by themselves.
+                Some(Stream::Device(file)) => file.read(&mut buffer).map(|count| (count, false)),
+                None => return Got::Dropped,
+            };
+            match read {
+                Ok((_, true)) => return Got::Dropped,
+                Ok((count, false)) => self.pending.extend(buffer.get(..count).unwrap_or_default()),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+                Err(_) => return Got::Dropped,
+            }
+            if self.pending.is_empty() && Instant::now() >= until {
+                return Got::Nothing;
+            }
+        }
+    }
+}
+
+fn stream(path: &Path) -> std::io::Result<Stream> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if kind.is_char_device() {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut raw = tcgetattr(&file)?;
+        raw.make_raw();
+        // A read ends after a tenth of a second without a byte (POSIX, "General Terminal Interface", case C).
+        raw.special_codes[SpecialCodeIndex::VMIN] = 0;
+        raw.special_codes[SpecialCodeIndex::VTIME] = 1;
+        tcsetattr(&file, OptionalActions::Now, &raw)?;
+        return Ok(Stream::Device(file));
+    }
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(TICK))?;
+    Ok(Stream::Socket(stream))
+}

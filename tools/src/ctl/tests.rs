@@ -1,0 +1,440 @@
+//! Each command against a hypervisor's end of the line with a machine of no processor behind it.
+
+use super::console::Console;
+use super::link::{Link, Patience};
+use super::top::Screen;
+use super::{CtlArgs, metrics, run, send_pack};
+use crate::ctl::show::Show;
+use crate::failure::Outcome;
+use crate::session::Input;
+use bulkhead_control::fake::Fake;
+use bulkhead_control::line::{Line, Step};
+use bulkhead_control::{Ending, EventKind, Machine as _, Operation, Source, State};
+use clap::Parser;
+use serde_json::Value;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+const KEY: [u8; 32] = [7; 32];
+
+/// What happens to the bytes on the way to the client.
+type Spoil = Box<dyn FnMut(&mut Vec<u8>) -> bool + Send>;
+
+/// The machine and its end of the line.
+struct Machine {
+    fake: Fake,
+    line: Line,
+    /// Changes what is sent; whether the line stays.
+    spoil: Spoil,
+}
+
+struct Bench {
+    path: PathBuf,
+    machine: Arc<Mutex<Machine>>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Serves one client after the other.
+fn serve(listener: &UnixListener, machine: &Mutex<Machine>) {
+    for mut stream in listener.incoming().flatten() {
+        let mut buffer = [0; 512];
+        'client: while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            for byte in &buffer[..count] {
+                let Ok(mut machine) = machine.lock() else { return };
+                let Machine { fake, line, spoil } = &mut *machine;
+                let mut sent = match line.receive(*byte) {
+                    Step::Nothing => continue,
+                    Step::Send(bytes) | Step::Welcome(bytes) => bytes.to_vec(),
+                    Step::Request(operation) => {
+                        let copy = postcard::to_allocvec(&operation).unwrap();
+                        let response = fake.perform(&postcard::from_bytes(&copy).unwrap(), Source::Line);
+                        line.respond(&response).to_vec()
+                    }
+                };
+                let stays = spoil(&mut sent);
+                if stream.write_all(&sent).is_err() || !stays {
+                    break 'client;
+                }
+            }
+        }
+    }
+}
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: CtlArgs,
+}
+
+impl Bench {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("hv-ctl-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let machine =
+            Machine { fake: Fake::new(&["linux", "lab"]), line: Line::new(KEY, [3; 16]), spoil: Box::new(|_| true) };
+        let machine = Arc::new(Mutex::new(machine));
+        let serving = Arc::clone(&machine);
+        thread::spawn(move || serve(&listener, &serving));
+        Self { path, machine }
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap()
+    }
+
+    fn spoil(&self, spoil: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static) {
+        self.machine().spoil = Box::new(spoil);
+    }
+
+    fn link_with(&self, key: [u8; 32]) -> Link {
+        let patience = Patience { answer: Duration::from_millis(60), all: Duration::from_secs(2) };
+        Link::new(&self.path, key, patience)
+    }
+
+    fn link(&self) -> Link {
+        self.link_with(KEY)
+    }
+
+    /// Status and output of `hv ctl` with these words.
+    fn ctl(&self, words: &str) -> Outcome<(u8, String)> {
+        let cli = Cli::try_parse_from(format!("ctl {words}").split(' ')).unwrap();
+        let mut out = Vec::new();
+        run(&cli.args, self.link(), &mut out).map(|status| (status, String::from_utf8(out).unwrap()))
+    }
+
+    fn good(&self, words: &str) -> String {
+        let (status, text) = self.ctl(words).unwrap_or_else(|failure| panic!("{words}: {failure}"));
+        assert_eq!(status, 0, "{words}");
+        text
+    }
+
+    fn json(&self, words: &str) -> Value {
+        serde_json::from_str(&self.good(&format!("{words} --json"))).unwrap()
+    }
+
+    fn state(&self, guest: &str) -> State {
+        self.machine().fake.find(guest).unwrap().guest.state
+    }
+}
+
+#[test]
+fn each_action_is_done_and_told() {
+    let bench = Bench::new();
+    for (words, says, state) in [
+        ("pause linux", "done\n", State::Paused),
+        ("pause linux", "it is so already\n", State::Paused),
+        ("resume linux", "done\n", State::Running),
+        ("reset 1", "done\n", State::Running),
+        ("inject linux", "done\n", State::Running),
+        ("stop linux", "done\n", State::Stopped),
+        ("start linux", "done\n", State::Running),
+        ("kill linux", "done\n", State::Stopped),
+    ] {
+        assert_eq!(bench.good(words), says, "{words}");
+        assert_eq!(bench.state("linux"), state, "{words}");
+    }
+    assert_eq!(bench.json("stop linux")["result"], "unchanged");
+    assert_eq!(bench.json("destroy linux")["result"], "done");
+    assert!(bench.machine().fake.find("linux").is_none());
+}
+
+#[test]
+fn what_is_asked_is_shown() {
+    let bench = Bench::new();
+    let list = bench.good("list");
+    assert!(list.starts_with("id name") && list.lines().count() == 3, "{list}");
+    assert!(
+        list.contains(" 2 lab              zone       running      1      16 manifest abababababab 2023-"),
+        "{list}"
+    );
+    let list = bench.json("list");
+    assert_eq!((&list[1]["name"], &list[1]["origin"]), (&"lab".into(), &"ab".repeat(32).into()));
+    assert!(bench.good("stats").contains(" 2 lab                          2000 "));
+    assert_eq!(bench.json("stats")["guests"][1]["used"], 2000);
+    assert!(bench.good("stats lab").starts_with("cpuid                   3 exits"));
+    assert_eq!(bench.json("stats lab")[1]["exit"], "port");
+    assert_eq!(bench.good("version"), "Bulkhead 0.1.0 with none on 2 CPUs, 1000 kHz\n");
+    assert_eq!(bench.json("version")["cpus"], 2);
+    assert!(bench.good("audit").ends_with(" 0 violations\n"));
+    assert_eq!(bench.json("audit")["violations"], 0);
+    assert!(bench.good("memmap").starts_with("000010000000-000010ffffff      16384 KiB linux"));
+    let events = bench.good("events");
+    assert!(events.contains("     3 2023-11-14T22:13:20.000Z guest 2 lab: started by manifest"), "{events}");
+    assert_eq!(bench.good("events --from 3").lines().count(), 1);
+    assert_eq!(bench.json("events --from 3")["sequence"], 3);
+}
+
+#[test]
+fn what_can_not_be_done_is_one_line_and_status_1() {
+    let bench = Bench::new();
+    for (words, message, hint) in [
+        ("start nobody", "nobody: there is no such guest", "`list` shows them"),
+        ("destroy linux", "linux: it is running", "stop it first"),
+        ("stats nobody", "nobody: there is no such guest", "`list` shows them"),
+        ("console nobody", "nobody: there is no such guest", "`list` shows them"),
+    ] {
+        let failure = bench.ctl(words).unwrap_err();
+        assert_eq!((failure.status, failure.message.as_str()), (1, message), "{words}");
+        assert_eq!(failure.hint.as_deref(), Some(hint), "{words}");
+    }
+    let failure = bench.ctl("top").map(|_| ());
+    assert!(failure.is_err_and(|f| f.status == 2 && f.message == "top needs a terminal"));
+}
+
+#[test]
+fn wrong_arguments_are_told_before_the_line_is_opened() {
+    for words in [
+        "",
+        "lst",
+        "list linux",
+        "start",
+        "start a b",
+        "stats --interval 0",
+        "stats --interval x",
+        "events --from x",
+        "console",
+        "metrics --listen nowhere",
+        "create file",
+        "list --manifest a --key-file b",
+    ] {
+        let words = format!("ctl {words}");
+        assert!(Cli::try_parse_from(words.split_whitespace()).is_err(), "{words}");
+    }
+}
+
+#[test]
+fn a_wrong_key_is_told_and_changes_nothing() {
+    let bench = Bench::new();
+    let mut out = Vec::new();
+    let cli = Cli::try_parse_from(["ctl", "kill", "linux"]).unwrap();
+    let failure = run(&cli.args, bench.link_with([8; 32]), &mut out).unwrap_err();
+    assert_eq!(failure.message, "the hypervisor does not take this key");
+    assert_eq!(bench.state("linux"), State::Running);
+    assert_eq!(bench.machine().line.refused().unproved, 3);
+}
+
+#[test]
+fn a_hypervisor_without_the_key_is_not_believed() {
+    let bench = Bench::new();
+    // It welcomes whoever comes, by a proof that it has not.
+    bench.spoil(|bytes| {
+        if bytes.get(2) == Some(&4) {
+            bytes[9] ^= 1;
+        }
+        true
+    });
+    assert_eq!(bench.ctl("list").unwrap_err().message, "the hypervisor does not take this key");
+}
+
+#[test]
+fn nobody_there_is_told() {
+    let bench = Bench::new();
+    bench.spoil(|bytes| {
+        bytes.clear();
+        true
+    });
+    assert!(bench.ctl("list").unwrap_err().message.starts_with("nobody answers on "));
+    let gone = Link::new(std::path::Path::new("/nowhere/at/all"), KEY, Patience::default());
+    let cli = Cli::try_parse_from(["ctl", "list"]).unwrap();
+    assert!(run(&cli.args, gone, &mut Vec::new()).unwrap_err().message.starts_with("can not open the control line"));
+}
+
+#[test]
+fn garbled_and_lost_answers_are_asked_for_again_and_nothing_is_done_twice() {
+    let bench = Bench::new();
+    let mut count = 0;
+    bench.spoil(move |bytes| {
+        count += 1;
+        match count % 3 {
+            0 => bytes.clear(),
+            1 => {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 0x55;
+            }
+            _ => {}
+        }
+        true
+    });
+    for _ in 0..4 {
+        // A second NMI for one command would be seen in the count.
+        let before = bench.machine().fake.find("linux").unwrap().counts[0];
+        let told = bench.ctl("inject linux");
+        let after = bench.machine().fake.find("linux").unwrap().counts[0];
+        assert!(after <= before + 1);
+        assert!(told.is_err() || after == before + 1);
+    }
+}
+
+#[test]
+fn a_dropped_line_is_opened_again_and_events_go_on_without_loss() {
+    let bench = Bench::new();
+    for n in 0..100 {
+        let now = bench.machine().fake.now;
+        bench.machine().fake.events.push(now, 1, "linux", EventKind::Ended(Ending::TestExit(n)));
+    }
+    let mut sent = 0;
+    bench.spoil(move |_| {
+        sent += 1;
+        sent % 5 != 0
+    });
+    let events = bench.good("events --from 4 --json");
+    let sequences: Vec<u64> =
+        events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["sequence"].as_u64().unwrap()).collect();
+    assert_eq!(sequences, (4..104).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_must_not_be_done_twice_is_not_asked_again() {
+    let bench = Bench::new();
+    let mut sent = 0;
+    // Challenge, welcome, and then the answer is lost with the line.
+    bench.spoil(move |bytes| {
+        sent += 1;
+        if sent == 3 {
+            bytes.clear();
+        }
+        sent != 3
+    });
+    assert!(bench.ctl("reset linux").unwrap_err().message.contains("it may be done or not"));
+    assert_eq!(bench.machine().fake.find("linux").unwrap().counts[1], 1);
+}
+
+#[test]
+fn lost_events_are_told() {
+    let bench = Bench::new();
+    for _ in 0..1000 {
+        let now = bench.machine().fake.now;
+        bench.machine().fake.events.push(now, 0, "", EventKind::Session);
+    }
+    let events = bench.good("events");
+    assert!(events.starts_with("-- 748 earlier events are gone\n"), "{events}");
+    assert_eq!(events.lines().count(), 257);
+}
+
+#[test]
+fn a_guest_is_created_from_a_pack_even_if_the_line_drops() {
+    let bench = Bench::new();
+    let folder = std::env::temp_dir().join(format!("hv-ctl-create-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("kernel"), vec![0x90; 50_000]).unwrap();
+    let manifest = folder.join("m.toml");
+    let text = "[[guest]]\nname = \"other\"\nkernel = \"kernel\"\nload = { flat = 0x100000 }\n\
+                [[guest]]\nname = \"new\"\nkernel = \"kernel\"\nload = { flat = 0x100000 }\nmemory = \"8M\"\n";
+    std::fs::write(&manifest, text).unwrap();
+    let mut sent = 0;
+    bench.spoil(move |bytes| {
+        sent += 1;
+        // While chunks are on their way.
+        let drop = sent == 7 || sent == 20;
+        if drop {
+            bytes.clear();
+        }
+        !drop
+    });
+    let words = format!("create {} new", manifest.display());
+    assert_eq!(bench.good(&words), "guest 3\n");
+    let new = bench.machine().fake.find("new").unwrap().guest.clone();
+    assert_eq!((new.state, new.memory, new.creator), (State::Stopped, 8 << 20, Source::Line));
+    assert_eq!(bench.ctl(&words).unwrap_err().message, "new: another guest has this name");
+    let failure = bench.ctl(&format!("create {} nobody", manifest.display())).unwrap_err();
+    assert_eq!(failure.hint.as_deref(), Some("it has other, new"));
+    std::fs::remove_dir_all(folder).unwrap();
+    let mut out = Vec::new();
+    let failure = send_pack(&mut bench.link(), &mut Show::new(false, &mut out), &[1; 5000], "x").unwrap_err();
+    assert!(failure.message.starts_with("x: not a pack of one guest"), "{failure}");
+}
+
+#[test]
+fn a_console_passes_bytes_both_ways() {
+    let bench = Bench::new();
+    let (sender, keys) = channel();
+    sender.send(Input::Keys(b"echo \x1d\x1d\x00\xff".to_vec())).unwrap();
+    sender.send(Input::Keys(b"\x1dq never".to_vec())).unwrap();
+    let mut out = Vec::new();
+    let mut link = bench.link();
+    let mut console = Console { link: &mut link, guest: "lab", at: 0, escaped: Some(false) };
+    console.follow(&keys, &mut out).unwrap();
+    assert!(out.starts_with(b"hello from lab\n"));
+    assert_eq!(bench.machine().fake.find("lab").unwrap().input, b"echo \x1d\x00\xff");
+    // Without a terminal: until input has ended and output pauses.
+    drop(sender);
+    let (sender, keys) = channel();
+    sender.send(Input::Keys(b"\x1dq".to_vec())).unwrap();
+    drop(sender);
+    let mut console = Console { link: &mut link, guest: "lab", at: 15, escaped: None };
+    let mut out = Vec::new();
+    console.follow(&keys, &mut out).unwrap();
+    assert_eq!(out, b"echo \x1d\x00\xff\x1dq");
+}
+
+#[test]
+fn metrics_are_served() {
+    let bench = Bench::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let ask = |request: &'static str| {
+        let client = thread::spawn(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        let (stream, _) = listener.accept().unwrap();
+        metrics::answer(&mut bench.link(), &stream).unwrap();
+        drop(stream);
+        client.join().unwrap()
+    };
+    let page = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page}");
+    assert!(page.contains("# TYPE bulkhead_guest_cpu_seconds_total counter\n"), "{page}");
+    assert!(page.contains("bulkhead_guest_cpu_seconds_total{guest=\"lab\"} 0.002\n"), "{page}");
+    assert!(page.contains("bulkhead_guest_running{guest=\"linux\",zone=\"zone\"} 1\n"), "{page}");
+    assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405 "));
+    assert!(ask("x\r\n\r\n").starts_with("HTTP/1.1 405 "));
+    bench.spoil(|_| false);
+    assert!(ask("GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 503 "));
+}
+
+#[test]
+fn top_shows_who_uses_what() {
+    let bench = Bench::new();
+    let mut link = bench.link();
+    let first = Screen::look(&mut link, None).unwrap();
+    let screen = Screen::look(&mut link, Some(first)).unwrap();
+    let mut terminal = ratatui::Terminal::new(ratatui::backend::TestBackend::new(100, 8)).unwrap();
+    terminal.draw(|frame| screen.draw(frame)).unwrap();
+    let shown = terminal.backend().to_string();
+    assert!(shown.contains("2 guests, 2 running"), "{shown}");
+    assert!(shown.contains("lab") && shown.contains("q quits"), "{shown}");
+}
+
+#[test]
+fn garbage_on_the_line_changes_nothing_and_is_counted() {
+    let bench = Bench::new();
+    let mut raw = UnixStream::connect(&bench.path).unwrap();
+    raw.write_all(b"\0garbage\0\x03\x05a\0").unwrap();
+    drop(raw);
+    let performed = bench.machine().fake.performed;
+    assert_eq!(bench.good("list").lines().count(), 3);
+    assert!(bench.machine().line.refused().garbled >= 1);
+    assert_eq!(bench.machine().fake.performed, performed + 1);
+    let mut link = bench.link();
+    assert!(link.call(&Operation::Audit).is_ok());
+}
