@@ -4,8 +4,8 @@ use crate::Feed;
 use bulkhead_arch::{Gpr, Segment, SegmentName, Vector};
 use bulkhead_core::host::CpuidResult;
 use bulkhead_core::{
-    BackendError, End, Event, Exit, Guest, Host, Interruptibility, IoAccess, Limits, NestedFault, Register, Vcpu,
-    Windows, Yield,
+    BackendError, Event, Exit, Guest, Host, Interruptibility, IoAccess, Limits, NestedFault, Register, Vcpu, Windows,
+    Yield,
 };
 use bulkhead_devices::MachineConfig;
 use bulkhead_types::{Frequency, Gpa, GuestMemory, Gva, MemoryError, Width};
@@ -449,7 +449,7 @@ pub fn run(data: &[u8]) {
     for _ in 0..64 {
         let until = host.tsc.get() + 100_000;
         match guest.run(&mut host, until) {
-            Yield::Ended(End::Killed(_) | End::TripleFault | End::Reset | End::PowerOff | End::TestExit(_)) => break,
+            Yield::Ended(_) => break,
             Yield::TurnOver => {}
             Yield::Waiting { until } => {
                 let Some(until) = until else { break };
