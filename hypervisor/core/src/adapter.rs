@@ -5,7 +5,7 @@ use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
 use bulkhead_devices::machine::Machine;
 use bulkhead_emulate::{Bus, Cpu};
 use bulkhead_paging::guest::PagingState;
-use bulkhead_types::{Gpa, Ticks, Width};
+use bulkhead_types::{Gpa, Ticks, VcpuId, Width};
 
 /// The entries that PAE paging caches.
 pub(crate) const PDPTES: [Register; 4] = [Register::Pdpte0, Register::Pdpte1, Register::Pdpte2, Register::Pdpte3];
@@ -69,19 +69,20 @@ pub fn paging_state<V: Vcpu>(vcpu: &V, physical_bits: u32) -> Result<PagingState
     })
 }
 
-/// A machine's devices at one moment.
+/// A machine's devices at one moment, as one vCPU reaches them.
 pub(crate) struct Wires<'a> {
     pub(crate) machine: &'a mut Machine,
+    pub(crate) by: VcpuId,
     pub(crate) now: Ticks,
 }
 
 impl Bus for Wires<'_> {
     fn mmio_read(&mut self, gpa: Gpa, width: Width) -> u64 {
-        self.machine.mmio_read(gpa, width, self.now)
+        self.machine.mmio_read(self.by, gpa, width, self.now)
     }
 
     fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64) {
-        self.machine.mmio_write(gpa, width, value, self.now);
+        self.machine.mmio_write(self.by, gpa, width, value, self.now);
     }
 
     fn port_read(&mut self, port: u16, width: Width) -> u32 {

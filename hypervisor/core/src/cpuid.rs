@@ -5,7 +5,7 @@
 
 use crate::host::CpuidResult;
 use bulkhead_arch::{Cr4, Xcr0};
-use bulkhead_types::Frequency;
+use bulkhead_types::{Frequency, VcpuId};
 
 /// Leaf 1 ECX: SSE3, PCLMULQDQ, SSSE3, FMA, CX16, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND.
 const LEAF1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
@@ -15,6 +15,8 @@ const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
 /// Leaf 1 EDX: all architectural features but processor serial number, debug store, ACPI, HTT, thermal monitor, PBE.
 const LEAF1_EDX: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 27]);
 const LEAF1_EDX_APIC: u32 = 1 << 9;
+/// Leaf 1 EDX: the number of logical processors in EBX counts.
+const LEAF1_EDX_HTT: u32 = 1 << 28;
 /// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA, and AVX-512
 /// (F, DQ, IFMA, CD, BW, VL).
 const LEAF7_EBX: u32 = bits(&[0, 3, 5, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 23, 24, 28, 29, 30, 31]);
@@ -29,6 +31,8 @@ const LEAF7_EBX_SET: u32 = bits(&[1]);
 const LEAFD1_EAX: u32 = bits(&[0, 1, 2]);
 /// Leaf 0x8000_0001 ECX: LAHF, LZCNT, 3DNow! prefetch.
 const EXT1_ECX: u32 = bits(&[0, 5, 8]);
+/// Leaf 0x8000_0001 ECX: what leaf 1 counts are cores.
+const EXT1_ECX_CORES: u32 = bits(&[1]);
 /// Leaf 0x8000_0001 EDX: SYSCALL, NX, 1-GiB pages, RDTSCP, long mode, and copies of leaf 1.
 const EXT1_EDX: u32 = bits(&[11, 20, 26, 27, 29]) | (LEAF1_EDX & 0x0183_F3FF);
 /// Leaf 0x8000_0007 EDX: the time-stamp counter runs at one rate.
@@ -63,19 +67,45 @@ const fn bits(list: &[u32]) -> u32 {
 /// The leaf whose answer depends on the guest's state, see [`show_state`].
 pub const FEATURES: u32 = 1;
 
-/// The guest's answer to CPUID, made from the processor's own (`host`).
+/// Where a vCPU stands in its guest's package: each is a core with one thread, and its number is its APIC id.
+#[derive(Clone, Copy, Debug)]
+pub struct Topology {
+    /// The one that asks.
+    pub id: VcpuId,
+    /// How many there are.
+    pub vcpus: u8,
+}
+
+impl Topology {
+    /// Bits of an APIC id that tell the cores of the package apart.
+    const fn core_bits(self) -> u32 {
+        u8::BITS - self.vcpus.saturating_sub(1).leading_zeros()
+    }
+
+    /// APIC ids that the package has room for.
+    const fn ids(self) -> u32 {
+        1 << self.core_bits()
+    }
+}
+
+/// The guest's answer to CPUID with this leaf and subleaf, made from the processor's own (`host`).
 #[must_use]
-pub fn answer(leaf: u32, subleaf: u32, tsc: Frequency, host: impl Fn(u32, u32) -> CpuidResult) -> CpuidResult {
+pub fn answer(
+    [leaf, subleaf]: [u32; 2],
+    tsc: Frequency,
+    topology: Topology,
+    host: impl Fn(u32, u32) -> CpuidResult,
+) -> CpuidResult {
     // A leaf past the highest reads as the highest basic one (SDM, CPUID, "INPUT EAX"): here zero, which says as much.
     let native = || host(leaf, subleaf);
     match leaf {
         0 => CpuidResult { eax: MAX_BASIC, ..native() },
-        FEATURES => features(native()),
+        FEATURES => features(native(), topology),
         2 => native(),
-        4 => CpuidResult { eax: native().eax & 0x3FFF, ..native() },
+        4 => caches(native(), topology),
         6 => CpuidResult { eax: ARAT, ..CpuidResult::default() },
         7 if subleaf == 0 => structured(native()),
-        0xB => topology(subleaf),
+        0xB => levels(subleaf, topology),
         0xD => extended_state(subleaf, host),
         0x15 => crystal(tsc),
         0x16 => {
@@ -88,23 +118,40 @@ pub fn answer(leaf: u32, subleaf: u32, tsc: Frequency, host: impl Fn(u32, u32) -
         0x8000_0000 => CpuidResult { eax: native().eax.min(MAX_EXTENDED), ..native() },
         0x8000_0001 => {
             let native = native();
-            CpuidResult { eax: native.eax, ebx: 0, ecx: native.ecx & EXT1_ECX, edx: native.edx & EXT1_EDX }
+            let allowed = if topology.vcpus > 1 { EXT1_ECX | EXT1_ECX_CORES } else { EXT1_ECX };
+            CpuidResult { eax: native.eax, ebx: 0, ecx: native.ecx & allowed, edx: native.edx & EXT1_EDX }
         }
         0x8000_0002..=0x8000_0006 => native(),
         0x8000_0007 => CpuidResult { edx: INVARIANT_TSC, ..CpuidResult::default() },
-        0x8000_0008 => CpuidResult { eax: native().eax & 0xFFFF, ..CpuidResult::default() },
+        0x8000_0008 => {
+            // Number of cores less one, and bits of their ids, on processors that tell them here.
+            let cores = u32::from(topology.vcpus.saturating_sub(1)) | topology.core_bits() << 12;
+            CpuidResult { eax: native().eax & 0xFFFF, ecx: cores, ..CpuidResult::default() }
+        }
         _ => CpuidResult::default(),
     }
 }
 
-const fn features(native: CpuidResult) -> CpuidResult {
+const fn features(native: CpuidResult, topology: Topology) -> CpuidResult {
+    let several = if topology.vcpus > 1 { LEAF1_EDX_HTT } else { 0 };
     CpuidResult {
         eax: native.eax,
-        // Brand index and CLFLUSH line as they are; one logical processor, with APIC id 0.
-        ebx: (native.ebx & 0xFFFF) | 1 << 16,
+        // Brand index and CLFLUSH line as they are.
+        ebx: (native.ebx & 0xFFFF) | topology.ids() << 16 | (topology.id.number() as u32) << 24,
         ecx: (native.ecx & LEAF1_ECX) | LEAF1_ECX_SET,
-        edx: native.edx & LEAF1_EDX,
+        edx: native.edx & LEAF1_EDX | several,
     }
+}
+
+/// A cache as the processor describes it, but for who shares it: from the third level on all cores. SDM vol. 2A "CPUID",
+/// leaf 4.
+const fn caches(native: CpuidResult, topology: Topology) -> CpuidResult {
+    if native.eax & 0x1F == 0 {
+        return native;
+    }
+    let others = topology.ids() - 1;
+    let sharing = if native.eax >> 5 & 7 >= 3 { others } else { 0 };
+    CpuidResult { eax: native.eax & 0x3FFF | sharing << 14 | others << 26, ..native }
 }
 
 /// Adds the guest's state to the answer of leaf [`FEATURES`]: whether CR4.OSXSAVE is set, and whether the local APIC is
@@ -127,14 +174,14 @@ fn structured(native: CpuidResult) -> CpuidResult {
     }
 }
 
-/// One thread in one core. SDM vol. 3A 9.9.1 "Hierarchical Mapping of Shared Resources".
-const fn topology(subleaf: u32) -> CpuidResult {
-    let kind = match subleaf {
-        0 => 1 << 8,
-        1 => 2 << 8,
-        _ => 0,
+/// Threads in a core, cores in the package. SDM vol. 3A 9.9.1 "Hierarchical Mapping of Shared Resources".
+const fn levels(subleaf: u32, topology: Topology) -> CpuidResult {
+    let (bits, count, kind) = match subleaf {
+        0 => (0, 1, 1 << 8),
+        1 => (topology.core_bits(), topology.vcpus as u32, 2 << 8),
+        _ => (0, 0, 0),
     };
-    CpuidResult { eax: 0, ebx: (kind != 0) as u32, ecx: kind | (subleaf & 0xFF), edx: 0 }
+    CpuidResult { eax: bits, ebx: count, ecx: kind | (subleaf & 0xFF), edx: topology.id.number() as u32 }
 }
 
 /// Extended state this guest may use on this processor: a mask as of XCR0.
@@ -213,12 +260,16 @@ pub fn allowed_cr4(host: impl Fn(u32, u32) -> CpuidResult) -> Cr4 {
 
 #[cfg(test)]
 mod tests {
-    use super::{answer, components, show_state};
+    use super::{Topology, answer, components, show_state};
     use crate::host::CpuidResult;
     use bulkhead_arch::Xcr0;
-    use bulkhead_types::Frequency;
+    use bulkhead_types::{Frequency, VcpuId};
 
     const TSC: Frequency = Frequency::hertz(10_000_000);
+
+    fn ask(leaf: [u32; 2], tsc: Frequency, host: impl Fn(u32, u32) -> CpuidResult) -> CpuidResult {
+        answer(leaf, tsc, Topology { id: VcpuId::BOOT, vcpus: 1 }, host)
+    }
 
     fn all_ones(_: u32, _: u32) -> CpuidResult {
         CpuidResult { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX }
@@ -226,19 +277,19 @@ mod tests {
 
     #[test]
     fn unknown_features_stay_off() {
-        let one = answer(1, 0, TSC, all_ones);
+        let one = ask([1, 0], TSC, all_ones);
         assert_eq!(one.ecx & (1 << 5 | 1 << 3 | 1 << 27), 0, "VMX, MONITOR, OSXSAVE");
         assert_eq!(one.ecx >> 31, 1, "hypervisor present");
-        assert_eq!(answer(7, 0, TSC, all_ones).ecx & (1 << 3 | 1 << 16 | 1 << 7), 0, "PKU, LA57, CET");
-        assert_eq!(answer(0x8000_0001, 0, TSC, all_ones).ecx & 4, 0, "SVM");
+        assert_eq!(ask([7, 0], TSC, all_ones).ecx & (1 << 3 | 1 << 16 | 1 << 7), 0, "PKU, LA57, CET");
+        assert_eq!(ask([0x8000_0001, 0], TSC, all_ones).ecx & 4, 0, "SVM");
         for leaf in [3, 5, 8, 9, 0xA, 0xC, 0xF, 0x10, 0x12, 0x14, 0x17, 0x8000_0009, 0xFFFF_FFFF] {
-            assert_eq!(answer(leaf, 0, TSC, all_ones), CpuidResult::default(), "leaf {leaf:#x}");
+            assert_eq!(ask([leaf, 0], TSC, all_ones), CpuidResult::default(), "leaf {leaf:#x}");
         }
     }
 
     #[test]
     fn the_guests_state_shows() {
-        let mut one = answer(1, 0, TSC, all_ones);
+        let mut one = ask([1, 0], TSC, all_ones);
         assert_eq!((one.ecx >> 27 & 1, one.edx >> 9 & 1), (0, 1));
         show_state(&mut one, true, false);
         assert_eq!((one.ecx >> 27 & 1, one.edx >> 9 & 1), (1, 0));
@@ -246,9 +297,9 @@ mod tests {
 
     #[test]
     fn time_stamp_counter_rate() {
-        let leaf = answer(0x15, 0, TSC, all_ones);
+        let leaf = ask([0x15, 0], TSC, all_ones);
         assert_eq!((leaf.eax, leaf.ebx, leaf.ecx), (1, 1, 10_000_000));
-        let leaf = answer(0x15, 0, Frequency::hertz(5_000_000_000), all_ones);
+        let leaf = ask([0x15, 0], Frequency::hertz(5_000_000_000), all_ones);
         assert_eq!(u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax), 5_000_000_000);
     }
 
@@ -260,7 +311,27 @@ mod tests {
             _ => CpuidResult::default(),
         };
         assert_eq!(components(some), Xcr0::X87 | Xcr0::SSE | Xcr0::AVX);
-        let leaf = answer(0xD, 0, TSC, some);
+        let leaf = ask([0xD, 0], TSC, some);
         assert_eq!((leaf.eax, leaf.ecx), (7, 832));
+    }
+
+    #[test]
+    fn each_vcpu_finds_its_place() {
+        for (vcpus, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (8, 3)] {
+            for id in VcpuId::all(vcpus) {
+                let ask = |leaf, subleaf| answer([leaf, subleaf], TSC, Topology { id, vcpus }, all_ones);
+                let number = u32::from(id.number());
+                assert_eq!((ask(1, 0).ebx >> 24, ask(1, 0).ebx >> 16 & 0xFF), (number, 1 << bits));
+                assert_eq!(ask(1, 0).edx >> 28 & 1, u32::from(vcpus > 1));
+                assert_eq!([0, 1, 2].map(|level| ask(0xB, level).edx), [number; 3]);
+                assert_eq!((ask(0xB, 0).eax, ask(0xB, 0).ebx, ask(0xB, 0).ecx), (0, 1, 0x100));
+                assert_eq!((ask(0xB, 1).eax, ask(0xB, 1).ebx, ask(0xB, 1).ecx), (bits, vcpus.into(), 0x201));
+                assert_eq!((ask(0xB, 2).eax, ask(0xB, 2).ebx, ask(0xB, 2).ecx), (0, 0, 2));
+                assert_eq!(ask(0x8000_0008, 0).ecx, u32::from(vcpus) - 1 | bits << 12);
+                assert_eq!((ask(4, 0).eax >> 14 & 0xFFF, ask(4, 0).eax >> 26), ((1 << bits) - 1, (1 << bits) - 1));
+                let own = |_, _| CpuidResult { eax: 0x121, ..CpuidResult::default() };
+                assert_eq!(answer([4, 0], TSC, Topology { id, vcpus }, own).eax >> 14 & 0xFFF, 0, "level 1");
+            }
+        }
     }
 }

@@ -3,11 +3,11 @@
 use crate::adapter::{PDPTES, Registers, Wires};
 use crate::backend::{BackendError, Register, Vcpu};
 use crate::control::{Mode, check_xcr0};
-use crate::cpuid;
+use crate::cpu::VirtualCpu;
+use crate::cpuid::{self, Topology};
 use crate::end::{End, Reason};
 use crate::event::{Combined, Event};
 use crate::exit::{Exit, IoAccess, NestedFault};
-use crate::guest::Guest;
 use crate::host::Host;
 use crate::msr::Refusal;
 use bulkhead_arch::{Cr0, Cr4, Gpr, Vector};
@@ -16,11 +16,13 @@ use bulkhead_emulate::{Hint, Outcome, Stop, StringIo};
 use bulkhead_paging::guest::error;
 use bulkhead_types::{Gpa, GuestMemory, Gva};
 
+/// IA32_APIC_BASE: the local APIC is enabled.
+const APIC_ENABLE: u64 = 1 << 11;
 /// What a hypercall answers that is not offered, or not to this privilege level (as KVM has it: -ENOSYS is 1000).
 const NO_SUCH_CALL: u64 = 1000_u64.wrapping_neg();
 const NOT_PERMITTED: u64 = 1_u64.wrapping_neg();
 
-impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
+impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
     /// Acts on an exit: the guest goes on, or ends.
     ///
     /// The frequent ones that take more have a function of their own, which is not inlined: no kind of exit pays for the
@@ -31,7 +33,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             Exit::Timer => Ok(()),
             Exit::Host => {
                 self.preempted = true;
-                self.machine.unsettle();
+                self.guest.look_again(self.id);
                 Ok(())
             }
             Exit::MachineCheck => {
@@ -39,7 +41,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
                 Ok(())
             }
             Exit::InterruptWindow | Exit::NmiWindow => {
-                self.machine.unsettle();
+                self.guest.look_again(self.id);
                 Ok(())
             }
             Exit::Cpuid => self.cpuid(host),
@@ -51,16 +53,16 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             Exit::Nested(ref fault) => self.nested(fault, host),
             Exit::Halt => {
                 self.halted = true;
-                self.machine.unsettle();
+                self.guest.look_again(self.id);
                 Ok(self.vcpu.skip_instruction()?)
             }
             Exit::Hypercall => self.hypercall(),
             Exit::WriteCr { number, from } => {
                 let value = self.vcpu.gpr(from)?;
-                self.write_control(number, value)
+                self.write_control(number, value, host)
             }
             Exit::ReadCr { number, to } => {
-                let task_priority = || self.machine.interrupts().cr8().into();
+                let task_priority = || self.guest.lock_at(0).0.machine.interrupts().cr8(self.id).into();
                 let value = if number == 4 { self.vcpu.read(Register::Cr4)? } else { task_priority() };
                 self.vcpu.set_gpr(to, value)?;
                 Ok(self.vcpu.skip_instruction()?)
@@ -96,10 +98,12 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     #[inline(never)]
     fn cpuid(&mut self, host: &impl Host) -> Result<(), End> {
         let [leaf, subleaf] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rcx)?].map(low);
-        let mut answer = cpuid::answer(leaf, subleaf, self.limits.tsc, |leaf, subleaf| host.cpuid(leaf, subleaf));
+        let topology = Topology { id: self.id, vcpus: self.guest.vcpus };
+        let tsc = self.guest.limits.tsc;
+        let mut answer = cpuid::answer([leaf, subleaf], tsc, topology, |leaf, subleaf| host.cpuid(leaf, subleaf));
         if leaf == cpuid::FEATURES {
             let osxsave = self.vcpu.read(Register::Cr4)? & Cr4::OSXSAVE.bits() != 0;
-            cpuid::show_state(&mut answer, osxsave, self.machine.interrupts().lapic.is_enabled());
+            cpuid::show_state(&mut answer, osxsave, self.apic_base & APIC_ENABLE != 0);
         }
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into())?;
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into())?;
@@ -109,10 +113,11 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     #[inline(never)]
-    fn read_port(&mut self, access: &IoAccess, host: &impl Host) -> Result<(), End> {
-        let now = self.time(host.tsc());
+    fn read_port(&mut self, access: &IoAccess, host: &mut impl Host) -> Result<(), End> {
         let mask = access.width.mask();
-        let value = u64::from(self.machine.port_read(access.port, access.width, now)) & mask;
+        let (mut shared, now) = self.guest.lock(host);
+        let value = u64::from(shared.machine.port_read(access.port, access.width, now)) & mask;
+        self.guest.release(shared, self.id, host);
         // A 32-bit result clears the upper half, a narrower one keeps the rest.
         let kept = if mask == 0xFFFF_FFFF { 0 } else { self.vcpu.gpr(Gpr::Rax)? & !mask };
         self.vcpu.set_gpr(Gpr::Rax, kept | value)?;
@@ -121,26 +126,30 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
 
     #[inline(never)]
     fn write_port(&mut self, access: &IoAccess, host: &mut impl Host) -> Result<(), End> {
-        let now = self.time(host.tsc());
         let value = low(self.vcpu.gpr(Gpr::Rax)? & access.width.mask());
-        self.machine.port_write(access.port, access.width, value, now);
         self.vcpu.skip_instruction()?;
-        self.drain_console(host);
-        self.take_request()
+        let (mut shared, now) = self.guest.lock(host);
+        shared.machine.port_write(access.port, access.width, value, now);
+        shared.drain_console(host);
+        let asked = shared.take_request();
+        self.guest.release(shared, self.id, host);
+        asked
     }
 
     #[inline(never)]
     fn string_port(&mut self, access: &IoAccess, host: &mut impl Host) -> Result<(), End> {
         let IoAccess { port, width, write, repeat, segment, address_bytes, .. } = *access;
         let access = StringIo { port, width, write, repeat, segment, address_bytes };
-        let now = self.time(host.tsc());
-        let physical_bits = self.limits.address_bits;
+        let (mut shared, now) = self.guest.lock(host);
+        let physical_bits = self.guest.limits.address_bits;
         let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
-        let mut wires = Wires { machine: &mut self.machine, now };
+        let mut wires = Wires { machine: &mut shared.machine, by: self.id, now };
         let result = bulkhead_emulate::string_io(&mut registers, &mut self.memory, &mut wires, access);
+        shared.drain_console(host);
+        let asked = shared.take_request();
+        self.guest.release(shared, self.id, host);
         self.finish(result)?;
-        self.drain_console(host);
-        self.take_request()
+        asked
     }
 
     #[inline(never)]
@@ -153,7 +162,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     #[inline(never)]
-    fn wrmsr(&mut self, host: &impl Host) -> Result<(), Refusal> {
+    fn wrmsr(&mut self, host: &mut impl Host) -> Result<(), Refusal> {
         let [index, low, high] =
             [self.vcpu.gpr(Gpr::Rcx)?, self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rdx)?].map(low);
         self.write_msr(index, u64::from(high) << 32 | u64::from(low), host)?;
@@ -182,7 +191,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     fn xsetbv(&mut self, host: &mut impl Host) -> Result<(), End> {
         let [index, low, high] = [Gpr::Rcx, Gpr::Rax, Gpr::Rdx].map(|gpr| self.vcpu.gpr(gpr));
         let value = high? << 32 | low? & 0xFFFF_FFFF;
-        match check_xcr0(value, self.limits.xcr0) {
+        match check_xcr0(value, self.guest.limits.xcr0) {
             Ok(xcr0) if index? & 0xFFFF_FFFF == 0 => {
                 host.set_xcr0(xcr0.bits());
                 Ok(self.vcpu.skip_instruction()?)
@@ -194,11 +203,13 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         }
     }
 
-    fn write_control(&mut self, number: u8, value: u64) -> Result<(), End> {
+    fn write_control(&mut self, number: u8, value: u64, host: &mut impl Host) -> Result<(), End> {
         if number == 8 {
             return match u8::try_from(value) {
                 Ok(priority @ 0..=15) => {
-                    self.machine.interrupts_mut().set_cr8(priority);
+                    let (mut shared, _) = self.guest.lock_at(0);
+                    shared.machine.interrupts_mut().set_cr8(self.id, priority);
+                    self.guest.release(shared, self.id, host);
                     Ok(self.vcpu.skip_instruction()?)
                 }
                 _ => self.raise(Vector::GP, Some(0)),
@@ -207,7 +218,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         let old = self.mode()?;
         let new = match number {
             0 => old.with_cr0(value),
-            _ => old.with_cr4(value, self.limits.cr4),
+            _ => old.with_cr4(value, self.guest.limits.cr4),
         };
         let Ok(new) = new else { return self.raise(Vector::GP, Some(0)) };
         if new.is_pae() && self.vcpu.caches_pdptes() && !self.load_pdptes(&old, &new)? {
@@ -230,7 +241,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             return Ok(true);
         }
         let table = Gpa::new(new.cr3 & 0xFFFF_FFE0);
-        let beyond = !((1_u64 << self.limits.address_bits) - 1);
+        let beyond = !((1_u64 << self.guest.limits.address_bits) - 1);
         for (register, offset) in PDPTES.into_iter().zip((0..32).step_by(8)) {
             // Outside RAM a read is all ones, which is malformed.
             let entry = self.memory.read_u64(table.wrapping_add(offset)).unwrap_or(u64::MAX);
@@ -257,14 +268,17 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     #[cold]
-    fn lmsw(&mut self, value: Option<u16>, host: &impl Host) -> Result<(), End> {
+    fn lmsw(&mut self, value: Option<u16>, host: &mut impl Host) -> Result<(), End> {
         let value = match value {
             Some(value) => value.into(),
             None => {
-                let now = self.time(host.tsc());
-                let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits: self.limits.address_bits };
-                let mut wires = Wires { machine: &mut self.machine, now };
-                match bulkhead_emulate::source(&mut registers, &mut self.memory, &mut wires) {
+                let (mut shared, now) = self.guest.lock(host);
+                let physical_bits = self.guest.limits.address_bits;
+                let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
+                let mut wires = Wires { machine: &mut shared.machine, by: self.id, now };
+                let source = bulkhead_emulate::source(&mut registers, &mut self.memory, &mut wires);
+                self.guest.release(shared, self.id, host);
+                match source {
                     Ok(Some(value)) => value,
                     Ok(None) => return Ok(()),
                     Err(stop) => return self.finish(Err(stop)),
@@ -273,7 +287,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         };
         // LMSW sets PE but does not clear it (SDM vol. 2A "LMSW").
         let old = self.vcpu.read(Register::Cr0)?;
-        self.write_control(0, (old & !0xE) | value & 0xF)
+        self.write_control(0, (old & !0xE) | value & 0xF, host)
     }
 
     #[inline(never)]
@@ -300,16 +314,16 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
 
     /// Carries out the instruction that touched a device.
     #[inline(never)]
-    fn emulate(&mut self, fault: &NestedFault, host: &impl Host) -> Result<(), End> {
+    fn emulate(&mut self, fault: &NestedFault, host: &mut impl Host) -> Result<(), End> {
         let hint = fault.gva.map(|gva| Hint { gva, gpa: fault.gpa, write: fault.write });
-        let now = self.time(host.tsc());
-        let physical_bits = self.limits.address_bits;
+        let (mut shared, now) = self.guest.lock(host);
+        let physical_bits = self.guest.limits.address_bits;
         let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
-        let mut wires = Wires { machine: &mut self.machine, now };
+        let mut wires = Wires { machine: &mut shared.machine, by: self.id, now };
         let result = bulkhead_emulate::mmio(&mut registers, &mut self.memory, &mut wires, hint, &mut self.decoded);
+        self.guest.release(shared, self.id, host);
         self.counters.emulated = self.counters.emulated.wrapping_add(1);
-        self.finish(result)?;
-        self.take_request()
+        self.finish(result)
     }
 
     /// The guest's page tables lead outside its RAM, where all entries read as ones: a reserved bit is set.
@@ -325,7 +339,7 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
     }
 
     fn is_ram(&self, gpa: Gpa) -> bool {
-        ram_ranges(self.limits.memory)
+        ram_ranges(self.guest.limits.memory)
             .iter()
             .any(|range| gpa.as_u64().checked_sub(range.start.as_u64()).is_some_and(|offset| offset < range.bytes))
     }

@@ -1,62 +1,51 @@
-//! One guest: its vCPU, its memory, its machine, and the loop that runs them.
+//! One guest: what its vCPUs share.
 //!
-//! A turn is: let devices catch up with time, deliver what is due, enter the guest, act on its exit, and again until the
-//! turn is over, the guest waits, or it has ended. Everything a guest can cause is decided here or in the modules of
-//! this directory's other `impl`s, by tables and functions that know no vendor.
+//! The machine and whether the guest has ended lie behind one lock, which only this guest's own vCPUs ever take: ahead of
+//! one that waits for it are at most as many as the guest has, each for the time of one access. Exits that touch no device
+//! do not take it, and nobody holds it while a guest runs.
+//!
+//! # How a vCPU learns what another one did
+//!
+//! Each vCPU has a flag, *called*. Whoever made something due for it (an interrupt, INIT, start-up, the end of the guest)
+//! sets the flag after it has released the lock, and if the flag was clear, has the host kick the vCPU
+//! ([`Host::kick`]): interrupt it if it runs, wake it if it waits. The vCPU clears its flag before it takes the lock to
+//! look at what there is ([`crate::VirtualCpu`]).
+//!
+//! Nothing is lost. All accesses to the flag are exchanges, in one order. If the flag was set before it was cleared, the
+//! clearing sees what was done before the setting. If it was set afterwards, it is still set when the vCPU looks at
+//! it for the last time: before an entry, after the host has noted that the vCPU runs and with interrupts off; and
+//! before a wait, after the host has noted that it waits ([`Guest::is_called`]). A setting before that last look is
+//! seen there. One after it finds the note, so that the kick interrupts the processor at its entry, or wakes the vCPU. If
+//! the flag was set already, whoever set it has kicked or is about to, and the vCPU has not cleared it since.
+//!
+//! # Who minds the time
+//!
+//! Each vCPU minds the timer of its own local APIC. The devices that they share are minded by vCPU 0, which exists for as
+//! long as the guest: the end of its entry and of its wait are never later than their deadline as it last saw it. Any
+//! other vCPU that finds an earlier one, which is after each of its own accesses, calls vCPU 0.
 
-use crate::backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
-use crate::control::Mode;
-use crate::counters::Counters;
 use crate::cpuid;
 use crate::end::End;
-use crate::event::Event;
 use crate::host::Host;
-use crate::mtrr::Mtrrs;
-use bulkhead_arch::{Cr0, Cr4, Efer, Rflags, Segment, SegmentName, Xcr0};
+use bulkhead_arch::{Cr4, Xcr0};
 use bulkhead_devices::machine::{Machine, MachineConfig, Request};
-use bulkhead_emulate::DecodeCache;
-use bulkhead_types::{Frequency, GuestMemory, Ticks};
+use bulkhead_types::{Frequency, MAX_VCPUS, Ticks, VcpuId};
+use core::sync::atomic::{AtomicBool, Ordering};
+use spin::mutex::{TicketMutex, TicketMutexGuard};
 
-/// Why a guest's turn is over.
+/// Why a vCPU's turn is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Yield {
     /// Its time was up, or the host was interrupted.
     TurnOver,
-    /// It halted: nothing to do before this count of the host's time-stamp counter, if ever.
+    /// It halted, or waits to be started: nothing to do before this count of the host's time-stamp counter, if ever,
+    /// unless it is kicked. Whoever lets it wait notes that it does, and then lets it run if [`Guest::is_called`].
     Waiting {
         /// When a device next wants to act.
         until: Option<u64>,
     },
-    /// It does not run any more.
+    /// The guest does not run any more.
     Ended(End),
-}
-
-/// A guest with one vCPU.
-#[derive(Debug)]
-pub struct Guest<V, M> {
-    /// Its processor.
-    pub vcpu: V,
-    /// Its RAM.
-    pub memory: M,
-    /// Its devices.
-    pub machine: Machine,
-    /// What it did so far.
-    pub counters: Counters,
-    pub(crate) mtrrs: Mtrrs,
-    /// The host's counter when its machine was switched on.
-    power_on: u64,
-    /// What its time-stamp counter is ahead of its machine's time, since it wrote to it.
-    pub(crate) tsc_adjust: u64,
-    /// It executed HLT and nothing has woken it.
-    pub(crate) halted: bool,
-    /// What the last exit made due: an exception, or an event to be delivered again.
-    pub(crate) due: Option<Event>,
-    windows: Windows,
-    /// The host has work. Whoever gives out turns does it; until then the guest could not be entered again.
-    pub(crate) preempted: bool,
-    pub(crate) limits: Limits,
-    /// Instructions that were emulated last.
-    pub(crate) decoded: DecodeCache,
 }
 
 /// What the processor allows the guest, found once.
@@ -90,124 +79,36 @@ impl Limits {
             tsc,
             memory,
             rdtscp: ask(0x8000_0001, 0).edx >> 27 & 1 != 0,
-            // Bit 2 of ECX is reserved on processors without them.
             configuration: ask(0x8000_0001, 0).ecx >> 2 & 1 != 0,
         }
     }
 }
 
-impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
-    /// A guest whose machine is switched on at `power_on`, a count of the host's time-stamp counter.
+/// What the lock protects.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) machine: Machine,
+    /// Why it ended, by whoever ended it first.
+    end: Option<End>,
+    /// The latest time that the machine was told. The vCPUs' clocks need not agree to the tick.
+    latest: Ticks,
+    /// When the shared devices next want to act, as vCPU 0 knows.
+    minded: Option<Ticks>,
+}
+
+impl Shared {
+    /// Notes that vCPU `by` minds the shared devices' deadline if that is up to it; else whether vCPU 0 must be called.
+    pub(crate) fn mind(&mut self, by: VcpuId, deadline: Option<Ticks>) -> bool {
+        if by == VcpuId::BOOT {
+            self.minded = deadline;
+        }
+        deadline.is_some_and(|deadline| self.minded.is_none_or(|minded| deadline < minded))
+    }
+
+    /// What the machine was asked to do by its ports.
     ///
     /// # Errors
-    /// If the processor refuses.
-    pub fn new(
-        vcpu: V,
-        memory: M,
-        config: &MachineConfig,
-        limits: Limits,
-        power_on: u64,
-    ) -> Result<Self, BackendError> {
-        let mut guest = Self {
-            vcpu,
-            memory,
-            machine: Machine::new(config),
-            counters: Counters::default(),
-            mtrrs: Mtrrs::new(limits.address_bits),
-            power_on,
-            tsc_adjust: 0,
-            halted: false,
-            due: None,
-            windows: Windows::default(),
-            preempted: false,
-            limits,
-            decoded: DecodeCache::new(),
-        };
-        guest.apply_tsc_offset()?;
-        guest.allow_direct_msrs();
-        Ok(guest)
-    }
-
-    /// The machine's time at `tsc` of the host.
-    pub(crate) const fn time(&self, tsc: u64) -> Ticks {
-        Ticks::new(tsc.saturating_sub(self.power_on))
-    }
-
-    /// Makes the processor add what belongs to the guest's time-stamp counter.
-    pub(crate) fn apply_tsc_offset(&mut self) -> Result<(), BackendError> {
-        self.vcpu.set_tsc_offset(self.tsc_adjust.wrapping_sub(self.power_on))
-    }
-
-    /// Runs the guest until the host's time-stamp counter reaches `until`, or it has nothing to do.
-    pub fn run(&mut self, host: &mut impl Host, until: u64) -> Yield {
-        match self.turn(host, until) {
-            Ok(over) => over,
-            Err(end) => Yield::Ended(end),
-        }
-    }
-
-    fn turn(&mut self, host: &mut impl Host, until: u64) -> Result<Yield, End> {
-        self.take_input(host);
-        // When the devices, or the end of the turn, must be looked at next: at once.
-        let mut next = 0;
-        loop {
-            let now = host.tsc();
-            if now >= next || self.machine.has_changed() {
-                let deadline = self.catch_up(now)?;
-                if self.halted && !self.wake()? {
-                    return Ok(Yield::Waiting { until: deadline });
-                }
-                if now >= until || core::mem::take(&mut self.preempted) {
-                    return Ok(Yield::TurnOver);
-                }
-                next = deadline.map_or(until, |deadline| deadline.min(until));
-                self.deliver()?;
-                self.machine.settle();
-            } else if let Some(event) = self.due.take() {
-                self.vcpu.inject(event)?;
-            }
-            self.vcpu.set_timer(next.saturating_sub(now))?;
-            // By reference from here on: a payload is long to move.
-            let exit = self.vcpu.run();
-            let exit = exit.as_ref().map_err(|&error| error)?;
-            self.due = self.vcpu.take_interrupted();
-            self.counters.count(exit);
-            self.act(exit, host)?;
-        }
-    }
-
-    /// Lets the devices do what is due; when they next want to act, by the host's counter.
-    fn catch_up(&mut self, now: u64) -> Result<Option<u64>, End> {
-        let time = self.time(now);
-        let mut deadline = self.machine.deadline();
-        if deadline.is_some_and(|deadline| deadline <= time) {
-            self.machine.advance(time);
-            deadline = self.machine.deadline();
-        }
-        if self.machine.take_init() {
-            // INIT of the one processor: what firmware would make of it is a reset.
-            return Err(End::Reset);
-        }
-        Ok(deadline.map(|deadline| deadline.as_u64().saturating_add(self.power_on)))
-    }
-
-    /// Hands the console what has come in, as far as it has room.
-    fn take_input(&mut self, host: &mut impl Host) {
-        while self.machine.has_console_room() {
-            let Some(byte) = host.console_input() else { break };
-            self.machine.console_input(byte);
-        }
-    }
-
-    /// Sends the console's output.
-    #[inline(never)]
-    pub(crate) fn drain_console(&mut self, host: &mut impl Host) {
-        while let Some(byte) = self.machine.console_output() {
-            host.console(byte);
-        }
-    }
-
-    /// Acts on what the machine was asked to do by its ports.
+    /// It is an error, since it ends the guest.
     pub(crate) fn take_request(&mut self) -> Result<(), End> {
         match self.machine.take_request() {
             None => Ok(()),
@@ -217,62 +118,124 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
         }
     }
 
-    /// Ends a halt if something is there to wake for.
-    fn wake(&mut self) -> Result<bool, BackendError> {
-        let interrupts = self.machine.interrupts();
-        let nmi = interrupts.nmi_pending();
-        let wakes = nmi || interrupts.has_interrupt() && self.flags()?.contains(Rflags::IF) || self.due.is_some();
-        self.halted = !wakes;
-        Ok(wakes)
-    }
-
-    fn flags(&self) -> Result<Rflags, BackendError> {
-        Ok(Rflags::from_bits_retain(self.vcpu.read(Register::Rflags)?))
-    }
-
-    /// Injects the one event that comes first, and asks for a window for the next.
-    ///
-    /// An exception or interrupted event of the last exit goes before an NMI, an NMI before an interrupt.
-    /// SDM vol. 3A 6.9 "Prioritization of Concurrent Events"; vol. 3C 27.7 "Virtual-Machine Control Structures: Event
-    /// Injection".
-    fn deliver(&mut self) -> Result<(), BackendError> {
-        let interrupts = self.machine.interrupts();
-        let (mut nmi, mut interrupt) = (interrupts.nmi_pending(), interrupts.has_interrupt());
-        let due = self.due.take();
-        if let Some(event) = due {
-            self.vcpu.inject(event)?;
-        } else if nmi || interrupt {
-            let blocked = self.vcpu.interruptibility()?;
-            if nmi && blocked == Interruptibility::default() {
-                self.machine.interrupts_mut().take_nmi();
-                self.vcpu.inject(Event::Nmi)?;
-                nmi = self.machine.interrupts().nmi_pending();
-            } else if interrupt && !blocked.sti && !blocked.mov_ss && self.flags()?.contains(Rflags::IF) {
-                if let Some(vector) = self.machine.interrupts_mut().acknowledge() {
-                    self.vcpu.inject(Event::Interrupt(vector))?;
-                }
-                interrupt = self.machine.interrupts().has_interrupt();
-            }
+    /// Sends the console's output.
+    pub(crate) fn drain_console(&mut self, host: &mut impl Host) {
+        while let Some(byte) = self.machine.console_output() {
+            host.console(byte);
         }
-        let windows = Windows { interrupt, nmi };
-        if windows != self.windows {
-            self.vcpu.request_windows(windows)?;
-            self.windows = windows;
-        }
-        Ok(())
     }
 
-    /// The registers that make up the processor's mode.
-    pub(crate) fn mode(&self) -> Result<Mode, BackendError> {
-        Ok(Mode {
-            cr0: Cr0::from_bits_truncate(self.vcpu.read(Register::Cr0)?),
-            cr3: self.vcpu.read(Register::Cr3)?,
-            cr4: Cr4::from_bits_truncate(self.vcpu.read(Register::Cr4)?),
-            efer: Efer::from_bits_truncate(self.vcpu.read(Register::Efer)?),
-            long_code: self.vcpu.segment(SegmentName::Cs)?.attributes & Segment::LONG != 0,
-        })
+    /// Hands the console what has come in, as far as it has room.
+    pub(crate) fn take_input(&mut self, host: &mut impl Host) {
+        while self.machine.has_console_room() {
+            let Some(byte) = host.console_input() else { break };
+            self.machine.console_input(byte);
+        }
     }
 }
 
-#[cfg(test)]
-mod model;
+/// A guest, without its vCPUs.
+#[derive(Debug)]
+pub struct Guest {
+    shared: TicketMutex<Shared>,
+    /// Of each vCPU: it has to look at the machine.
+    called: [AtomicBool; MAX_VCPUS],
+    /// The host's counter when its machine was switched on.
+    pub(crate) power_on: u64,
+    pub(crate) limits: Limits,
+    /// How many vCPUs it has.
+    pub(crate) vcpus: u8,
+}
+
+impl Guest {
+    /// A guest whose machine is switched on at `power_on`, a count of the host's time-stamp counter.
+    #[must_use]
+    pub fn new(config: &MachineConfig, limits: Limits, power_on: u64) -> Self {
+        let machine = Machine::new(config);
+        Self {
+            shared: TicketMutex::new(Shared { machine, end: None, latest: Ticks::ZERO, minded: None }),
+            called: [const { AtomicBool::new(true) }; MAX_VCPUS],
+            power_on,
+            limits,
+            vcpus: config.cpus,
+        }
+    }
+
+    /// The machine's time at `tsc` of the host.
+    pub(crate) const fn time(&self, tsc: u64) -> Ticks {
+        Ticks::new(tsc.saturating_sub(self.power_on))
+    }
+
+    /// IA32_APIC_BASE of a vCPU that has not run yet.
+    pub(crate) fn first_apic_base(&self, id: VcpuId) -> u64 {
+        self.shared.lock().machine.interrupts().lapic(id).base()
+    }
+
+    /// Takes the lock, and what time it is. Whoever has changed anything lets go of it by [`Guest::release`].
+    pub(crate) fn lock(&self, host: &impl Host) -> (TicketMutexGuard<'_, Shared>, Ticks) {
+        self.lock_at(host.tsc())
+    }
+
+    /// The same at `tsc` of the host, or at what was the latest time so far.
+    pub(crate) fn lock_at(&self, tsc: u64) -> (TicketMutexGuard<'_, Shared>, Ticks) {
+        let mut shared = self.shared.lock();
+        let now = self.time(tsc).max(shared.latest);
+        shared.latest = now;
+        (shared, now)
+    }
+
+    /// Lets go of the lock, and calls those for whom the machine has something now; `by` included, if what it did to the
+    /// machine may concern itself.
+    pub(crate) fn release(&self, mut shared: TicketMutexGuard<'_, Shared>, by: VcpuId, host: &mut impl Host) {
+        let own = shared.machine.take_changed();
+        // What it did for itself is in the former.
+        let others = shared.machine.take_attention() & !by.bit();
+        drop(shared);
+        if own || others != 0 {
+            self.call(others | if own { by.bit() } else { 0 }, by, host);
+        }
+    }
+
+    /// Calls the vCPUs of `set`, on behalf of vCPU `by`.
+    pub(crate) fn call(&self, set: u32, by: VcpuId, host: &mut impl Host) {
+        for id in VcpuId::in_set(set) {
+            if !self.flag(id).swap(true, Ordering::SeqCst) && id != by {
+                host.kick(id);
+            }
+        }
+    }
+
+    /// Whether vCPU `id` has to look at the machine, and therefore must not wait.
+    #[must_use]
+    pub fn is_called(&self, id: VcpuId) -> bool {
+        self.flag(id).load(Ordering::SeqCst)
+    }
+
+    /// Clears the flag of a vCPU that is about to look at the machine.
+    pub(crate) fn answer(&self, id: VcpuId) {
+        self.flag(id).swap(false, Ordering::SeqCst);
+    }
+
+    /// vCPU `id` has to look at the machine once more, by its own doing.
+    pub(crate) fn look_again(&self, id: VcpuId) {
+        self.flag(id).store(true, Ordering::SeqCst);
+    }
+
+    fn flag(&self, id: VcpuId) -> &AtomicBool {
+        let [boot, ..] = &self.called;
+        self.called.get(id.index()).unwrap_or(boot)
+    }
+
+    /// Ends the guest, if it has not ended already; why it ended.
+    pub(crate) fn end(&self, end: End, by: VcpuId, host: &mut impl Host) -> End {
+        let first = *self.shared.lock().end.get_or_insert(end);
+        let all = VcpuId::all(self.vcpus).fold(0, |set, id| set | id.bit());
+        self.call(all, by, host);
+        first
+    }
+
+    /// Why it ended, if it has.
+    pub(crate) fn ended(shared: &Shared) -> Result<(), End> {
+        shared.end.map_or(Ok(()), Err)
+    }
+}

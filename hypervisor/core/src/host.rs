@@ -1,6 +1,6 @@
 //! What policy needs of the host, beside a vCPU: time, CPUID, a console, memory on demand.
 
-use bulkhead_types::Gpa;
+use bulkhead_types::{Gpa, VcpuId};
 
 /// CPUID's four results.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -12,7 +12,7 @@ pub struct CpuidResult {
     pub edx: u32,
 }
 
-/// The host as one guest's run loop sees it.
+/// The host as the run loop of one vCPU sees it.
 pub trait Host {
     /// The host's time-stamp counter, in ticks.
     fn tsc(&self) -> u64;
@@ -20,7 +20,7 @@ pub trait Host {
     /// What the processor itself answers to CPUID.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
 
-    /// Sends a byte of the guest's console.
+    /// Sends a byte of the guest's console. One vCPU of a guest does so at a time; the same holds for input.
     fn console(&mut self, byte: u8);
 
     /// A byte for the guest's console, if one has come in.
@@ -35,4 +35,8 @@ pub trait Host {
     /// Gives the guest the page of its RAM at `gpa`, if it was left unmapped until first touched. `false` if it was
     /// mapped already, or can not be.
     fn populate(&mut self, gpa: Gpa) -> bool;
+
+    /// Has another vCPU of the guest look at its machine soon: interrupts it if it runs, wakes it if it waits. What it is
+    /// to find there is there already, see [`crate::guest`].
+    fn kick(&mut self, vcpu: VcpuId);
 }

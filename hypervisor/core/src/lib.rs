@@ -8,6 +8,7 @@ pub mod backend;
 pub mod barrier;
 pub mod control;
 pub mod counters;
+mod cpu;
 pub mod cpuid;
 pub mod dump;
 pub mod end;
@@ -27,6 +28,7 @@ mod search;
 
 pub use adapter::paging_state;
 pub use backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
+pub use cpu::VirtualCpu;
 pub use end::{End, Reason};
 pub use event::Event;
 pub use exit::{Exit, IoAccess, NestedFault};

@@ -2,7 +2,7 @@
 
 use crate::backend::{BackendError, Register, Vcpu};
 use crate::control::check_pat;
-use crate::guest::Guest;
+use crate::cpu::VirtualCpu;
 use crate::host::Host;
 use bulkhead_arch::msr;
 use bulkhead_devices::interrupt::InvalidMsr;
@@ -55,17 +55,17 @@ impl From<InvalidMsr> for Refusal {
     }
 }
 
-const fn is_interrupt_msr(index: u32) -> bool {
-    matches!(index, msr::APIC_BASE | msr::X2APIC_BASE..=msr::X2APIC_END)
+const fn is_x2apic_msr(index: u32) -> bool {
+    matches!(index, msr::X2APIC_BASE..=msr::X2APIC_END)
 }
 
-impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
+impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
     /// Opens the registers that need no exit.
     pub(crate) fn allow_direct_msrs(&mut self) {
         for index in DIRECT {
             self.vcpu.allow_msr(index, true);
         }
-        if self.limits.rdtscp {
+        if self.guest.limits.rdtscp {
             self.vcpu.allow_msr(msr::TSC_AUX, true);
         }
         // Read with the offset added by the processor; written by us.
@@ -74,14 +74,14 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
 
     /// RDMSR.
     pub(crate) fn read_msr(&mut self, index: u32, host: &impl Host) -> Result<u64, Refusal> {
-        let now = self.time(host.tsc());
         match index {
-            index if is_interrupt_msr(index) => Ok(self.machine.read_interrupt_msr(index, now)?),
+            msr::APIC_BASE => Ok(self.apic_base),
+            index if is_x2apic_msr(index) => self.read_interrupt_msr(index, host),
             msr::TSC_DEADLINE => {
-                let deadline = self.machine.read_interrupt_msr(index, now)?;
+                let deadline = self.read_interrupt_msr(index, host)?;
                 Ok(if deadline == 0 { 0 } else { deadline.wrapping_add(self.tsc_adjust) })
             }
-            msr::TSC => Ok(now.as_u64().wrapping_add(self.tsc_adjust)),
+            msr::TSC => Ok(self.guest.time(host.tsc()).as_u64().wrapping_add(self.tsc_adjust)),
             msr::TSC_ADJUST => Ok(self.tsc_adjust),
             msr::EFER => Ok(self.vcpu.read(Register::Efer)?),
             msr::PAT => Ok(self.vcpu.read(Register::Pat)?),
@@ -90,29 +90,31 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             MISC_ENABLE => Ok(MISC_ENABLE_VALUE),
             msr::BIOS_SIGN_ID => Ok(MICROCODE),
             msr::SYSCFG | msr::INT_PENDING | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3
-                if self.limits.configuration =>
+                if self.guest.limits.configuration =>
             {
                 Ok(0)
             }
-            msr::HWCR if self.limits.configuration => Ok(HWCR_VALUE),
+            msr::HWCR if self.guest.limits.configuration => Ok(HWCR_VALUE),
             _ => self.mtrrs.read(index).ok_or(Refusal::Unknown),
         }
     }
 
     /// WRMSR.
-    pub(crate) fn write_msr(&mut self, index: u32, value: u64, host: &impl Host) -> Result<(), Refusal> {
-        let now = self.time(host.tsc());
+    pub(crate) fn write_msr(&mut self, index: u32, value: u64, host: &mut impl Host) -> Result<(), Refusal> {
         match index {
-            index if is_interrupt_msr(index) => Ok(self.machine.interrupts_mut().msr_write(index, value, now)?),
-            msr::TSC_DEADLINE => {
-                // Zero disarms; a deadline that has passed fires at once, also one before the machine's first tick.
-                let deadline = match value {
-                    0 => 0,
-                    _ => self.machine_time(value, now).as_u64().max(1),
-                };
-                Ok(self.machine.interrupts_mut().msr_write(index, deadline, now)?)
+            msr::APIC_BASE => {
+                self.write_interrupt_msr(index, host, |_| value)?;
+                self.apic_base = value;
+                Ok(())
             }
-            msr::TSC => self.set_tsc_adjust(value.wrapping_sub(now.as_u64()), host),
+            index if is_x2apic_msr(index) => self.write_interrupt_msr(index, host, |_| value),
+            msr::TSC_DEADLINE => {
+                let ahead = self.tsc_adjust;
+                // Zero disarms; a deadline that has passed fires at once, also one before the machine's first tick.
+                let deadline = |now| if value == 0 { 0 } else { machine_time(value, ahead, now).as_u64().max(1) };
+                self.write_interrupt_msr(index, host, deadline)
+            }
+            msr::TSC => self.set_tsc_adjust(value.wrapping_sub(self.guest.time(host.tsc()).as_u64()), host),
             msr::TSC_ADJUST => self.set_tsc_adjust(value, host),
             msr::EFER => {
                 let mode = self.mode()?.with_efer(value).map_err(|_| Refusal::Illegal)?;
@@ -127,36 +129,55 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             msr::BIOS_SIGN_ID => Ok(()),
             MISC_ENABLE if value == MISC_ENABLE_VALUE => Ok(()),
             msr::SYSCFG | msr::INT_PENDING | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3
-                if self.limits.configuration && value == 0 =>
+                if self.guest.limits.configuration && value == 0 =>
             {
                 Ok(())
             }
-            msr::HWCR if self.limits.configuration && value & !HWCR_DROPPED == HWCR_VALUE => Ok(()),
+            msr::HWCR if self.guest.limits.configuration && value & !HWCR_DROPPED == HWCR_VALUE => Ok(()),
             msr::SYSCFG | msr::INT_PENDING | msr::HWCR | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3
-                if self.limits.configuration =>
+                if self.guest.limits.configuration =>
             {
                 Err(Refusal::Illegal)
             }
             msr::MCG_CAP | msr::MCG_STATUS | msr::DEBUGCTL | MISC_ENABLE => Err(Refusal::Illegal),
             _ if self.mtrrs.read(index).is_some() => {
-                self.mtrrs.write(index, value, self.limits.address_bits).ok_or(Refusal::Illegal)
+                self.mtrrs.write(index, value, self.guest.limits.address_bits).ok_or(Refusal::Illegal)
             }
             _ => Err(Refusal::Unknown),
         }
     }
 
-    /// Sets what the guest's time-stamp counter is ahead. A deadline that is armed stays as it was written, and so comes
+    /// Reads a register of the vCPU's local APIC.
+    fn read_interrupt_msr(&self, index: u32, host: &impl Host) -> Result<u64, Refusal> {
+        let (mut shared, now) = self.guest.lock(host);
+        Ok(shared.machine.read_interrupt_msr(self.id, index, now)?)
+    }
+
+    /// Writes a register of the vCPU's local APIC, by what time it is.
+    fn write_interrupt_msr(
+        &self,
+        index: u32,
+        host: &mut impl Host,
+        value: impl Fn(Ticks) -> u64,
+    ) -> Result<(), Refusal> {
+        let (mut shared, now) = self.guest.lock(host);
+        let written = shared.machine.interrupts_mut().msr_write(self.id, index, value(now), now);
+        self.guest.release(shared, self.id, host);
+        Ok(written?)
+    }
+
+    /// Sets what the vCPU's time-stamp counter is ahead. A deadline that is armed stays as it was written, and so comes
     /// at another time.
-    fn set_tsc_adjust(&mut self, value: u64, host: &impl Host) -> Result<(), Refusal> {
+    fn set_tsc_adjust(&mut self, value: u64, host: &mut impl Host) -> Result<(), Refusal> {
         let armed = self.read_msr(msr::TSC_DEADLINE, host)?;
         self.tsc_adjust = value;
         self.apply_tsc_offset()?;
         if armed == 0 { Ok(()) } else { self.write_msr(msr::TSC_DEADLINE, armed, host) }
     }
+}
 
-    /// The machine's time at which the guest's time-stamp counter reaches `tsc`, `now` at the earliest: an unsigned
-    /// comparison, as the processor makes it.
-    const fn machine_time(&self, tsc: u64, now: Ticks) -> Ticks {
-        now.after(tsc.saturating_sub(now.as_u64().wrapping_add(self.tsc_adjust)))
-    }
+/// The machine's time at which a time-stamp counter that is `ahead` of it reaches `tsc`, `now` at the earliest: an
+/// unsigned comparison, as the processor makes it.
+const fn machine_time(tsc: u64, ahead: u64, now: Ticks) -> Ticks {
+    now.after(tsc.saturating_sub(now.as_u64().wrapping_add(ahead)))
 }

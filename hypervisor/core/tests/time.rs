@@ -17,7 +17,7 @@ fn an_armed_deadline_reads_back_and_is_met() {
     let mut bench =
         Bench::new(&[Step::Write(LVT_TIMER, DEADLINE), Step::Write(TSC_DEADLINE, 60_000), Step::Read(TSC_DEADLINE)]);
     bench.run(100_000);
-    assert_eq!(bench.guest.vcpu.values, [60_000]);
+    assert_eq!(bench.cpu.vcpu.values, [60_000]);
     let [at] = bench.interrupts()[..] else { panic!("one interrupt") };
     let due = POWER_ON + 60_000;
     assert!((due..=due + LATE).contains(&at), "{at}");
@@ -29,7 +29,7 @@ fn a_met_deadline_reads_as_zero() {
         [Step::Write(LVT_TIMER, DEADLINE), Step::Arm(1_000), Step::Spin(5_000), Step::Read(TSC_DEADLINE), Step::Arm(0)];
     let mut bench = Bench::new(&script);
     bench.run(10_000);
-    assert_eq!(bench.guest.vcpu.values, [0]);
+    assert_eq!(bench.cpu.vcpu.values, [0]);
     assert_eq!(bench.interrupts().len(), 2, "the second was met as it was written");
 }
 
@@ -38,7 +38,7 @@ fn deadlines_compare_as_unsigned() {
     let script = [Step::Write(LVT_TIMER, DEADLINE), Step::Write(TSC_DEADLINE, u64::MAX), Step::Read(TSC_DEADLINE)];
     let mut bench = Bench::new(&script);
     bench.run(3 * SLICE);
-    assert_eq!((bench.guest.vcpu.values[0], bench.interrupts().len()), (u64::MAX, 0));
+    assert_eq!((bench.cpu.vcpu.values[0], bench.interrupts().len()), (u64::MAX, 0));
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_deadline_that_passes_while_an_exit_is_served_is_delivered_at_the_next_entry
         let mut bench = Bench::new(&script);
         bench.run(10_000);
         let [at] = bench.interrupts()[..] else { panic!("one interrupt") };
-        let exit_at = bench.guest.vcpu.delivered[0].0;
+        let exit_at = bench.cpu.vcpu.delivered[0].0;
         assert_eq!(at, exit_at);
         assert!(at <= POWER_ON + 5_000 + 12 * COST, "{early}: {at}");
     }
@@ -92,7 +92,7 @@ fn an_interrupt_of_the_host_ends_the_turn() {
     assert_eq!(bench.turn(), Yield::TurnOver);
     assert!(bench.now() < POWER_ON + SLICE / 2);
     bench.run(SLICE);
-    assert_eq!(bench.guest.vcpu.values.len(), 1);
+    assert_eq!(bench.cpu.vcpu.values.len(), 1);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_write_to_the_counter_moves_the_moment_of_an_armed_deadline() {
         ];
         let mut bench = Bench::new(&script);
         bench.run(100_000);
-        let [deadline, adjust] = bench.guest.vcpu.values[..] else { panic!("two values") };
+        let [deadline, adjust] = bench.cpu.vcpu.values[..] else { panic!("two values") };
         assert_eq!(deadline, 1_050_000, "stays as written");
         assert_eq!(adjust, if register == TSC { adjust } else { value });
         let [at] = bench.interrupts()[..] else { panic!("one interrupt") };
@@ -144,6 +144,6 @@ proptest! {
             let (seen, due) = (at - first, index * period);
             prop_assert!(seen.abs_diff(due) <= 8 * COST, "{index}: {seen} instead of {due}");
         }
-        prop_assert_eq!(bench.guest.vcpu.delivered.len(), moments.len());
+        prop_assert_eq!(bench.cpu.vcpu.delivered.len(), moments.len());
     }
 }

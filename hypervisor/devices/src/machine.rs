@@ -26,7 +26,7 @@ use crate::reset::ResetControl;
 use crate::rtc::Rtc;
 use crate::test_device::TestDevice;
 use crate::uart::Uart;
-use bulkhead_types::{Frequency, Gpa, PAGE_SIZE, Ticks, Width};
+use bulkhead_types::{Frequency, Gpa, PAGE_SIZE, Ticks, VcpuId, Width};
 
 const COM1_END: u16 = layout::COM1 + 7;
 const PM_END: u16 = layout::ACPI_PM + layout::ACPI_PM_PORTS - 1;
@@ -44,8 +44,8 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Seconds since 1970 at [`Ticks::ZERO`].
     pub wall_clock: u64,
-    /// Processors.
-    pub cpus: u16,
+    /// Processors, 1 to [`bulkhead_types::MAX_VCPUS`].
+    pub cpus: u8,
     /// Whether there is the test exit.
     pub test_exit: bool,
     /// Whether there is the test device.
@@ -80,7 +80,7 @@ pub struct Machine {
     request: Option<Request>,
     /// Levels as the interrupt system knows them, a bit per line.
     lines: u32,
-    /// See [`Machine::has_changed`].
+    /// See [`Machine::take_changed`].
     changed: bool,
 }
 
@@ -89,13 +89,13 @@ impl Machine {
     #[must_use]
     pub fn new(config: &MachineConfig) -> Self {
         Self {
-            interrupts: InterruptSystem::new(config.tsc),
+            interrupts: InterruptSystem::new(config.cpus, config.tsc),
             uart: Uart::new(),
             pm: PowerManagement::new(config.tsc),
             pit: Pit::new(config.tsc),
             rtc: Rtc::new(config.tsc, config.wall_clock, config.memory),
             pci: Pci::new(),
-            fw_cfg: FwCfg::new(config.memory, config.cpus),
+            fw_cfg: FwCfg::new(config.memory, config.cpus.into()),
             keyboard: KeyboardController::new(),
             reset: ResetControl::new(),
             test_device: config.test_device.then(TestDevice::new),
@@ -147,13 +147,13 @@ impl Machine {
         }
     }
 
-    /// Reads memory that is not RAM.
-    pub fn mmio_read(&mut self, gpa: Gpa, width: Width, now: Ticks) -> u64 {
+    /// Processor `by` reads memory that is not RAM.
+    pub fn mmio_read(&mut self, by: VcpuId, gpa: Gpa, width: Width, now: Ticks) -> u64 {
         let (page, offset) = (gpa.align_down(PAGE_SIZE), gpa.page_offset());
-        if self.interrupts.lapic_base() == Some(page) {
-            let value = self.interrupts.lapic_mmio_read(offset, width, now);
+        if self.interrupts.lapic_base(by) == Some(page) {
+            let value = self.interrupts.lapic_mmio_read(by, offset, width, now);
             // Reading a register that is not there is an error, which may interrupt.
-            self.changed |= self.interrupts.has_interrupt();
+            self.changed |= self.interrupts.has_interrupt(by);
             return value;
         }
         match (page, &mut self.test_device) {
@@ -163,12 +163,12 @@ impl Machine {
         }
     }
 
-    /// Writes memory that is not RAM.
-    pub fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64, now: Ticks) {
+    /// Processor `by` writes memory that is not RAM.
+    pub fn mmio_write(&mut self, by: VcpuId, gpa: Gpa, width: Width, value: u64, now: Ticks) {
         self.changed = true;
         let (page, offset) = (gpa.align_down(PAGE_SIZE), gpa.page_offset());
-        if self.interrupts.lapic_base() == Some(page) {
-            return self.interrupts.lapic_mmio_write(offset, width, value, now);
+        if self.interrupts.lapic_base(by) == Some(page) {
+            return self.interrupts.lapic_mmio_write(by, offset, width, value, now);
         }
         match (page, &mut self.test_device) {
             (layout::IO_APIC, _) => self.interrupts.io_apic_write(offset, width, value),
@@ -181,8 +181,8 @@ impl Machine {
         }
     }
 
-    /// Does what is due up to `now`. Time must not go backwards.
-    pub fn advance(&mut self, now: Ticks) {
+    /// Does what is due up to `now`, of the devices and of the local APIC of processor `of`. Time must not go backwards.
+    pub fn advance(&mut self, of: VcpuId, now: Ticks) {
         self.advance_pit(now);
         if is_due(self.rtc.deadline(), now) {
             self.rtc.advance(now);
@@ -192,14 +192,13 @@ impl Machine {
             self.pm.advance(now);
             self.drive(layout::SCI_LINE, self.pm.line());
         }
-        self.interrupts.advance(now);
+        self.interrupts.advance(of, now);
     }
 
-    /// When [`Machine::advance`] must be called next, as things are.
+    /// When the devices that the processors share want [`Machine::advance`] to be called next.
     #[must_use]
     pub fn deadline(&self) -> Option<Ticks> {
-        let devices = earlier(earlier(self.pit.deadline(), self.rtc.deadline()), self.pm.deadline());
-        earlier(devices, self.interrupts.deadline())
+        earlier(earlier(self.pit.deadline(), self.rtc.deadline()), self.pm.deadline())
     }
 
     /// The interrupt controllers.
@@ -208,40 +207,31 @@ impl Machine {
         &self.interrupts
     }
 
-    /// The interrupt controllers, to serve the processor's side of them.
+    /// The interrupt controllers, to serve the processors' side of them.
     pub const fn interrupts_mut(&mut self) -> &mut InterruptSystem {
         self.changed = true;
         &mut self.interrupts
     }
 
-    /// Reads an interrupt controller's model-specific register, see [`InterruptSystem::msr_read`]; changes nothing.
+    /// Processor `by` reads an interrupt controller's model-specific register, see [`InterruptSystem::msr_read`]; changes
+    /// nothing.
     ///
     /// # Errors
     /// [`InvalidMsr`] if there is none, or it can not be read.
-    pub fn read_interrupt_msr(&mut self, index: u32, now: Ticks) -> Result<u64, InvalidMsr> {
-        self.interrupts.msr_read(index, now)
+    pub fn read_interrupt_msr(&mut self, by: VcpuId, index: u32, now: Ticks) -> Result<u64, InvalidMsr> {
+        self.interrupts.msr_read(by, index, now)
     }
 
-    /// Takes an INIT that was sent to the processor.
-    pub const fn take_init(&mut self) -> bool {
-        self.interrupts.take_init()
+    /// Whether a deadline, or what is pending for a processor, may have changed since this was last asked: an access
+    /// that leaves it unset spares its processor looking at them again. The other processors for whom that holds are in
+    /// [`InterruptSystem::take_attention`].
+    pub const fn take_changed(&mut self) -> bool {
+        core::mem::replace(&mut self.changed, false)
     }
 
-    /// Whether the deadline, or what is pending for the processor, may have changed since [`Machine::settle`]: an access
-    /// that leaves it unset spares looking at them again.
-    #[must_use]
-    pub const fn has_changed(&self) -> bool {
-        self.changed
-    }
-
-    /// Deadline and pending interrupts have been looked at.
-    pub const fn settle(&mut self) {
-        self.changed = false;
-    }
-
-    /// Has them looked at once more.
-    pub const fn unsettle(&mut self) {
-        self.changed = true;
+    /// Which processors have received something, see [`InterruptSystem::take_attention`].
+    pub const fn take_attention(&mut self) -> u32 {
+        self.interrupts.take_attention()
     }
 
     /// Takes the oldest byte that the guest has sent to its console. To be asked until there is none after every exit in
@@ -412,7 +402,9 @@ fn is_due(deadline: Option<Ticks>, now: Ticks) -> bool {
     deadline.is_some_and(|deadline| deadline <= now)
 }
 
-fn earlier(a: Option<Ticks>, b: Option<Ticks>) -> Option<Ticks> {
+/// The earlier of two deadlines, as far as they are there.
+#[must_use]
+pub fn earlier(a: Option<Ticks>, b: Option<Ticks>) -> Option<Ticks> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         _ => a.or(b),

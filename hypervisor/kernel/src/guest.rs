@@ -14,7 +14,7 @@ use bulkhead_core::counters::Counters;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_core::load::{self, InitialState, LoadModule};
-use bulkhead_core::{BackendError, End, Guest, Limits, Register, Vcpu, Yield};
+use bulkhead_core::{BackendError, End, Guest, Limits, Register, Vcpu, VirtualCpu, Yield};
 use bulkhead_devices::layout::RSDP;
 use bulkhead_devices::machine::MachineConfig;
 use bulkhead_devices::{acpi, firmware};
@@ -24,7 +24,7 @@ use bulkhead_hw::ram::WindowRam;
 use bulkhead_hw::xstate::ExtendedState;
 use bulkhead_paging::Format;
 use bulkhead_types::manifest::{self, MAX_GUESTS};
-use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
+use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE, VcpuId};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
@@ -127,9 +127,12 @@ impl<F: Format> Host for Serving<'_, F> {
         self.local.lazy
             && self.compartment.map_nested::<F>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
     }
+
+    /// There is no other vCPU that runs or waits: those that the guest has beside this one are not started yet.
+    fn kick(&mut self, _: VcpuId) {}
 }
 
-type GuestOn<B> = Guest<<B as Backend>::Vcpu, WindowRam>;
+type CpuOn<'g, B> = VirtualCpu<'g, <B as Backend>::Vcpu, WindowRam>;
 
 /// What the guests' compartments execute.
 pub fn program(capabilities: &Virtualization) -> extern "C" fn() -> ! {
@@ -151,7 +154,11 @@ pub fn take() -> Option<(GuestId, Compartment)> {
 extern "C" fn main<B: Backend>() -> ! {
     let (Some((id, mut compartment)), Some(facts)) = (take(), FACTS.get()) else { cpu::stop() };
     let (Some(config), Some(slot)) = (facts.guest(id), slot(id)) else { cpu::stop() };
-    let mut made = start::<B>(facts, id, config, &mut compartment);
+    let mut place = None;
+    let mut made = start::<B>(facts, id, config, &mut compartment).and_then(|made| {
+        let guest = place.insert(made.guest);
+        Ok((VirtualCpu::new(guest, VcpuId::BOOT, made.vcpu, made.memory)?, made.local))
+    });
     match &made {
         Ok(_) => log!("event guest {id} {} started", config.name),
         Err(error) => log!("event guest {id} {} ended killed can not start: {error}", config.name),
@@ -159,14 +166,14 @@ extern "C" fn main<B: Backend>() -> ! {
     loop {
         match (slot.command(), &mut made) {
             (Command::Audit, _) => audit::audit_here(facts, id, &compartment, true),
-            (Command::Park, Ok((guest, local))) => {
-                if park::<B>(guest, local).is_err() {
+            (Command::Park, Ok((cpu, local))) => {
+                if park::<B>(cpu, local).is_err() {
                     slot.set_state(State::Failed);
                 }
             }
-            (Command::Run, Ok((guest, local))) => {
+            (Command::Run, Ok((cpu, local))) => {
                 let mut serving = Serving { compartment: &mut compartment, local, nested: PhantomData::<B::Nested> };
-                slot.become_next(run::<B>(id, config, slot, guest, &mut serving));
+                slot.become_next(run::<B>(id, config, slot, cpu, &mut serving));
             }
             (_, Err(_)) => slot.become_next(State::Failed),
         }
@@ -179,33 +186,33 @@ fn run<B: Backend>(
     id: GuestId,
     config: &manifest::Guest,
     slot: &Slot,
-    guest: &mut GuestOn<B>,
+    cpu: &mut CpuOn<'_, B>,
     serving: &mut Serving<'_, B::Nested>,
 ) -> State {
     let until = slot.wake.load(Ordering::Relaxed);
     let order = slot.order();
-    let over = match load_state::<B>(id, guest, serving.local) {
+    let over = match load_state::<B>(id, cpu, serving.local) {
         Ok(()) if matches!(order, Order::Kill | Order::Reset) => Yield::Ended(End::Stopped),
-        Ok(()) => guest.run(serving, until),
+        Ok(()) => cpu.run(serving, until),
         Err(error) => Yield::Ended(error.into()),
     };
     let over = match over {
         // Another processor may give it its next turn.
         Yield::TurnOver | Yield::Waiting { .. } if ONLINE.load(Ordering::Relaxed) > 1 => {
-            park::<B>(guest, serving.local).map_or_else(|error| Yield::Ended(error.into()), |()| over)
+            park::<B>(cpu, serving.local).map_or_else(|error| Yield::Ended(error.into()), |()| over)
         }
         over => over,
     };
     serving.local.console.flush();
     for (count, now) in [
-        (&slot.exits, guest.counters.total()),
+        (&slot.exits, cpu.counters.total()),
         (&slot.written, serving.local.written),
         (&slot.read, serving.local.read),
     ] {
         count.store(now, Ordering::Relaxed);
     }
     match order {
-        Order::Dump => dump::<B>(&mut console::Log::open(), guest),
+        Order::Dump => dump::<B>(&mut console::Log::open(), cpu),
         Order::Reset => slot.again.store(true, Ordering::Relaxed),
         Order::None | Order::Kill => {}
     }
@@ -217,9 +224,9 @@ fn run<B: Backend>(
         }
         Yield::Ended(end) => {
             serving.local.console.finish();
-            report_end::<B>(id, config, end, guest);
+            report_end::<B>(id, config, end, cpu);
             // Its registers go out of the CPU with it; a refusal changes nothing any more.
-            let _ = park::<B>(guest, serving.local);
+            let _ = park::<B>(cpu, serving.local);
             *slot.ending.lock() = ending(end);
             let well = matches!(end, End::PowerOff | End::Reset | End::TestExit(0) | End::Stopped);
             if well { State::Ended } else { State::Failed }
@@ -228,19 +235,19 @@ fn run<B: Backend>(
 }
 
 /// Makes the guest's registers the CPU's, if they are not.
-fn load_state<B: Backend>(id: GuestId, guest: &mut GuestOn<B>, local: &Local) -> Result<(), BackendError> {
+fn load_state<B: Backend>(id: GuestId, cpu: &mut CpuOn<'_, B>, local: &Local) -> Result<(), BackendError> {
     if this_cpu().loaded.swap(id.number(), Ordering::Relaxed) != id.number() {
         local.extended.load();
-        guest.vcpu.activate()?;
+        cpu.vcpu.activate()?;
     }
     Ok(())
 }
 
 /// Takes the guest's registers out of the CPU.
-fn park<B: Backend>(guest: &mut GuestOn<B>, local: &mut Local) -> Result<(), BackendError> {
+fn park<B: Backend>(cpu: &mut CpuOn<'_, B>, local: &mut Local) -> Result<(), BackendError> {
     this_cpu().loaded.store(0, Ordering::Relaxed);
     local.extended.save();
-    guest.vcpu.deactivate()
+    cpu.vcpu.deactivate()
 }
 
 /// How it ended, as events have it.
@@ -255,27 +262,27 @@ const fn ending(end: End) -> Ending {
     }
 }
 
-/// Writes the guest's registers to the log.
-fn dump<B: Backend>(log: &mut console::Log, guest: &GuestOn<B>) {
+/// Writes the vCPU's registers to the log.
+fn dump<B: Backend>(log: &mut console::Log, cpu: &CpuOn<'_, B>) {
     let mut dump = DumpLines { log, fresh: true };
-    let _ = bulkhead_core::dump::write(&guest.vcpu, &mut dump);
-    let _ = guest.vcpu.dump(&mut dump);
+    let _ = bulkhead_core::dump::write(&cpu.vcpu, &mut dump);
+    let _ = cpu.vcpu.dump(&mut dump);
     let _ = fmt::Write::write_char(&mut dump, '\n');
 }
 
-fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest: &GuestOn<B>) {
+fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, cpu: &CpuOn<'_, B>) {
     let mut log = console::Log::open();
     if matches!(end, End::Killed(bulkhead_core::Reason::Backend(BackendError::Entry { .. }))) {
-        let _ = guest.vcpu.explain_entry_failure(&mut DumpLines { log: &mut log, fresh: true });
+        let _ = cpu.vcpu.explain_entry_failure(&mut DumpLines { log: &mut log, fresh: true });
     }
     if matches!(end, End::Killed(_) | End::TripleFault) {
-        dump::<B>(&mut log, guest);
+        dump::<B>(&mut log, cpu);
     }
     let _ = fmt::Write::write_fmt(&mut log, format_args!("log guest {id} exits:"));
-    for (kind, count) in guest.counters.exits() {
+    for (kind, count) in cpu.counters.exits() {
         let _ = fmt::Write::write_fmt(&mut log, format_args!(" {kind} {count}"));
     }
-    let Counters { unknown_msr, emulated, .. } = &guest.counters;
+    let Counters { unknown_msr, emulated, .. } = &cpu.counters;
     let _ = fmt::Write::write_fmt(&mut log, format_args!(" (unknown-msr {unknown_msr}, emulated {emulated})\n"));
     drop(log);
     log!("event guest {id} {} ended {end}", config.name);
@@ -299,13 +306,21 @@ impl fmt::Write for DumpLines<'_> {
     }
 }
 
+/// A guest that was made, and its first vCPU.
+struct Made<B: Backend> {
+    guest: Guest,
+    vcpu: B::Vcpu,
+    memory: WindowRam,
+    local: Local,
+}
+
 /// Makes the guest: RAM, images, machine, vCPU, and its first registers.
 fn start<B: Backend>(
     facts: &Facts,
     id: GuestId,
     config: &'static manifest::Guest,
     compartment: &mut Compartment,
-) -> Result<(GuestOn<B>, Local), StartError> {
+) -> Result<Made<B>, StartError> {
     let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
     let largest = facts.capabilities.largest_page();
     let (mut memory, ram) = compartment.add_ram::<B::Nested>(&mut frames, config.memory, config.lazy, largest)?;
@@ -321,7 +336,7 @@ fn start<B: Backend>(
         tsc: facts.tsc,
         memory: config.memory,
         wall_clock: facts.epoch.saturating_add(cpu::tsc() / facts.tsc.as_hertz()),
-        cpus: config.vcpus,
+        cpus: u8::try_from(config.vcpus).unwrap_or(1),
         test_exit: config.test_exit,
         test_device: config.test_device,
     };
@@ -347,9 +362,9 @@ fn start<B: Backend>(
         let _ = vcpu.deactivate();
         return Err(error.into());
     }
-    let guest = Guest::new(vcpu, memory, &machine, limits, cpu::tsc())?;
+    let guest = Guest::new(&machine, limits, cpu::tsc());
     let console = GuestConsole::new(id, &config.name);
-    Ok((guest, Local { ram, lazy: config.lazy, console, extended, written: 0, read: 0 }))
+    Ok(Made { guest, vcpu, memory, local: Local { ram, lazy: config.lazy, console, extended, written: 0, read: 0 } })
 }
 
 /// A guest's images on their way from the pack into its compartment.

@@ -327,4 +327,5 @@ impl Host for Asking {
     fn populate(&mut self, _: bulkhead_types::Gpa) -> bool {
         false
     }
+    fn kick(&mut self, _: bulkhead_types::VcpuId) {}
 }

@@ -7,9 +7,9 @@ use crate::faults::{Faults, How};
 use crate::vmx::Vmx;
 use bulkhead_conformance::bench::Bench;
 use bulkhead_core::host::CpuidResult;
-use bulkhead_core::{End, Guest, Host, Limits, Reason, Vcpu, Yield};
+use bulkhead_core::{End, Guest, Host, Limits, Reason, Vcpu, VirtualCpu, Yield};
 use bulkhead_devices::machine::MachineConfig;
-use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError};
+use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError, VcpuId};
 use bulkhead_vmx::fields as field;
 use std::cell::Cell;
 
@@ -84,6 +84,7 @@ impl Host for Scarce {
         self.pages = left.unwrap_or(0);
         left.is_some()
     }
+    fn kick(&mut self, _: VcpuId) {}
 }
 
 /// How the guest ends with these faults and so many pages.
@@ -108,11 +109,12 @@ fn end(faults: &Faults, pages: usize) -> End {
     if let Err(error) = vcpu.activate() {
         return End::Killed(Reason::Backend(error));
     }
-    let mut guest = match Guest::new(vcpu, NoMemory, &config, limits, 0) {
-        Ok(guest) => guest,
+    let guest = Guest::new(&config, limits, 0);
+    let mut cpu = match VirtualCpu::new(&guest, VcpuId::BOOT, vcpu, NoMemory) {
+        Ok(cpu) => cpu,
         Err(error) => return End::Killed(Reason::Backend(error)),
     };
-    match guest.run(&mut host, 1 << 30) {
+    match cpu.run(&mut host, 1 << 30) {
         Yield::Ended(end) => end,
         other => panic!("{other:?}"),
     }

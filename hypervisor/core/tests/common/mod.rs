@@ -6,9 +6,11 @@
 
 use bulkhead_arch::{Gpr, Rflags, Segment, SegmentName, msr};
 use bulkhead_core::host::CpuidResult;
-use bulkhead_core::{BackendError, Event, Exit, Guest, Host, Interruptibility, Limits, Register, Vcpu, Windows, Yield};
+use bulkhead_core::{
+    BackendError, Event, Exit, Guest, Host, Interruptibility, Limits, Register, Vcpu, VirtualCpu, Windows, Yield,
+};
 use bulkhead_devices::machine::MachineConfig;
-use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError};
+use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError, VcpuId};
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -278,11 +280,13 @@ impl Host for Clock {
     fn populate(&mut self, _: Gpa) -> bool {
         false
     }
+
+    fn kick(&mut self, _: VcpuId) {}
 }
 
 /// A guest, and the one who gives it its turns.
 pub struct Bench {
-    pub guest: Guest<FakeVcpu, NoMemory>,
+    pub cpu: VirtualCpu<'static, FakeVcpu, NoMemory>,
     host: Clock,
 }
 
@@ -311,8 +315,10 @@ impl Bench {
         let config = MachineConfig { tsc, memory, wall_clock: 0, cpus: 1, test_exit: false, test_device: false };
         let host = Clock(clock);
         let limits = Limits::of(&host, tsc, memory);
-        let guest = Guest::new(vcpu, NoMemory, &config, limits, POWER_ON).unwrap();
-        Self { guest, host }
+        // A few of them are made, and each is small.
+        let guest = Box::leak(Box::new(Guest::new(&config, limits, POWER_ON)));
+        let cpu = VirtualCpu::new(guest, VcpuId::BOOT, vcpu, NoMemory).unwrap();
+        Self { cpu, host }
     }
 
     /// Now, by the host's clock.
@@ -323,7 +329,7 @@ impl Bench {
     /// One turn.
     pub fn turn(&mut self) -> Yield {
         let until = self.now() + SLICE;
-        self.guest.run(&mut self.host, until)
+        self.cpu.run(&mut self.host, until)
     }
 
     /// Turns until `ticks` have passed; a guest that waits is woken at the moment it named.
@@ -341,6 +347,6 @@ impl Bench {
     /// When the timer's interrupts were delivered.
     pub fn interrupts(&self) -> Vec<u64> {
         let timer = |&&(_, event): &&(u64, Event)| event == Event::Interrupt(VECTOR);
-        self.guest.vcpu.delivered.iter().filter(timer).map(|&(at, _)| at).collect()
+        self.cpu.vcpu.delivered.iter().filter(timer).map(|&(at, _)| at).collect()
     }
 }

@@ -164,15 +164,14 @@ fn fadt(facs: u32, dsdt: u32) -> Vec<u8> {
     out
 }
 
-fn madt(cpus: u16) -> Vec<u8> {
+fn madt(cpus: u8) -> Vec<u8> {
     const PICS: u32 = 1 << 0;
     const ENABLED: u8 = 1;
     const ACTIVE_HIGH_LEVEL: u8 = 0b1101;
     let mut out = Vec::new();
     out.extend_from_slice(&low_u32(layout::LOCAL_APIC.as_u64()).to_le_bytes());
     out.extend_from_slice(&PICS.to_le_bytes());
-    // Identifier 255 is everybody.
-    for id in 0..u8::try_from(cpus).unwrap_or(u8::MAX) {
+    for id in 0..cpus {
         out.extend_from_slice(&[0, 8, id, id, ENABLED, 0, 0, 0]);
     }
     out.extend_from_slice(&[1, 12, 0, 0]);

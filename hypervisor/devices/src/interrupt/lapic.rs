@@ -7,11 +7,13 @@
 //! States (IA32_APIC_BASE): disabled, xAPIC, x2APIC; what leads from one to another is in 11.12.5 "x2APIC State
 //! Transitions", all else is #GP. Going to disabled resets the registers.
 //!
-//! Emulated: all registers, the timer (see `timer`), priorities, errors, interprocessor interrupts to itself, suppression
-//! of EOI broadcasts. APIC id 0, the boot processor. Version 0x14, highest LVT entry 5 (no CMCI).
+//! Emulated: all registers, the timer (see `timer`), priorities, errors, interprocessor interrupts, suppression of EOI
+//! broadcasts, INIT and start-up of the processor. The id is the vCPU's number; number 0 is the bootstrap processor.
+//! Version 0x14, highest LVT entry 5 (no CMCI).
 //! Not emulated: APR and RRD (not in processors since the Pentium 4), level-triggered LINT0 (taken as edge), remote IRR of
 //! LINT0, delivery status (always idle), thermal and performance interrupts (the entries are there; nothing raises
-//! them), SMI, start-up of other processors: messages to processors that are not there vanish. The id is read-only.
+//! them), SMI. Messages to processors that are not there vanish. The id is read-only. INIT to the bootstrap processor is
+//! a reset of the machine, as there is no firmware to start from.
 //!
 //! A vector is taken at once when it is asked for, so the spurious vector is never delivered.
 //!
@@ -22,7 +24,7 @@
 //! | interrupts to itself without end | each takes a write of its own; the IRR holds one of each vector |
 //! | a timer of one tick | see `timer`: at most 20,000 interrupts a second without a write |
 //! | to move the registers over RAM | RAM stays where it is, the registers are not reachable |
-//! | INIT to itself | a flag for the machine, see [`super::InterruptSystem::take_init`] |
+//! | INIT and start-up without end, to any processor | flags, see [`LocalApic::take_init`] and [`LocalApic::take_startup`] |
 
 mod registers;
 mod timer;
@@ -30,7 +32,7 @@ mod vectors;
 
 use super::InvalidMsr;
 use super::message::{DeliveryMode, Destination, Message};
-use bulkhead_types::{Frequency, Gpa, Ticks};
+use bulkhead_types::{Frequency, Gpa, Ticks, VcpuId};
 use registers::Lvt;
 use timer::{Mode, Timer};
 use vectors::VectorSet;
@@ -73,6 +75,7 @@ mod error {
 /// The local APIC.
 #[derive(Clone, Debug)]
 pub struct LocalApic {
+    id: VcpuId,
     /// IA32_APIC_BASE.
     base: u64,
     task_priority: u8,
@@ -94,16 +97,24 @@ pub struct LocalApic {
     lint0: bool,
     nmi: bool,
     init: bool,
+    /// The processor waits for a start-up message, whatever else comes.
+    parked: bool,
+    /// The start-up message that has come: its vector.
+    startup: Option<u8>,
     /// Whether a requested vector is above the processor priority; kept at hand.
     deliverable: bool,
 }
 
 impl LocalApic {
-    /// As after power-up: enabled in xAPIC mode, but disabled by the spurious-interrupt vector register.
+    /// As after power-up: enabled in xAPIC mode, but disabled by the spurious-interrupt vector register. All but the
+    /// bootstrap processor wait to be started (SDM vol. 3A 9.4 "Multiple-Processor (MP) Initialization").
     #[must_use]
-    pub const fn new(tsc: Frequency) -> Self {
+    pub const fn new(tsc: Frequency, id: VcpuId) -> Self {
+        let parked = id.number() != VcpuId::BOOT.number();
+        let bootstrap = if parked { 0 } else { base::BSP };
         Self {
-            base: crate::layout::LOCAL_APIC.as_u64() | base::ENABLE | base::BSP,
+            id,
+            base: crate::layout::LOCAL_APIC.as_u64() | base::ENABLE | bootstrap,
             task_priority: 0,
             logical_id: 0,
             destination_format: u32::MAX,
@@ -119,15 +130,17 @@ impl LocalApic {
             lint0: false,
             nmi: false,
             init: false,
+            parked,
+            startup: None,
             deliverable: false,
         }
     }
 
-    /// As firmware leaves it to a system: virtual-wire mode, in which it passes the PICs' interrupts (LINT0) and NMI
+    /// That of the bootstrap processor as firmware leaves it to a system: virtual-wire mode, in which it passes the PICs' interrupts (LINT0) and NMI
     /// (LINT1) on.
     #[must_use]
     pub const fn firmware_state(tsc: Frequency) -> Self {
-        let mut lapic = Self::new(tsc);
+        let mut lapic = Self::new(tsc, VcpuId::BOOT);
         lapic.spurious = SVR_ENABLE | 0x0F;
         lapic.lvt.lint0 = 7 << 8;
         lapic.lvt.lint1 = 4 << 8;
@@ -183,11 +196,13 @@ impl LocalApic {
         Ok(())
     }
 
-    /// Everything but IA32_APIC_BASE, the input and what the processor already has.
+    /// Everything but the id, IA32_APIC_BASE, the input and what the processor already has.
     fn reset(&mut self) {
-        let Self { base, lint0, nmi, init, .. } = *self;
+        let Self { id, base, lint0, nmi, init, parked, startup, .. } = *self;
+        let timer = self.timer.after_reset();
         // The timer knows the clock's rate and keeps it; what `new` makes of the one here is not used.
-        *self = Self { timer: self.timer.after_reset(), base, lint0, nmi, init, ..Self::new(Frequency::hertz(1)) };
+        let reset = Self::new(Frequency::hertz(1), id);
+        *self = Self { timer, base, lint0, nmi, init, parked, startup, ..reset };
     }
 
     const fn is_software_enabled(&self) -> bool {
@@ -222,7 +237,7 @@ impl LocalApic {
     }
 
     /// Processor-priority register. SDM vol. 3A 11.8.3.1 "Task and Processor Priorities".
-    fn processor_priority(&self) -> u8 {
+    pub(super) fn processor_priority(&self) -> u8 {
         let in_service = self.in_service.highest().unwrap_or(0) & 0xF0;
         if self.task_priority & 0xF0 >= in_service { self.task_priority } else { in_service }
     }
@@ -261,20 +276,44 @@ impl LocalApic {
         core::mem::replace(&mut self.nmi, false)
     }
 
-    /// Whether the processor was sent an INIT since this was last asked. With no firmware to start again from, that is a
-    /// reset of the machine.
+    /// Whether the processor was sent an INIT since this was last asked. It has to reset its registers; the local APIC has
+    /// reset its own, and keeps its mode. The bootstrap processor has no firmware to start again from: for it, that is a
+    /// reset of the machine. SDM vol. 3A 11.4.7.3 "Local APIC State After an INIT Reset (Wait-for-SIPI State)", 11.12.5.1.
     pub(super) const fn take_init(&mut self) -> bool {
         core::mem::replace(&mut self.init, false)
     }
 
-    /// Whether it is among those that `destination` names; the sender is itself if the destination is relative.
+    /// Whether the processor waits for a start-up message and must not execute.
     #[must_use]
-    pub(super) fn is_addressed(&self, destination: Destination) -> bool {
+    pub const fn is_parked(&self) -> bool {
+        self.parked
+    }
+
+    /// The vector of the start-up message that the processor waited for: it begins in real mode at vector * 4 KiB.
+    pub(super) const fn take_startup(&mut self) -> Option<u8> {
+        let startup = self.startup.take();
+        if startup.is_some() {
+            self.parked = false;
+        }
+        startup
+    }
+
+    /// Whether the processor has something to see to.
+    #[must_use]
+    pub(super) const fn is_pending(&self) -> bool {
+        self.deliverable || self.nmi || self.init || self.startup.is_some()
+    }
+
+    /// Whether it is among those that `destination` names, when `sender` sends: a processor's local APIC, or else the I/O
+    /// APIC. SDM vol. 3A 11.6.2 "Determining IPI Destination", 11.12.10 "Determining IPI Destination in x2APIC Mode".
+    #[must_use]
+    pub(super) fn is_addressed(&self, destination: Destination, sender: Option<VcpuId>) -> bool {
+        let own = sender == Some(self.id);
         match destination {
-            Destination::All | Destination::Own => true,
-            Destination::Others => false,
-            Destination::Physical(id) => id == 0 || id == Destination::BROADCAST,
-            Destination::Logical(Destination::BROADCAST) => true,
+            Destination::All | Destination::Logical(Destination::BROADCAST) => true,
+            Destination::Own => own,
+            Destination::Others => !own,
+            Destination::Physical(id) => id == self.id.number().into() || id == Destination::BROADCAST,
             Destination::Logical(set) if self.is_x2apic() => {
                 let (id, cluster) = (self.read_logical_id(), 0xFFFF_0000);
                 set & cluster == id & cluster && set & id & !cluster != 0
@@ -282,30 +321,36 @@ impl LocalApic {
             Destination::Logical(set) => {
                 let id = self.logical_id >> 24;
                 // The model is flat for all ones, else clusters; cluster 15 is all of them.
-                let same_cluster = self.destination_format >> 28 == 0xF || set >> 4 == 0xF || set >> 4 == id >> 4;
-                let members = if self.destination_format >> 28 == 0xF { 0xFF } else { 0x0F };
+                let flat = self.destination_format >> 28 == 0xF;
+                let same_cluster = flat || set >> 4 == 0xF || set >> 4 == id >> 4;
+                let members = if flat { 0xFF } else { 0x0F };
                 same_cluster && set & id & members != 0
             }
         }
     }
 
-    /// Receives a message from the bus. Returns whether it was accepted.
-    pub(super) fn receive(&mut self, message: Message) -> bool {
-        let addressed = self.is_enabled() && self.is_addressed(message.destination);
-        // SDM vol. 3A 11.4.7.2 "Local APIC State After It Has Been Software Disabled": only NMI, INIT and the like.
-        if !addressed || message.mode.has_vector() && !self.is_software_enabled() {
-            return false;
-        }
-        self.deliver(message.mode, message.vector, message.level);
-        true
+    /// Whether it would accept a message of this mode that addresses it.
+    ///
+    /// SDM vol. 3A 11.4.7.2 "Local APIC State After It Has Been Software Disabled": then only NMI, INIT and the like.
+    pub(super) fn accepts(&self, mode: DeliveryMode) -> bool {
+        if mode.has_vector() { self.is_software_enabled() } else { self.is_enabled() }
     }
 
-    fn deliver(&mut self, mode: DeliveryMode, vector: u8, level: bool) {
+    /// Does what a message in this mode does, which addresses it and which it [accepts](Self::accepts).
+    pub(super) fn deliver(&mut self, mode: DeliveryMode, vector: u8, level: bool) {
         match mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.accept(vector, level),
             DeliveryMode::Nmi => self.nmi = true,
-            DeliveryMode::Init => self.init = true,
-            DeliveryMode::Smi | DeliveryMode::Startup | DeliveryMode::ExtInt | DeliveryMode::Reserved => {}
+            DeliveryMode::Init => {
+                self.init = true;
+                if self.id != VcpuId::BOOT {
+                    (self.nmi, self.parked, self.startup) = (false, true, None);
+                    self.reset();
+                }
+            }
+            // The first one counts. A processor that does not wait for one ignores it.
+            DeliveryMode::Startup if self.parked => self.startup = self.startup.or(Some(vector)),
+            DeliveryMode::Startup | DeliveryMode::Smi | DeliveryMode::ExtInt | DeliveryMode::Reserved => {}
         }
     }
 
@@ -340,13 +385,14 @@ impl LocalApic {
         }
     }
 
-    /// Sets LINT0, where the PICs' INTR output is.
-    pub(super) fn set_lint0(&mut self, high: bool) {
+    /// Sets LINT0, where the PICs' INTR output is; whether the processor has something to see to by that.
+    pub(super) fn set_lint0(&mut self, high: bool) -> bool {
         let rises = high && !self.lint0;
         self.lint0 = high;
         if rises {
             self.raise(self.lvt.lint0);
         }
+        rises && (self.is_pending() || self.passes_ext_int())
     }
 
     /// Whether the PICs' interrupts go through to the processor: by LINT0 as ExtINT, or with the local APIC disabled.
@@ -354,12 +400,6 @@ impl LocalApic {
     pub(super) const fn passes_ext_int(&self) -> bool {
         let entry = self.lvt.lint0;
         !self.is_enabled() || entry & MASKED == 0 && matches!(DeliveryMode::from_register(entry), DeliveryMode::ExtInt)
-    }
-
-    /// Whether the PICs' interrupts reach the processor when the I/O APIC passes them on to `destination`.
-    #[must_use]
-    pub(super) fn accepts_ext_int(&self, destination: Destination) -> bool {
-        self.is_software_enabled() && self.is_addressed(destination)
     }
 
     /// Lets the timer catch up.

@@ -1,7 +1,6 @@
 //! Interrupt messages: what I/O APIC and local APICs send to local APICs.
 //!
-//! A sender says what and to whom; who that is, only the receiver knows. One processor receives today; with more, the
-//! same message is offered to each.
+//! A sender says what and to whom; who that is, only the receivers know: a message is offered to each.
 //!
 //! SDM vol. 3A 11.6.1 "Interrupt Command Register (ICR)", 11.6.2 "Determining IPI Destination".
 
@@ -10,15 +9,15 @@
 pub enum DeliveryMode {
     /// The interrupt of the vector.
     Fixed,
-    /// The same, for one of the addressed processors. With one processor it is that one.
+    /// The same, for one of the addressed processors.
     LowestPriority,
     /// System-management interrupt. This machine has no system-management mode: ignored.
     Smi,
     /// Non-maskable interrupt.
     Nmi,
-    /// Reset of the processor.
+    /// Reset of the processor, which then waits to be started.
     Init,
-    /// Start of a processor that waits for it. The boot processor does not: ignored.
+    /// Start of a processor that waits for it. Others ignore it.
     Startup,
     /// The vector comes from the PICs.
     ExtInt,

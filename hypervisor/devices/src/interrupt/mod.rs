@@ -1,21 +1,24 @@
-//! The interrupt system of a guest's machine: PICs, I/O APIC, local APIC, and the wires between them.
+//! The interrupt system of a guest's machine: PICs, I/O APIC, local APICs, and the wires between them.
 //!
 //! ```text
-//! ISA line n ──┬─> PICs ──INTR──┬─> LINT0 of the local APIC ──> processor
+//! ISA line n ──┬─> PICs ──INTR──┬─> LINT0 of each local APIC ──> its processor
 //!              │                └─> I/O APIC input 0 (ExtINT)
-//!              └─> I/O APIC input n (line 0: input 2) ──messages──> local APIC
+//!              └─> I/O APIC input n (line 0: input 2) ──messages──> local APICs <──messages──> each other
 //! GSI 16..24 ────> I/O APIC input
 //! ```
 //!
-//! The PICs' interrupts reach the processor while INTR is high and a way is open: the local APIC disabled by
+//! The PICs' interrupts reach a processor while INTR is high and a way is open: its local APIC disabled by
 //! IA32_APIC_BASE, LINT0 unmasked as ExtINT, or I/O APIC input 0 unmasked as ExtINT. The vector is asked for at the
-//! moment the processor takes the interrupt.
+//! moment a processor takes the interrupt; if several can, the first one has it.
+//!
+//! What a processor has received while another one was acting is told by [`InterruptSystem::take_attention`].
 //!
 //! Everything here is plain data, driven by register accesses and the count of the guest's time-stamp counter; work per
 //! call is bounded by the number of inputs.
 
 mod io_apic;
 mod lapic;
+mod lapics;
 mod message;
 mod pic;
 #[cfg(test)]
@@ -28,30 +31,41 @@ pub use pic::PicPair;
 
 use crate::layout::{IO_APIC_INPUTS, PIT_GSI, PIT_LINE};
 use bulkhead_arch::msr;
-use bulkhead_types::{Frequency, Gpa, Ticks, Width};
+use bulkhead_types::{Frequency, Gpa, Ticks, VcpuId, Width};
 use lapic::Effect;
+use lapics::LocalApics;
 
 /// The access to a model-specific register is refused: #GP(0) for the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InvalidMsr;
 
-/// The interrupt controllers of a machine with one processor.
+/// The interrupt controllers of a machine.
 #[derive(Clone, Debug)]
 pub struct InterruptSystem {
     /// The pair of 8259A. Drive it through this system, which passes its output on.
-    pub pics: PicPair,
-    /// The I/O APIC.
-    pub io_apic: IoApic,
-    /// The processor's local APIC.
-    pub lapic: LocalApic,
+    pics: PicPair,
+    io_apic: IoApic,
+    lapics: LocalApics,
 }
 
 impl InterruptSystem {
-    /// As firmware leaves them to a system: see [`PicPair::new`] and [`LocalApic::firmware_state`]. The local APIC's timer
-    /// counts the time-stamp counter, whose rate is `tsc`.
+    /// As firmware leaves those of a machine with `cpus` processors to a system: see [`PicPair::new`] and
+    /// [`LocalApic::firmware_state`]. The timers of the local APICs count the time-stamp counter, whose rate is `tsc`.
     #[must_use]
-    pub const fn new(tsc: Frequency) -> Self {
-        Self { pics: PicPair::new(), io_apic: IoApic::new(), lapic: LocalApic::firmware_state(tsc) }
+    pub fn new(cpus: u8, tsc: Frequency) -> Self {
+        Self { pics: PicPair::new(), io_apic: IoApic::new(), lapics: LocalApics::new(cpus, tsc) }
+    }
+
+    /// The local APIC of a processor.
+    #[must_use]
+    pub const fn lapic(&self, of: VcpuId) -> &LocalApic {
+        self.lapics.of(of)
+    }
+
+    /// Which processors have received something since this was last asked, a set of [`VcpuId::bit`]; they may have seen
+    /// to it since. What a processor's own registers bring about for itself is not in it.
+    pub const fn take_attention(&mut self) -> u32 {
+        self.lapics.take_attention()
     }
 
     /// Sets an ISA line (0 to 15) or global system interrupt (16 to 23) active or not. Others do nothing, and nothing is
@@ -62,7 +76,7 @@ impl InterruptSystem {
             PIT_GSI | IO_APIC_INPUTS.. => return,
             _ => line,
         };
-        self.io_apic.set_input(input, level, &mut |message| self.lapic.receive(message));
+        self.io_apic.set_input(input, level, &mut |message| self.lapics.send(None, message));
         if line < 16 {
             self.pics.set_line(line, level);
             self.connect_pics();
@@ -85,8 +99,18 @@ impl InterruptSystem {
     /// The PICs' INTR output to where it is wired.
     fn connect_pics(&mut self) {
         let intr = self.pics.intr();
-        self.lapic.set_lint0(intr);
-        self.io_apic.set_input(0, intr, &mut |message| self.lapic.receive(message));
+        self.lapics.set_lint0(intr);
+        self.io_apic.set_input(0, intr, &mut |message| self.lapics.send(None, message));
+        self.call_for_pics();
+    }
+
+    /// Tells those that the I/O APIC lets take the PICs' interrupt.
+    fn call_for_pics(&mut self) {
+        if self.pics.intr()
+            && let Some(to) = self.io_apic.ext_int()
+        {
+            VcpuId::in_set(self.lapics.receivers(None, DeliveryMode::Fixed, to)).for_each(|id| self.lapics.call(id));
+        }
     }
 
     /// Reads `width` at `offset` of the I/O APIC's page.
@@ -96,128 +120,145 @@ impl InterruptSystem {
 
     /// Writes `value` of `width` at `offset` of the I/O APIC's page.
     pub fn io_apic_write(&mut self, offset: u64, width: Width, value: u64) {
-        self.io_apic.write(offset, width, value, &mut |message| self.lapic.receive(message));
+        self.io_apic.write(offset, width, value, &mut |message| self.lapics.send(None, message));
+        self.call_for_pics();
     }
 
-    /// Reads `width` at `offset` of the page at [`Self::lapic_base`].
-    pub fn lapic_mmio_read(&mut self, offset: u64, width: Width, now: Ticks) -> u64 {
-        self.lapic.read_page(offset, width, now)
+    /// Processor `by` reads `width` at `offset` of the page at [`Self::lapic_base`].
+    pub fn lapic_mmio_read(&mut self, by: VcpuId, offset: u64, width: Width, now: Ticks) -> u64 {
+        self.lapics.of_mut(by).read_page(offset, width, now)
     }
 
-    /// Writes `value` of `width` at `offset` of the page at [`Self::lapic_base`].
-    pub fn lapic_mmio_write(&mut self, offset: u64, width: Width, value: u64, now: Ticks) {
-        let effect = self.lapic.write_page(offset, width, value, now);
-        self.apply(effect);
+    /// Processor `by` writes `value` of `width` at `offset` of the page at [`Self::lapic_base`].
+    pub fn lapic_mmio_write(&mut self, by: VcpuId, offset: u64, width: Width, value: u64, now: Ticks) {
+        let effect = self.lapics.of_mut(by).write_page(offset, width, value, now);
+        self.apply(by, effect);
     }
 
-    /// Reads IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register (0x800 to 0x8FF).
+    /// Processor `by` reads IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register (0x800 to 0x8FF).
     ///
     /// # Errors
     /// Any other; a register that is not there in the present mode; one that can only be written.
-    pub fn msr_read(&mut self, index: u32, now: Ticks) -> Result<u64, InvalidMsr> {
+    pub fn msr_read(&mut self, by: VcpuId, index: u32, now: Ticks) -> Result<u64, InvalidMsr> {
+        let lapic = self.lapics.of_mut(by);
         match index {
-            msr::APIC_BASE => Ok(self.lapic.base()),
-            msr::TSC_DEADLINE => Ok(self.lapic.read_deadline(now)),
-            _ => self.lapic.read_msr(x2apic_register(index)?, now),
+            msr::APIC_BASE => Ok(lapic.base()),
+            msr::TSC_DEADLINE => Ok(lapic.read_deadline(now)),
+            _ => lapic.read_msr(x2apic_register(index)?, now),
         }
     }
 
-    /// Writes IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register (0x800 to 0x8FF).
+    /// Processor `by` writes IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register (0x800 to 0x8FF).
     ///
     /// # Errors
     /// Any other; a register that is not there in the present mode; one that can only be read; a reserved bit; a change
     /// of mode that is not allowed.
-    pub fn msr_write(&mut self, index: u32, value: u64, now: Ticks) -> Result<(), InvalidMsr> {
+    pub fn msr_write(&mut self, by: VcpuId, index: u32, value: u64, now: Ticks) -> Result<(), InvalidMsr> {
+        let lapic = self.lapics.of_mut(by);
         let effect = match index {
             msr::APIC_BASE => {
-                self.lapic.set_base(value)?;
+                lapic.set_base(value)?;
                 Effect::Reconfigured
             }
             msr::TSC_DEADLINE => {
-                self.lapic.write_deadline(value, now);
+                lapic.write_deadline(value, now);
                 Effect::None
             }
-            _ => self.lapic.write_msr(x2apic_register(index)?, value, now)?,
+            _ => lapic.write_msr(x2apic_register(index)?, value, now)?,
         };
-        self.apply(effect);
+        self.apply(by, effect);
         Ok(())
     }
 
-    fn apply(&mut self, effect: Effect) {
-        let send = &mut |message| self.lapic.receive(message);
+    fn apply(&mut self, by: VcpuId, effect: Effect) {
+        let from_inputs = &mut |message| self.lapics.send(None, message);
         match effect {
             Effect::None => {}
-            Effect::EndOfInterrupt(vector) => self.io_apic.end_of_interrupt(vector, send),
-            Effect::Reconfigured => self.io_apic.send_pending(send),
+            Effect::EndOfInterrupt(vector) => self.io_apic.end_of_interrupt(vector, from_inputs),
+            Effect::Reconfigured => self.io_apic.send_pending(from_inputs),
             Effect::Send(message) => {
                 // Nobody may have accepted it: it vanishes then.
-                let _ = send(message);
+                let _ = self.lapics.send(Some(by), message);
             }
         }
     }
 
-    /// Lets time-driven interrupts happen that are due at `now`. Bounded work, however late.
-    pub fn advance(&mut self, now: Ticks) {
-        self.lapic.advance(now);
+    /// Lets time-driven interrupts of processor `of` happen that are due at `now`. Bounded work, however late.
+    pub fn advance(&mut self, of: VcpuId, now: Ticks) {
+        self.lapics.of_mut(of).advance(now);
     }
 
-    /// When [`Self::advance`] must be called next.
+    /// When [`Self::advance`] must be called next for processor `of`.
     #[must_use]
-    pub const fn deadline(&self) -> Option<Ticks> {
-        self.lapic.deadline()
+    pub const fn deadline(&self, of: VcpuId) -> Option<Ticks> {
+        self.lapics.of(of).deadline()
     }
 
-    /// Whether an interrupt would be delivered now if RFLAGS.IF allowed it.
+    /// Whether an interrupt would be delivered to processor `to` now if RFLAGS.IF allowed it.
     #[must_use]
-    pub fn has_interrupt(&self) -> bool {
-        self.lapic.has_interrupt() || self.pics.intr() && self.pics_reach_processor()
+    pub fn has_interrupt(&self, to: VcpuId) -> bool {
+        let lapic = self.lapics.of(to);
+        !lapic.is_parked() && (lapic.has_interrupt() || self.pics.intr() && self.pics_reach(to))
     }
 
-    fn pics_reach_processor(&self) -> bool {
-        self.lapic.passes_ext_int() || self.io_apic.ext_int().is_some_and(|to| self.lapic.accepts_ext_int(to))
+    fn pics_reach(&self, to: VcpuId) -> bool {
+        let passed_on = |destination| {
+            let lapic = self.lapics.of(to);
+            lapic.accepts(DeliveryMode::Fixed) && lapic.is_addressed(destination, None)
+        };
+        self.lapics.of(to).passes_ext_int() || self.io_apic.ext_int().is_some_and(passed_on)
     }
 
-    /// The processor takes an interrupt: its vector, now in service; `None` if there is none. The PICs' go first.
-    pub fn acknowledge(&mut self) -> Option<u8> {
-        if self.pics.intr() && self.pics_reach_processor() {
+    /// Processor `by` takes an interrupt: its vector, now in service; `None` if there is none. The PICs' go first.
+    pub fn acknowledge(&mut self, by: VcpuId) -> Option<u8> {
+        if self.lapics.of(by).is_parked() {
+            return None;
+        }
+        if self.pics.intr() && self.pics_reach(by) {
             let vector = self.pics.acknowledge();
             self.connect_pics();
             return Some(vector);
         }
-        self.lapic.acknowledge()
+        self.lapics.of_mut(by).acknowledge()
     }
 
-    /// Whether an NMI waits.
+    /// Whether an NMI waits for processor `to`.
     #[must_use]
-    pub const fn nmi_pending(&self) -> bool {
-        self.lapic.nmi_pending()
+    pub const fn nmi_pending(&self, to: VcpuId) -> bool {
+        let lapic = self.lapics.of(to);
+        lapic.nmi_pending() && !lapic.is_parked()
     }
 
-    /// Takes the NMI that waits, if one does.
-    pub const fn take_nmi(&mut self) -> bool {
-        self.lapic.take_nmi()
+    /// Processor `by` takes the NMI that waits, if one does.
+    pub fn take_nmi(&mut self, by: VcpuId) -> bool {
+        self.nmi_pending(by) && self.lapics.of_mut(by).take_nmi()
     }
 
-    /// Whether the processor was sent an INIT since this was last asked: a reset, as there is no firmware to start from.
-    pub const fn take_init(&mut self) -> bool {
-        self.lapic.take_init()
+    /// Whether processor `by` was sent an INIT since this was last asked, see [`LocalApic::take_init`].
+    pub fn take_init(&mut self, by: VcpuId) -> bool {
+        self.lapics.of_mut(by).take_init()
     }
 
-    /// CR8.
+    /// The vector of the start-up message that processor `by` has waited for.
+    pub fn take_startup(&mut self, by: VcpuId) -> Option<u8> {
+        self.lapics.of_mut(by).take_startup()
+    }
+
+    /// CR8 of a processor.
     #[must_use]
-    pub const fn cr8(&self) -> u8 {
-        self.lapic.cr8()
+    pub const fn cr8(&self, of: VcpuId) -> u8 {
+        self.lapics.of(of).cr8()
     }
 
     /// Writes the low four bits of CR8.
-    pub fn set_cr8(&mut self, value: u8) {
-        self.lapic.set_cr8(value);
+    pub fn set_cr8(&mut self, of: VcpuId, value: u8) {
+        self.lapics.of_mut(of).set_cr8(value);
     }
 
-    /// Where the local APIC's page lies; `None` in x2APIC mode or if it is disabled.
+    /// Where a processor's local APIC's page lies; `None` in x2APIC mode or if it is disabled.
     #[must_use]
-    pub const fn lapic_base(&self) -> Option<Gpa> {
-        self.lapic.page()
+    pub const fn lapic_base(&self, of: VcpuId) -> Option<Gpa> {
+        self.lapics.of(of).page()
     }
 }
 

@@ -3,11 +3,13 @@
 mod apic;
 mod io_apic;
 mod pic;
+mod several;
 mod timer;
 mod traces;
 
-use super::{InterruptSystem, InvalidMsr, LocalApic};
-use bulkhead_types::{Frequency, Ticks, Width};
+use super::{InterruptSystem, InvalidMsr};
+use bulkhead_types::{Frequency, Ticks, VcpuId, Width};
+
 use std::vec::Vec;
 
 const TSC: Frequency = Frequency::hertz(1_000_000_000);
@@ -37,6 +39,7 @@ const CURRENT: u32 = 0x39;
 const DIVIDE: u32 = 0x3E;
 const SELF_IPI: u32 = 0x3F;
 
+const BOOT: VcpuId = VcpuId::BOOT;
 const MASKED: u32 = 1 << 16;
 const LEVEL: u32 = 1 << 15;
 
@@ -48,7 +51,7 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-        Self { irq: InterruptSystem::new(TSC), now: 1_000 }
+        Self { irq: InterruptSystem::new(1, TSC), now: 1_000 }
     }
 
     fn with_x2apic() -> Self {
@@ -62,19 +65,19 @@ impl Guest {
     }
 
     fn read(&mut self, register: u32) -> u32 {
-        u32::try_from(self.irq.lapic_mmio_read(u64::from(register) << 4, Width::Dword, self.now())).unwrap()
+        u32::try_from(self.irq.lapic_mmio_read(BOOT, u64::from(register) << 4, Width::Dword, self.now())).unwrap()
     }
 
     fn write(&mut self, register: u32, value: u32) {
-        self.irq.lapic_mmio_write(u64::from(register) << 4, Width::Dword, u64::from(value), self.now());
+        self.irq.lapic_mmio_write(BOOT, u64::from(register) << 4, Width::Dword, u64::from(value), self.now());
     }
 
     fn rdmsr(&mut self, index: u32) -> Result<u64, InvalidMsr> {
-        self.irq.msr_read(index, self.now())
+        self.irq.msr_read(BOOT, index, self.now())
     }
 
     fn wrmsr(&mut self, index: u32, value: u64) -> Result<(), InvalidMsr> {
-        self.irq.msr_write(index, value, self.now())
+        self.irq.msr_write(BOOT, index, value, self.now())
     }
 
     fn x2read(&mut self, register: u32) -> Result<u64, InvalidMsr> {
@@ -89,16 +92,16 @@ impl Guest {
     fn run(&mut self, ticks: u64) -> Vec<u64> {
         let end = self.now + ticks;
         let mut moments = Vec::new();
-        while let Some(at) = self.irq.deadline().map(Ticks::as_u64).filter(|at| *at <= end) {
+        while let Some(at) = self.irq.deadline(BOOT).map(Ticks::as_u64).filter(|at| *at <= end) {
             self.now = self.now.max(at);
-            self.irq.advance(self.now());
-            while self.irq.acknowledge().is_some() {
+            self.irq.advance(BOOT, self.now());
+            while self.irq.acknowledge(BOOT).is_some() {
                 moments.push(self.now);
                 self.write(EOI, 0);
             }
         }
         self.now = end;
-        self.irq.advance(self.now());
+        self.irq.advance(BOOT, self.now());
         moments
     }
 
@@ -147,8 +150,8 @@ impl Guest {
 
     /// Takes an interrupt, if there is one; and has the summary told the truth?
     fn take(&mut self) -> Option<u8> {
-        let announced = self.irq.has_interrupt();
-        let vector = self.irq.acknowledge();
+        let announced = self.irq.has_interrupt(BOOT);
+        let vector = self.irq.acknowledge(BOOT);
         assert_eq!(announced, vector.is_some());
         vector
     }

@@ -1,10 +1,11 @@
-use super::{Machine, MachineConfig, Request};
+use super::{Machine, MachineConfig, Request, earlier};
 use crate::layout;
-use bulkhead_types::{Frequency, Gpa, Ticks, Width};
+use bulkhead_types::{Frequency, Gpa, Ticks, VcpuId, Width};
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use std::string::String;
 use std::vec::Vec;
 
+const BOOT: VcpuId = VcpuId::BOOT;
 const HZ: u64 = 10_000_000;
 const CONFIG: MachineConfig = MachineConfig {
     tsc: Frequency::hertz(HZ),
@@ -14,6 +15,11 @@ const CONFIG: MachineConfig = MachineConfig {
     test_exit: true,
     test_device: true,
 };
+
+/// When the devices or the processor's local APIC want to act.
+fn deadline(machine: &Machine) -> Option<Ticks> {
+    earlier(machine.deadline(), machine.interrupts().deadline(BOOT))
+}
 
 /// A machine and the time in it.
 struct Bench {
@@ -56,7 +62,7 @@ impl Bench {
     /// The vector that the processor would take now.
     fn interrupt(&mut self) -> Option<u8> {
         let interrupts = self.machine.interrupts_mut();
-        if interrupts.has_interrupt() { interrupts.acknowledge() } else { None }
+        if interrupts.has_interrupt(BOOT) { interrupts.acknowledge(BOOT) } else { None }
     }
 
     fn end_of_interrupt(&mut self) {
@@ -78,7 +84,7 @@ fn unclaimed_ports_and_addresses_read_as_ones() {
     }
     assert_eq!(bench.read(0x1000, Width::Dword), u32::MAX);
     assert_eq!(bench.read(0xFFFF, Width::Word) & 0xFF, 0xFF);
-    assert_eq!(bench.machine.mmio_read(Gpa::new(0xD000_0000), Width::Word, Ticks::ZERO), 0xFFFF);
+    assert_eq!(bench.machine.mmio_read(BOOT, Gpa::new(0xD000_0000), Width::Word, Ticks::ZERO), 0xFFFF);
     assert_eq!(bench.machine.take_request(), None);
 }
 
@@ -139,8 +145,8 @@ fn test_features_only_where_granted() {
     let mut machine = Machine::new(&MachineConfig { test_exit: false, test_device: false, ..CONFIG });
     machine.port_write(layout::TEST_EXIT, Width::Dword, 1, Ticks::ZERO);
     assert_eq!(machine.take_request(), None);
-    machine.mmio_write(layout::TEST_DEVICE, Width::Dword, 1, Ticks::ZERO);
-    assert_eq!(machine.mmio_read(layout::TEST_DEVICE, Width::Dword, Ticks::ZERO), 0xFFFF_FFFF);
+    machine.mmio_write(BOOT, layout::TEST_DEVICE, Width::Dword, 1, Ticks::ZERO);
+    assert_eq!(machine.mmio_read(BOOT, layout::TEST_DEVICE, Width::Dword, Ticks::ZERO), 0xFFFF_FFFF);
 }
 
 #[test]
@@ -186,9 +192,9 @@ fn pit_interrupts_at_its_deadline() {
     bench.end_of_interrupt();
     for _ in 0..50 {
         let due = bench.machine.deadline().unwrap();
-        bench.machine.advance(Ticks::new(due.as_u64() - 1));
+        bench.machine.advance(BOOT, Ticks::new(due.as_u64() - 1));
         assert_eq!(bench.interrupt(), None);
-        bench.machine.advance(due);
+        bench.machine.advance(BOOT, due);
         assert_eq!(bench.interrupt(), Some(0x20));
         bench.end_of_interrupt();
         assert_eq!(bench.interrupt(), None, "one edge, one interrupt");
@@ -197,7 +203,7 @@ fn pit_interrupts_at_its_deadline() {
     // 50 periods of 11,931 clocks, and the clock that loads the count.
     assert_eq!(bench.now.as_u64(), (596_551 * HZ).div_ceil(1_193_182));
     bench.now = Ticks::new(bench.now.as_u64() + 100 * HZ);
-    bench.machine.advance(bench.now);
+    bench.machine.advance(BOOT, bench.now);
     assert_eq!(bench.interrupt(), Some(0x20), "missed edges are one");
     bench.end_of_interrupt();
     assert_eq!(bench.interrupt(), None);
@@ -215,15 +221,15 @@ fn a_new_program_takes_the_timers_request_back() {
     bench.end_of_interrupt();
     // A period ends while the guest does not take interrupts; then it sets mode 0, whose output is low.
     bench.now = bench.machine.deadline().unwrap().after(5);
-    bench.machine.advance(bench.now);
-    assert!(bench.machine.interrupts().has_interrupt());
+    bench.machine.advance(BOOT, bench.now);
+    assert!(bench.machine.interrupts().has_interrupt(BOOT));
     bench.outb(0x43, 0x30);
     assert_eq!(bench.interrupt(), None);
     bench.outb(0x40, 0x9C);
     bench.outb(0x40, 0x2E);
     let due = bench.machine.deadline().unwrap();
     assert!(due.since(bench.now) >= HZ / 100);
-    bench.machine.advance(due);
+    bench.machine.advance(BOOT, due);
     assert_eq!(bench.interrupt(), Some(0x20));
 }
 
@@ -238,7 +244,7 @@ fn a_late_turn_does_not_lose_the_timers_request() {
     bench.end_of_interrupt();
     // Three quarters of a period late: the square wave is low again.
     bench.now = bench.machine.deadline().unwrap().after(HZ * 3 / 400);
-    bench.machine.advance(bench.now);
+    bench.machine.advance(BOOT, bench.now);
     bench.outb(0x43, 0x00);
     let _ = [bench.inb(0x40), bench.inb(0x40)];
     bench.outb(0x43, 0xE2);
@@ -246,7 +252,7 @@ fn a_late_turn_does_not_lose_the_timers_request() {
     assert_eq!(bench.interrupt(), Some(0x20));
     bench.end_of_interrupt();
     bench.now = bench.machine.deadline().unwrap();
-    bench.machine.advance(bench.now);
+    bench.machine.advance(BOOT, bench.now);
     assert_eq!(bench.interrupt(), Some(0x20), "the next edge is one");
 }
 
@@ -257,13 +263,13 @@ fn rtc_interrupt() {
     bench.outb(0x70, 0x0B);
     bench.outb(0x71, 0x12);
     assert_eq!(bench.machine.deadline(), Some(Ticks::new(HZ)));
-    bench.machine.advance(Ticks::new(HZ));
+    bench.machine.advance(BOOT, Ticks::new(HZ));
     assert_eq!(bench.interrupt(), Some(0x28));
     bench.now = Ticks::new(HZ);
     bench.outb(0x70, 0x0C);
     assert_eq!(bench.inb(0x71) & 0x90, 0x90);
     bench.end_of_interrupt();
-    bench.machine.advance(Ticks::new(2 * HZ));
+    bench.machine.advance(BOOT, Ticks::new(2 * HZ));
     assert_eq!(bench.interrupt(), Some(0x28));
 }
 
@@ -274,7 +280,7 @@ fn pm_timer_raises_the_sci() {
     bench.outb(0x4D1, 0x02);
     bench.write(layout::ACPI_PM + 2, Width::Word, 1);
     let due = bench.machine.deadline().unwrap();
-    bench.machine.advance(due);
+    bench.machine.advance(BOOT, due);
     assert_eq!(bench.interrupt(), Some(0x29));
     bench.now = due;
     bench.end_of_interrupt();
@@ -288,20 +294,20 @@ fn pm_timer_raises_the_sci() {
 fn test_device_raises_its_line() {
     let mut bench = Bench::new();
     let apic = |bench: &mut Bench, register, value| {
-        bench.machine.mmio_write(layout::LOCAL_APIC.wrapping_add(register), Width::Dword, value, Ticks::ZERO);
+        bench.machine.mmio_write(BOOT, layout::LOCAL_APIC.wrapping_add(register), Width::Dword, value, Ticks::ZERO);
     };
     apic(&mut bench, 0xF0, 0x1FF);
     let io_apic = |bench: &mut Bench, register, value| {
-        bench.machine.mmio_write(layout::IO_APIC, Width::Dword, register, Ticks::ZERO);
-        bench.machine.mmio_write(layout::IO_APIC.wrapping_add(0x10), Width::Dword, value, Ticks::ZERO);
+        bench.machine.mmio_write(BOOT, layout::IO_APIC, Width::Dword, register, Ticks::ZERO);
+        bench.machine.mmio_write(BOOT, layout::IO_APIC.wrapping_add(0x10), Width::Dword, value, Ticks::ZERO);
     };
     io_apic(&mut bench, 0x10 + 2 * u64::from(layout::TEST_DEVICE_LINE), 0x8055);
     let line = layout::TEST_DEVICE.wrapping_add(0x800);
-    bench.machine.mmio_write(line, Width::Dword, 1, Ticks::ZERO);
+    bench.machine.mmio_write(BOOT, line, Width::Dword, 1, Ticks::ZERO);
     assert_eq!(bench.interrupt(), Some(0x55));
     apic(&mut bench, 0xB0, 0);
     assert_eq!(bench.interrupt(), Some(0x55), "still high");
-    bench.machine.mmio_write(line, Width::Dword, 0, Ticks::ZERO);
+    bench.machine.mmio_write(BOOT, line, Width::Dword, 0, Ticks::ZERO);
     apic(&mut bench, 0xB0, 0);
     assert_eq!(bench.interrupt(), None);
 }
@@ -377,22 +383,22 @@ proptest! {
                 }
                 Step::Out(port, width, value) => machine.port_write(port, width, value, now),
                 Step::Read(gpa, width) => {
-                    let value = machine.mmio_read(Gpa::new(gpa), width, now);
+                    let value = machine.mmio_read(BOOT, Gpa::new(gpa), width, now);
                     prop_assert_eq!(value & !width.mask(), 0);
                 }
-                Step::Write(gpa, width, value) => machine.mmio_write(Gpa::new(gpa), width, value, now),
+                Step::Write(gpa, width, value) => machine.mmio_write(BOOT, Gpa::new(gpa), width, value, now),
                 Step::Pass(ticks) => now = now.after(ticks),
-                Step::Deadline => now = machine.deadline().map_or(now, |deadline| deadline.max(now)),
+                Step::Deadline => now = deadline(&machine).map_or(now, |deadline| deadline.max(now)),
                 Step::Input(byte) => {
                     let _ = machine.console_input(byte);
                 }
                 Step::Drain => while machine.console_output().is_some() {},
                 Step::Acknowledge => {
-                    let _ = machine.interrupts_mut().acknowledge();
+                    let _ = machine.interrupts_mut().acknowledge(BOOT);
                 }
             }
-            machine.advance(now);
-            prop_assert!(machine.deadline().is_none_or(|deadline| deadline > now), "nothing is due after an advance");
+            machine.advance(BOOT, now);
+            prop_assert!(deadline(&machine).is_none_or(|deadline| deadline > now), "nothing is due after an advance");
             let _ = machine.take_request();
         }
     }
@@ -402,11 +408,11 @@ proptest! {
 fn an_error_by_reading_does_not_go_unnoticed() {
     let mut bench = Bench::new();
     let lapic = |offset| Gpa::new(layout::LOCAL_APIC.as_u64() + offset);
-    bench.machine.mmio_write(lapic(0x370), Width::Dword, 0x40, bench.now);
-    bench.machine.settle();
-    let _ = bench.machine.mmio_read(lapic(0x20), Width::Dword, bench.now);
-    assert!(!bench.machine.has_changed());
+    bench.machine.mmio_write(BOOT, lapic(0x370), Width::Dword, 0x40, bench.now);
+    let _ = bench.machine.take_changed();
+    let _ = bench.machine.mmio_read(BOOT, lapic(0x20), Width::Dword, bench.now);
+    assert!(!bench.machine.take_changed());
     // There is no register here: the error interrupt comes.
-    let _ = bench.machine.mmio_read(lapic(0x40), Width::Dword, bench.now);
-    assert!(bench.machine.has_changed() && bench.machine.interrupts().has_interrupt());
+    let _ = bench.machine.mmio_read(BOOT, lapic(0x40), Width::Dword, bench.now);
+    assert!(bench.machine.take_changed() && bench.machine.interrupts().has_interrupt(BOOT));
 }

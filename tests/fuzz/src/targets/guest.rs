@@ -4,11 +4,11 @@ use crate::Feed;
 use bulkhead_arch::{Gpr, Segment, SegmentName, Vector};
 use bulkhead_core::host::CpuidResult;
 use bulkhead_core::{
-    BackendError, Event, Exit, Guest, Host, Interruptibility, IoAccess, Limits, NestedFault, Register, Vcpu, Windows,
-    Yield,
+    BackendError, Event, Exit, Guest, Host, Interruptibility, IoAccess, Limits, NestedFault, Register, Vcpu, VirtualCpu,
+    Windows, Yield,
 };
 use bulkhead_devices::MachineConfig;
-use bulkhead_types::{Frequency, Gpa, GuestMemory, Gva, MemoryError, Width};
+use bulkhead_types::{Frequency, Gpa, GuestMemory, Gva, MemoryError, VcpuId, Width};
 use std::fmt;
 
 const RAM: usize = 0x4000;
@@ -387,6 +387,10 @@ impl Host for Everything {
         assert!(gpa.as_u64() < 0x1_0000_0000 + MEMORY, "{gpa} can be no RAM");
         false
     }
+
+    fn kick(&mut self, vcpu: VcpuId) {
+        panic!("there is no vCPU {vcpu}");
+    }
 }
 
 fn script(feed: Feed<'_>, code: [u8; 15], long: bool) -> (Script<'_>, Ram) {
@@ -444,11 +448,12 @@ pub fn run(data: &[u8]) {
     };
     let limits = Limits::of(&host, TSC, MEMORY);
     vcpu.fails.set(fails);
-    let Ok(mut guest) = Guest::new(vcpu, ram, &config, limits, 1000) else { return };
+    let guest = Guest::new(&config, limits, 1000);
+    let Ok(mut cpu) = VirtualCpu::new(&guest, VcpuId::BOOT, vcpu, ram) else { return };
     // An exit takes at least one byte, a turn without any moves time on.
     for _ in 0..64 {
         let until = host.tsc.get() + 100_000;
-        match guest.run(&mut host, until) {
+        match cpu.run(&mut host, until) {
             Yield::Ended(_) => break,
             Yield::TurnOver => {}
             Yield::Waiting { until } => {
@@ -457,6 +462,6 @@ pub fn run(data: &[u8]) {
             }
         }
     }
-    assert!(guest.vcpu.runs as usize <= length + 2, "{} entries", guest.vcpu.runs);
+    assert!(cpu.vcpu.runs as usize <= length + 2, "{} entries", cpu.vcpu.runs);
     assert!(host.xcr0 & 1 != 0);
 }

@@ -6,8 +6,10 @@
 
 use crate::Feed;
 use bulkhead_devices::interrupt::{InterruptSystem, PicPair};
-use bulkhead_types::{Frequency, Ticks, Width};
+use bulkhead_types::{Frequency, Ticks, VcpuId, Width};
 
+/// Processors.
+const CPUS: u8 = 3;
 const APIC_BASE: u32 = 0x1B;
 const ENABLED: u64 = 0xFEE0_0900;
 const EOI: u64 = 0xB0;
@@ -18,6 +20,8 @@ const PRIORITY: u64 = 0xA0;
 /// The system, and every byte that the guest wrote anywhere: a vector can only be one of these.
 struct Bench {
     system: InterruptSystem,
+    /// The processor that acts.
+    by: VcpuId,
     now: Ticks,
     written: [bool; 256],
     lines: u32,
@@ -33,10 +37,10 @@ impl Bench {
     /// A register of the local APIC by its offset in the page, in either mode.
     fn lapic(&mut self, offset: u64) -> u64 {
         let system = &mut self.system;
-        if system.lapic.is_x2apic() {
-            return system.msr_read(0x800 + (offset >> 4) as u32, self.now).unwrap_or(0);
+        if system.lapic(self.by).is_x2apic() {
+            return system.msr_read(self.by, 0x800 + (offset >> 4) as u32, self.now).unwrap_or(0);
         }
-        system.lapic_mmio_read(offset, Width::Dword, self.now)
+        system.lapic_mmio_read(self.by, offset, Width::Dword, self.now)
     }
 
     fn set(&mut self, first: u64) -> [u64; 8] {
@@ -44,11 +48,11 @@ impl Bench {
     }
 
     fn acknowledge(&mut self) {
-        let had = self.system.has_interrupt();
-        let enabled = self.system.lapic.is_enabled();
-        let own = self.system.lapic.has_interrupt();
+        let had = self.system.has_interrupt(self.by);
+        let enabled = self.system.lapic(self.by).is_enabled();
+        let own = self.system.lapic(self.by).has_interrupt();
         let (requested, priority) = (self.set(REQUESTED), self.lapic(PRIORITY));
-        let vector = self.system.acknowledge();
+        let vector = self.system.acknowledge(self.by);
         assert_eq!(vector.is_some(), had, "what was announced is there");
         let Some(vector) = vector else { return };
         let has = |set: &[u64; 8], vector: u8| set[usize::from(vector >> 5)] >> (vector & 31) & 1 != 0;
@@ -81,15 +85,18 @@ impl Bench {
     }
 
     fn local_write(&mut self, offset: u64, value: u64) {
-        if self.system.lapic.is_x2apic() {
-            let _ = self.system.msr_write(0x800 + (offset >> 4) as u32, value, self.now);
+        if self.system.lapic(self.by).is_x2apic() {
+            let _ = self.system.msr_write(self.by, 0x800 + (offset >> 4) as u32, value, self.now);
         } else {
-            self.system.lapic_mmio_write(offset, Width::Dword, value, self.now);
+            self.system.lapic_mmio_write(self.by, offset, Width::Dword, value, self.now);
         }
     }
 
     fn step(&mut self, feed: &mut Feed<'_>) {
-        match feed.u8() % 12 {
+        let bits = feed.u8();
+        // The first of them does most.
+        self.by = VcpuId::new([0, 0, 0, 0, 0, 0, 1, 2][usize::from(bits >> 5)]).unwrap_or_default();
+        match (bits & 31) % 12 {
             0 | 1 => self.line(feed.u8() % 26, true),
             2 => self.line(feed.u8() % 26, false),
             3 => {
@@ -112,23 +119,27 @@ impl Bench {
             }
             8 => {
                 let base = [0, 0x100, 0x800, 0x900, 0xC00, 0xD00, 0x400, 1][usize::from(feed.u8() & 7)];
-                let _ = self.system.msr_write(APIC_BASE, 0xFEE0_0000 | base, self.now);
+                let _ = self.system.msr_write(self.by, APIC_BASE, 0xFEE0_0000 | base, self.now);
             }
             9 => {
                 self.now = self.now.after(feed.u16().into());
-                self.system.advance(self.now);
-                assert!(self.system.deadline().is_none_or(|next| next > self.now), "the deadline lies ahead");
+                self.system.advance(self.by, self.now);
+                assert!(self.system.deadline(self.by).is_none_or(|next| next > self.now), "the deadline lies ahead");
             }
             10 => self.local_write(EOI, 0),
             _ => self.acknowledge(),
         }
         // The deliverable state that is kept at hand is the one that the registers say.
-        if self.system.lapic.is_enabled() {
+        if self.system.lapic(self.by).is_enabled() {
             let priority = self.lapic(PRIORITY) & 0xF0;
             let requested = self.set(REQUESTED);
             let highest = (0..=255_u8).rev().find(|v| requested[usize::from(v >> 5)] >> (v & 31) & 1 != 0);
             let deliverable = highest.is_some_and(|vector| u64::from(vector & 0xF0) > priority);
-            assert_eq!(self.system.lapic.has_interrupt(), deliverable, "{highest:x?} at priority {priority:#x}");
+            assert_eq!(
+                self.system.lapic(self.by).has_interrupt(),
+                deliverable,
+                "{highest:x?} at priority {priority:#x}"
+            );
         }
     }
 
@@ -137,12 +148,12 @@ impl Bench {
         let mut heard = [false; 256];
         // Each input can say its word once, since a level that stays is masked when it was heard.
         for _ in 0..600 {
-            let Some(vector) = self.system.acknowledge() else { return heard };
+            let Some(vector) = self.system.acknowledge(self.by) else { return heard };
             heard[usize::from(vector)] = true;
             if (0x40..0x58).contains(&vector) {
                 self.io_apic(0x10 + 2 * (vector - 0x40), 1 << 16);
             }
-            self.system.lapic_mmio_write(EOI, Width::Dword, 0, self.now);
+            self.system.lapic_mmio_write(self.by, EOI, Width::Dword, 0, self.now);
         }
         panic!("interrupts without end");
     }
@@ -150,7 +161,7 @@ impl Bench {
     /// A kernel takes over with the local APIC: from whatever state, to xAPIC mode with everything ended.
     fn take_over(&mut self) {
         for base in [0, ENABLED] {
-            self.system.msr_write(APIC_BASE, base, self.now).expect("off and on is always allowed");
+            self.system.msr_write(self.by, APIC_BASE, base, self.now).expect("off and on is always allowed");
         }
         for register in 0..24 {
             self.io_apic(0x10 + 2 * register, 1 << 16);
@@ -163,7 +174,7 @@ impl Bench {
         self.system.pic_write(0x21, 0xFF);
         self.system.pic_write(0xA1, 0xFF);
         // Enabled, and LINT0 masked: a reset has masked it.
-        self.system.lapic_mmio_write(0xF0, Width::Dword, 0x1FF, self.now);
+        self.system.lapic_mmio_write(self.by, 0xF0, Width::Dword, 0x1FF, self.now);
     }
 
     fn initialize_pics(&mut self) {
@@ -203,10 +214,10 @@ impl Bench {
         self.drain();
         self.system.pic_write(0x21, !LEVEL[0] & 0xFB);
         self.system.pic_write(0xA1, !LEVEL[1]);
-        self.system.lapic_mmio_write(0x350, Width::Dword, 0x700, self.now);
+        self.system.lapic_mmio_write(self.by, 0x350, Width::Dword, 0x700, self.now);
         let mut heard = 0_u32;
         for _ in 0..17 {
-            let Some(vector) = self.system.acknowledge() else { break };
+            let Some(vector) = self.system.acknowledge(self.by) else { break };
             let line = vector.wrapping_sub(0x20);
             assert!(line < 16 && line != 2, "vector {vector:#x} of the PICs");
             heard |= 1 << line;
@@ -224,8 +235,8 @@ impl Bench {
 /// Any programming in any order, and then a kernel that does it right.
 pub fn run(data: &[u8]) {
     let mut feed = Feed::new(data);
-    let system = InterruptSystem::new(Frequency::hertz(10_000_000));
-    let mut bench = Bench { system, now: Ticks::ZERO, written: [false; 256], lines: 0 };
+    let system = InterruptSystem::new(CPUS, Frequency::hertz(10_000_000));
+    let mut bench = Bench { system, by: VcpuId::BOOT, now: Ticks::ZERO, written: [false; 256], lines: 0 };
     // What firmware wrote, and the reset values of vectors.
     bench.wrote(0x0F);
     bench.wrote(0);

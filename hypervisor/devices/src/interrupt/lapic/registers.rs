@@ -177,15 +177,23 @@ impl LocalApic {
         })
     }
 
-    /// LDR. In x2APIC mode it follows from the id, which is 0: cluster 0, first of it.
-    pub(super) const fn read_logical_id(&self) -> u32 {
-        if self.is_x2apic() { 1 } else { self.logical_id }
+    /// LDR. In x2APIC mode it follows from the id: 16 to a cluster, a bit for each of them.
+    /// SDM vol. 3A 11.12.10.2 "Deriving Logical x2APIC ID from the Local x2APIC ID".
+    pub(super) fn read_logical_id(&self) -> u32 {
+        let id = u32::from(self.id.number());
+        if self.is_x2apic() { id >> 4 << 16 | 1 << (id & 0xF) } else { self.logical_id }
+    }
+
+    fn read_id(&self) -> u32 {
+        let id = u32::from(self.id.number());
+        if self.is_x2apic() { id } else { id << 24 }
     }
 
     /// The value of a register, `None` if it is reserved. [`Self::advance`] has been called with `now`.
     fn read(&self, register: u8, now: Ticks) -> Option<u32> {
         Some(match register {
-            ID | EOI => 0,
+            ID => self.read_id(),
+            EOI => 0,
             VERSION => VERSION_VALUE,
             TASK_PRIORITY => u32::from(self.task_priority),
             PROCESSOR_PRIORITY => u32::from(self.processor_priority()),

@@ -1,7 +1,6 @@
 use super::{
-    APIC_BASE, CURRENT, DFR, DIVIDE, ENABLED, EOI, ESR, Guest, ICR, ICR_HIGH, INITIAL, IRR, ISR, InterruptSystem,
-    InvalidMsr, LDR, LVT_ERROR, LVT_LINT0, LVT_LINT1, LVT_TIMER, LocalApic, MASKED, PPR, SELF_IPI, SVR, TMR, TPR, TSC,
-    TSC_DEADLINE,
+    APIC_BASE, BOOT, CURRENT, DFR, DIVIDE, ENABLED, EOI, ESR, Guest, ICR, ICR_HIGH, INITIAL, IRR, ISR, InvalidMsr, LDR,
+    LVT_ERROR, LVT_LINT0, LVT_LINT1, LVT_TIMER, MASKED, PPR, SELF_IPI, SVR, TMR, TPR, TSC_DEADLINE,
 };
 use bulkhead_types::{Gpa, Width};
 use std::vec::Vec;
@@ -12,9 +11,11 @@ const DISABLED: u64 = 0xFEE0_0100;
 #[test]
 fn state_after_power_up() {
     let mut guest = Guest::new();
-    guest.irq = InterruptSystem { lapic: LocalApic::new(TSC), ..InterruptSystem::new(TSC) };
+    // Off and on again, which forgets what firmware did.
+    guest.wrmsr(APIC_BASE, DISABLED).unwrap();
+    guest.wrmsr(APIC_BASE, ENABLED).unwrap();
     assert_eq!(guest.rdmsr(APIC_BASE), Ok(ENABLED));
-    assert_eq!(guest.irq.lapic_base(), Some(Gpa::new(0xFEE0_0000)));
+    assert_eq!(guest.irq.lapic_base(BOOT), Some(Gpa::new(0xFEE0_0000)));
     for (register, value) in [
         (0x02, 0),
         (0x03, 0x0105_0014),
@@ -53,13 +54,13 @@ fn virtual_wire_mode_as_firmware_leaves_it() {
     // ExtINT is not held back by priorities, but by LINT0's mask.
     guest.write(TPR, 0xFF);
     guest.edge(0);
-    assert!(guest.irq.has_interrupt());
+    assert!(guest.irq.has_interrupt(BOOT));
     guest.write(LVT_LINT0, MASKED | 0x700);
-    assert!(!guest.irq.has_interrupt());
+    assert!(!guest.irq.has_interrupt(BOOT));
     guest.write(LVT_LINT0, 0x700);
-    assert!(guest.irq.has_interrupt());
+    assert!(guest.irq.has_interrupt(BOOT));
     guest.write(SVR, 0xF);
-    assert!(!guest.irq.has_interrupt(), "software disable masks LINT0");
+    assert!(!guest.irq.has_interrupt(BOOT), "software disable masks LINT0");
     // With the local APIC disabled INTR is the processor's own pin.
     guest.wrmsr(APIC_BASE, DISABLED).unwrap();
     assert_eq!(guest.take(), Some(0x20));
@@ -75,7 +76,7 @@ fn lint0_as_a_fixed_interrupt() {
     guest.write(LVT_LINT0, 0x400);
     guest.irq.pic_write(0x21, 0xFF);
     guest.irq.pic_write(0x21, 0x00);
-    assert!(guest.irq.take_nmi(), "the way NMI watchdogs took");
+    assert!(guest.irq.take_nmi(BOOT), "the way NMI watchdogs took");
 }
 
 #[test]
@@ -109,10 +110,10 @@ fn disabling_resets_and_hides_the_registers() {
     guest.write(TPR, 0x30);
     guest.self_ipi(0x80);
     guest.wrmsr(APIC_BASE, DISABLED).unwrap();
-    assert_eq!(guest.irq.lapic_base(), None);
-    assert!(!guest.irq.lapic.is_enabled());
+    assert_eq!(guest.irq.lapic_base(BOOT), None);
+    assert!(!guest.irq.lapic(BOOT).is_enabled());
     assert_eq!(guest.take(), None);
-    assert_eq!(guest.irq.lapic_mmio_read(0x30, Width::Dword, guest.now()), 0xFFFF_FFFF);
+    assert_eq!(guest.irq.lapic_mmio_read(BOOT, 0x30, Width::Dword, guest.now()), 0xFFFF_FFFF);
     guest.write(TPR, 0x40);
     assert_eq!(guest.x2read(0x03), Err(InvalidMsr));
     guest.wrmsr(APIC_BASE, ENABLED).unwrap();
@@ -126,7 +127,7 @@ fn disabling_resets_and_hides_the_registers() {
 fn the_page_moves_with_its_base() {
     let mut guest = Guest::new();
     guest.wrmsr(APIC_BASE, 0xF_F000_0900).unwrap();
-    assert_eq!(guest.irq.lapic_base(), Some(Gpa::new(0xF_F000_0000)));
+    assert_eq!(guest.irq.lapic_base(BOOT), Some(Gpa::new(0xF_F000_0000)));
 }
 
 #[test]
@@ -136,7 +137,7 @@ fn entering_x2apic_mode_keeps_the_registers() {
     guest.write(LVT_TIMER, 0xEC);
     guest.self_ipi(0x80);
     guest.wrmsr(APIC_BASE, X2APIC).unwrap();
-    assert_eq!(guest.irq.lapic_base(), None);
+    assert_eq!(guest.irq.lapic_base(BOOT), None);
     assert_eq!(guest.x2read(TPR), Ok(0x20));
     assert_eq!(guest.x2read(LVT_TIMER), Ok(0xEC));
     assert_eq!(guest.x2read(SVR), Ok(0x10F));
@@ -222,10 +223,10 @@ fn priorities() {
 fn cr8_is_the_class_of_the_task_priority() {
     let mut guest = Guest::new();
     guest.write(TPR, 0x9C);
-    assert_eq!(guest.irq.cr8(), 9);
+    assert_eq!(guest.irq.cr8(BOOT), 9);
     guest.self_ipi(0x95);
     assert_eq!(guest.take(), None);
-    guest.irq.set_cr8(0xF8);
+    guest.irq.set_cr8(BOOT, 0xF8);
     assert_eq!(guest.read(TPR), 0x80);
     assert_eq!(guest.read(PPR), 0x80);
     assert_eq!(guest.take(), Some(0x95));
@@ -304,23 +305,23 @@ fn x2apic_interprocessor_interrupts() {
 fn other_delivery_modes_of_the_icr() {
     let mut guest = Guest::new();
     guest.write(ICR, 4 << 8);
-    assert!(guest.irq.take_nmi());
+    assert!(guest.irq.take_nmi(BOOT));
     guest.write(ICR, 4 << 8 | 3 << 18);
-    assert!(!guest.irq.nmi_pending());
+    assert!(!guest.irq.nmi_pending(BOOT));
     guest.write(ICR, 5 << 8 | 1 << 14 | 1 << 15);
-    assert!(guest.irq.take_init());
+    assert!(guest.irq.take_init(BOOT));
     guest.write(ICR, 5 << 8 | 1 << 15);
-    assert!(!guest.irq.take_init(), "INIT level de-assert");
+    assert!(!guest.irq.take_init(BOOT), "INIT level de-assert");
     guest.write(ICR_HIGH, 1 << 24);
     guest.write(ICR, 5 << 8 | 1 << 14);
     guest.write(ICR, 6 << 8 | 0x9F);
-    assert!(!guest.irq.take_init(), "to a processor that is not there");
+    assert!(!guest.irq.take_init(BOOT), "to a processor that is not there");
     guest.write(ICR_HIGH, 0);
     for nothing in [2, 3, 6, 7] {
         guest.write(ICR, nothing << 8 | 0x44);
         assert_eq!(guest.take(), None);
     }
-    assert!(!guest.irq.nmi_pending() && !guest.irq.take_init());
+    assert!(!guest.irq.nmi_pending(BOOT) && !guest.irq.take_init(BOOT));
     guest.write(ESR, 0);
     assert_eq!(guest.read(ESR), 0);
 }
@@ -382,17 +383,17 @@ fn reserved_registers_of_the_page() {
 fn odd_accesses_of_the_page() {
     let mut guest = Guest::new();
     let now = guest.now();
-    assert_eq!(guest.irq.lapic_mmio_read(0x32, Width::Byte, now), 0x05);
-    assert_eq!(guest.irq.lapic_mmio_read(0x32, Width::Word, now), 0x0105);
-    assert_eq!(guest.irq.lapic_mmio_read(0x30, Width::Qword, now), 0x0105_0014);
-    assert_eq!(guest.irq.lapic_mmio_read(0x34, Width::Dword, now), 0);
-    assert_eq!(guest.irq.lapic_mmio_read(0x1000, Width::Word, now), 0xFFFF);
-    assert_eq!(guest.irq.lapic_mmio_read(u64::MAX, Width::Byte, now), 0xFF);
+    assert_eq!(guest.irq.lapic_mmio_read(BOOT, 0x32, Width::Byte, now), 0x05);
+    assert_eq!(guest.irq.lapic_mmio_read(BOOT, 0x32, Width::Word, now), 0x0105);
+    assert_eq!(guest.irq.lapic_mmio_read(BOOT, 0x30, Width::Qword, now), 0x0105_0014);
+    assert_eq!(guest.irq.lapic_mmio_read(BOOT, 0x34, Width::Dword, now), 0);
+    assert_eq!(guest.irq.lapic_mmio_read(BOOT, 0x1000, Width::Word, now), 0xFFFF);
+    assert_eq!(guest.irq.lapic_mmio_read(BOOT, u64::MAX, Width::Byte, now), 0xFF);
     for (offset, width) in [(0x80, Width::Byte), (0x80, Width::Word), (0x84, Width::Dword), (0x1080, Width::Dword)] {
-        guest.irq.lapic_mmio_write(offset, width, 0x55, now);
+        guest.irq.lapic_mmio_write(BOOT, offset, width, 0x55, now);
         assert_eq!(guest.read(TPR), 0);
     }
-    guest.irq.lapic_mmio_write(0x80, Width::Qword, 0xFFFF_FFFF_0000_0030, now);
+    guest.irq.lapic_mmio_write(BOOT, 0x80, Width::Qword, 0xFFFF_FFFF_0000_0030, now);
     assert_eq!(guest.read(TPR), 0x30);
 }
 
@@ -405,7 +406,7 @@ fn software_disabled_it_takes_only_nmi_and_init() {
     assert_eq!(guest.read(LVT_TIMER), MASKED | 0xEC);
     guest.self_ipi(0x90);
     guest.write(ICR, 4 << 8);
-    assert!(guest.irq.take_nmi());
+    assert!(guest.irq.take_nmi(BOOT));
     assert_eq!(guest.take(), Some(0x80), "what it had is held for the processor");
     assert_eq!(guest.take(), None);
     guest.write(EOI, 0);

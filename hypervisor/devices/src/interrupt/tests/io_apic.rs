@@ -1,4 +1,4 @@
-use super::{EOI, ESR, Guest, IRR, ISR, LDR, LEVEL, MASKED, SVR, TMR};
+use super::{BOOT, EOI, ESR, Guest, IRR, ISR, LDR, LEVEL, MASKED, SVR, TMR};
 use bulkhead_types::Width;
 
 const REMOTE_IRR: u32 = 1 << 14;
@@ -170,17 +170,17 @@ fn delivery_modes() {
     let mut guest = Guest::new();
     guest.route(5, LEVEL | 4 << 8, 0);
     guest.irq.set_line(5, true);
-    assert!(guest.irq.nmi_pending());
-    assert!(guest.irq.take_nmi());
-    assert!(!guest.irq.take_nmi(), "level-triggered NMI counts as edge");
+    assert!(guest.irq.nmi_pending(BOOT));
+    assert!(guest.irq.take_nmi(BOOT));
+    assert!(!guest.irq.take_nmi(BOOT), "level-triggered NMI counts as edge");
     guest.route(5, 5 << 8, 0);
     guest.edge(5);
-    assert!(guest.irq.take_init() && !guest.irq.take_init());
+    assert!(guest.irq.take_init(BOOT) && !guest.irq.take_init(BOOT));
     for ignored in [2, 3, 6, 7] {
         guest.route(5, ignored << 8 | 0x55, 0);
         guest.edge(5);
         assert_eq!(guest.take(), None);
-        assert!(!guest.irq.nmi_pending() && !guest.irq.take_init());
+        assert!(!guest.irq.nmi_pending(BOOT) && !guest.irq.take_init(BOOT));
     }
 }
 

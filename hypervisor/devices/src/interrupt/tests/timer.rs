@@ -1,4 +1,4 @@
-use super::{CURRENT, DIVIDE, ENABLED, EOI, ESR, Guest, INITIAL, LVT_TIMER, MASKED, SVR, TSC_DEADLINE};
+use super::{BOOT, CURRENT, DIVIDE, ENABLED, EOI, ESR, Guest, INITIAL, LVT_TIMER, MASKED, SVR, TSC_DEADLINE};
 use bulkhead_types::Ticks;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
@@ -20,7 +20,7 @@ fn one_shot_counts_down_at_each_divisor_and_fires_once() {
         assert_eq!(guest.read(DIVIDE), divide);
         guest.write(INITIAL, 1000);
         let whole = 1000 << power;
-        assert_eq!(guest.irq.deadline(), Some(Ticks::new(start + whole)));
+        assert_eq!(guest.irq.deadline(BOOT), Some(Ticks::new(start + whole)));
         guest.now = start + (10 << power) - 1;
         assert_eq!(guest.read(CURRENT), 991);
         guest.now += 1;
@@ -28,7 +28,7 @@ fn one_shot_counts_down_at_each_divisor_and_fires_once() {
         assert_eq!(guest.run(2 * whole), [start + whole]);
         assert_eq!(guest.read(CURRENT), 0);
         assert_eq!(guest.read(INITIAL), 1000);
-        assert_eq!(guest.irq.deadline(), None);
+        assert_eq!(guest.irq.deadline(BOOT), None);
     }
 }
 
@@ -42,7 +42,7 @@ fn periodic_fires_at_multiples_of_the_period() {
     assert_eq!(guest.run(350_000), [100_000, 200_000, 300_000].map(|t| start + t));
     assert_eq!(guest.read(CURRENT), 50_000);
     guest.write(INITIAL, 0);
-    assert_eq!(guest.irq.deadline(), None);
+    assert_eq!(guest.irq.deadline(BOOT), None);
     assert_eq!(guest.read(CURRENT), 0);
 }
 
@@ -54,12 +54,12 @@ fn a_late_host_merges_periods_and_keeps_the_phase() {
     guest.write(DIVIDE, 0xB);
     guest.write(INITIAL, 100_000);
     guest.now = start + 100_000 * 1_000_000_007 + 5;
-    guest.irq.advance(guest.now());
+    guest.irq.advance(BOOT, guest.now());
     assert_eq!(guest.take(), Some(0xEC));
     assert_eq!(guest.take(), None);
-    assert_eq!(guest.irq.deadline(), Some(Ticks::new(start + 100_000 * 1_000_000_008)));
+    assert_eq!(guest.irq.deadline(BOOT), Some(Ticks::new(start + 100_000 * 1_000_000_008)));
     guest.now = u64::MAX;
-    guest.irq.advance(guest.now());
+    guest.irq.advance(BOOT, guest.now());
     guest.read(CURRENT);
 }
 
@@ -80,14 +80,14 @@ fn masked_it_counts_without_interrupting() {
     guest.write(LVT_TIMER, MASKED | PERIODIC | VECTOR);
     guest.write(DIVIDE, 0xB);
     guest.write(INITIAL, 100_000);
-    assert_eq!(guest.irq.deadline(), None);
+    assert_eq!(guest.irq.deadline(BOOT), None);
     guest.now += 250_000;
     assert_eq!(guest.read(CURRENT), 50_000);
     guest.write(LVT_TIMER, PERIODIC | VECTOR);
     assert_eq!(guest.take(), None, "what expired while masked is gone");
-    assert_eq!(guest.irq.deadline(), Some(Ticks::new(guest.now + 50_000)));
+    assert_eq!(guest.irq.deadline(BOOT), Some(Ticks::new(guest.now + 50_000)));
     guest.write(SVR, 0xFF);
-    assert_eq!(guest.irq.deadline(), None, "software disable masks");
+    assert_eq!(guest.irq.deadline(BOOT), None, "software disable masks");
 }
 
 #[test]
@@ -110,16 +110,16 @@ fn tsc_deadline() {
     // 0 disarms.
     guest.wrmsr(TSC_DEADLINE, 50_000).unwrap();
     guest.wrmsr(TSC_DEADLINE, 0).unwrap();
-    assert_eq!(guest.irq.deadline(), None);
+    assert_eq!(guest.irq.deadline(BOOT), None);
     // So does a change of mode; the same mode again does not.
     guest.wrmsr(TSC_DEADLINE, 50_000).unwrap();
     guest.write(LVT_TIMER, DEADLINE | 0xEB);
-    assert_eq!(guest.irq.deadline(), Some(Ticks::new(50_000)));
+    assert_eq!(guest.irq.deadline(BOOT), Some(Ticks::new(50_000)));
     guest.write(LVT_TIMER, VECTOR);
-    assert_eq!(guest.irq.deadline(), None);
+    assert_eq!(guest.irq.deadline(BOOT), None);
     guest.write(INITIAL, 1_000);
     guest.write(LVT_TIMER, DEADLINE | VECTOR);
-    assert_eq!(guest.irq.deadline(), None);
+    assert_eq!(guest.irq.deadline(BOOT), None);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn the_divisor_can_change_while_it_counts() {
     guest.now += 400;
     guest.write(DIVIDE, 0x0);
     assert_eq!(guest.read(CURRENT), 600);
-    assert_eq!(guest.irq.deadline(), Some(Ticks::new(guest.now + 1_200)));
+    assert_eq!(guest.irq.deadline(BOOT), Some(Ticks::new(guest.now + 1_200)));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn the_reserved_mode_stands_still() {
     guest.write(LVT_TIMER, 3 << 17 | VECTOR);
     guest.write(INITIAL, 1_000);
     guest.wrmsr(TSC_DEADLINE, 1_000).unwrap();
-    assert_eq!(guest.irq.deadline(), None);
+    assert_eq!(guest.irq.deadline(BOOT), None);
     assert_eq!(guest.take(), None);
 }
 
@@ -174,10 +174,10 @@ fn disabling_the_local_apic_stops_it() {
     guest.write(LVT_TIMER, DEADLINE | VECTOR);
     guest.wrmsr(TSC_DEADLINE, 50_000).unwrap();
     guest.wrmsr(0x1B, 0xFEE0_0100).unwrap();
-    assert_eq!(guest.irq.deadline(), None);
+    assert_eq!(guest.irq.deadline(BOOT), None);
     assert_eq!(guest.rdmsr(TSC_DEADLINE), Ok(0));
     guest.wrmsr(0x1B, ENABLED).unwrap();
-    assert_eq!(guest.irq.deadline(), None);
+    assert_eq!(guest.irq.deadline(BOOT), None);
     // The bound on periodic interrupts outlives the reset.
     guest.write(SVR, 0x1FF);
     guest.write(DIVIDE, 0xB);
@@ -213,7 +213,7 @@ proptest! {
         let fired = elapsed >= period;
         prop_assert_eq!(guest.take(), fired.then_some(0xEC));
         // The next deadline is on the grid, ahead, and no further than the bound makes it.
-        match guest.irq.deadline().map(Ticks::as_u64) {
+        match guest.irq.deadline(BOOT).map(Ticks::as_u64) {
             Some(at) => {
                 prop_assert!(periodic || !fired);
                 prop_assert_eq!((at - start) % period, 0);

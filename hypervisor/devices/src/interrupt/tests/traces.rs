@@ -1,7 +1,7 @@
 //! Random traces: whatever a guest does, these hold.
 
 use super::{
-    APIC_BASE, DIVIDE, EOI, Guest, ICR, IRR, ISR, LEVEL, LVT_LINT0, LVT_TIMER, MASKED, PPR, SVR, TSC_DEADLINE,
+    APIC_BASE, BOOT, DIVIDE, EOI, Guest, ICR, IRR, ISR, LEVEL, LVT_LINT0, LVT_TIMER, MASKED, PPR, SVR, TSC_DEADLINE,
 };
 use crate::interrupt::PicPair;
 use bulkhead_types::{Ticks, Width};
@@ -97,15 +97,15 @@ impl Guest {
             Step::Local(register, value) => self.write(register, value),
             Step::LocalRead(register) => drop(self.read(register)),
             Step::LocalRaw(at, width, value) => {
-                self.irq.lapic_mmio_write(at, width, value, now);
-                assert!(self.irq.lapic_mmio_read(at, width, now) <= width.mask());
+                self.irq.lapic_mmio_write(BOOT, at, width, value, now);
+                assert!(self.irq.lapic_mmio_read(BOOT, at, width, now) <= width.mask());
             }
             Step::Msr(index, value) => drop(self.wrmsr(index, value)),
             Step::MsrRead(index) => drop(self.rdmsr(index)),
             Step::Pass(ticks) => {
                 self.now = self.now.saturating_add(ticks);
-                self.irq.advance(self.now());
-                let ahead = self.irq.deadline().is_none_or(|at| at > self.now() || at == Ticks::new(u64::MAX));
+                self.irq.advance(BOOT, self.now());
+                let ahead = self.irq.deadline(BOOT).is_none_or(|at| at > self.now() || at == Ticks::new(u64::MAX));
                 assert!(ahead, "advance leaves nothing due");
             }
             Step::Take => drop(self.take()),
@@ -113,13 +113,13 @@ impl Guest {
                 self.write(EOI, 0);
                 let _ = self.x2write(EOI, 0);
             }
-            Step::Cr8(value) => self.irq.set_cr8(value),
+            Step::Cr8(value) => self.irq.set_cr8(BOOT, value),
         }
     }
 
     /// A local APIC register, in whatever mode it is.
     fn local(&mut self, register: u32) -> Option<u32> {
-        if self.irq.lapic_base().is_some() {
+        if self.irq.lapic_base(BOOT).is_some() {
             return Some(self.read(register));
         }
         self.x2read(register).ok().and_then(|value| u32::try_from(value).ok())
@@ -128,8 +128,8 @@ impl Guest {
     /// What must hold in every state. Looks at a copy.
     fn check(&self) {
         let mut look = Self { irq: self.irq.clone(), now: self.now };
-        let summary = look.irq.has_interrupt();
-        let taken = look.irq.acknowledge();
+        let summary = look.irq.has_interrupt(BOOT);
+        let taken = look.irq.acknowledge(BOOT);
         assert_eq!(summary, taken.is_some());
 
         let mut look = Self { irq: self.irq.clone(), now: self.now };
@@ -149,7 +149,7 @@ impl Guest {
         let classes: Vec<u32> = in_service.iter().map(|vector| vector / 16).collect();
         assert!(classes.windows(2).all(|pair| pair[0] < pair[1]), "one in service for each class: {in_service:x?}");
         let highest = classes.last().copied().unwrap_or(0);
-        let task = u32::from(self.irq.cr8());
+        let task = u32::from(self.irq.cr8(BOOT));
         assert_eq!(priority / 16, highest.max(task));
         for index in 0..8 {
             let illegal = if index == 0 { 0xFFFF } else { 0 };
@@ -158,13 +158,13 @@ impl Guest {
         // The highest request is taken exactly if it is above the processor priority.
         let mut requests = (0..8).rev().map(|index| (index, self.local(IRR + index).unwrap()));
         let highest = requests.find(|(_, word)| *word != 0).map(|(index, word)| index * 32 + 31 - word.leading_zeros());
-        assert_eq!(self.irq.lapic.has_interrupt(), highest.is_some_and(|vector| vector / 16 > priority / 16));
+        assert_eq!(self.irq.lapic(BOOT).has_interrupt(), highest.is_some_and(|vector| vector / 16 > priority / 16));
     }
 
     /// No level-triggered request is lost: one that waits is one that the local APIC does not take now.
     fn check_levels(&mut self) {
         let before = self.remote_irrs();
-        self.irq.io_apic.send_pending(&mut |message| self.irq.lapic.receive(message));
+        self.irq.io_apic.send_pending(&mut |message| self.irq.lapics.send(None, message));
         assert_eq!(self.remote_irrs(), before, "could have been accepted, and was not sent");
     }
 
@@ -186,7 +186,7 @@ impl Guest {
         for line in 0..16 {
             self.irq.set_line(line, false);
         }
-        if self.irq.lapic_base().is_none() {
+        if self.irq.lapic_base(BOOT).is_none() {
             return;
         }
         self.write(SVR, 0x1FF);

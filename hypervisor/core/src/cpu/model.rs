@@ -1,6 +1,6 @@
 //! Every order in which interrupts come, are delivered, interrupted and held back, through the real run loop.
 //!
-//! The machine with its local APIC and [`Guest::run`] are the real ones. Around them is a processor that knows the
+//! The machine with its local APIC and [`VirtualCpu::run`] are the real ones. Around them is a processor that knows the
 //! interrupt flag, both shadows, the blocking of NMIs, windows, and deliveries that fault on memory not yet there; what
 //! its guest does at each entry is any of [`Doing`]. Two interrupts of different priority and an NMI come at any time.
 //!
@@ -19,15 +19,16 @@
 
 extern crate std;
 
-use super::{Guest, Limits, Yield};
+use super::VirtualCpu;
 use crate::backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
 use crate::event::Event;
 use crate::exit::{Exit, NestedFault};
+use crate::guest::{Guest, Limits, Yield};
 use crate::host::{CpuidResult, Host};
 use crate::search::{Counterexample, Model, explore};
 use bulkhead_arch::{Gpr, Rflags, Segment, SegmentName, msr};
 use bulkhead_devices::machine::MachineConfig;
-use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError, Ticks};
+use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError, VcpuId};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt::{self, Write};
@@ -350,16 +351,18 @@ impl Host for Clock {
     fn populate(&mut self, _: Gpa) -> bool {
         true
     }
+    fn kick(&mut self, _: VcpuId) {}
 }
 
 /// The system in one state.
-struct System {
-    guest: Guest<Processor, NoMemory>,
+struct System<'g> {
+    cpu: VirtualCpu<'g, Processor, NoMemory>,
     clock: Clock,
 }
 
-impl System {
-    fn new(way: Option<Way>) -> Self {
+impl System<'_> {
+    /// What `f` makes of a new system.
+    fn with<R>(way: Option<Way>, f: impl FnOnce(&mut System<'_>) -> R) -> R {
         let clock = Clock(Rc::new(Cell::new(0)));
         let vcpu = Processor {
             way,
@@ -377,32 +380,34 @@ impl System {
         let (tsc, memory) = (Frequency::hertz(1_000_000), 1 << 20);
         let config = MachineConfig { tsc, memory, wall_clock: 0, cpus: 1, test_exit: false, test_device: false };
         let limits = Limits::of(&clock, tsc, memory);
-        let mut guest = Guest::new(vcpu, NoMemory, &config, limits, 0).unwrap();
+        let guest = Guest::new(&config, limits, 0);
+        let cpu = VirtualCpu::new(&guest, VcpuId::BOOT, vcpu, NoMemory).unwrap();
+        let mut system = System { cpu, clock };
         for (index, value) in [(msr::APIC_BASE, 0xFEE0_0D00), (SPURIOUS, 0x1FF)] {
-            guest.machine.interrupts_mut().msr_write(index, value, Ticks::ZERO).unwrap();
+            system.cpu.write_msr(index, value, &mut system.clock).unwrap();
         }
-        Self { guest, clock }
+        f(&mut system)
     }
 
     fn send(&mut self, number: usize) {
-        let interrupts = self.guest.machine.interrupts_mut();
+        let clock = &mut self.clock;
         let (merges, index, value) = match VECTORS.get(number) {
             Some(&vector) => {
-                let requests = interrupts.msr_read(REQUESTS + u32::from(vector / 32), Ticks::ZERO).unwrap();
+                let requests = self.cpu.read_msr(REQUESTS + u32::from(vector / 32), clock).unwrap();
                 (requests >> (vector % 32) & 1 != 0, SELF_IPI, vector.into())
             }
-            None => (interrupts.nmi_pending(), COMMAND, 4 << 8),
+            None => (self.cpu.guest.lock(clock).0.machine.interrupts().nmi_pending(VcpuId::BOOT), COMMAND, 4 << 8),
         };
-        interrupts.msr_write(index, value, Ticks::ZERO).unwrap();
-        self.guest.vcpu.owed[number] += u8::from(!merges);
+        self.cpu.write_msr(index, value, clock).unwrap();
+        self.cpu.vcpu.owed[number] += u8::from(!merges);
     }
 
     fn turn(&mut self, entries: &[Entry]) -> Result<(), String> {
         self.clock.0.set(0);
-        self.guest.vcpu.entries = entries.iter().copied().collect();
-        let over = self.guest.run(&mut self.clock, UNTIL);
-        self.guest.vcpu.entries.clear();
-        match (self.guest.vcpu.wrong, over) {
+        self.cpu.vcpu.entries = entries.iter().copied().collect();
+        let over = self.cpu.run(&mut self.clock, UNTIL);
+        self.cpu.vcpu.entries.clear();
+        match (self.cpu.vcpu.wrong, over) {
             (Some(property), _) => Err(property.to_string()),
             (None, Yield::Ended(end)) => Err(format!("the guest ends: {end}")),
             _ => Ok(()),
@@ -423,13 +428,13 @@ impl System {
     /// Whether all that was sent comes to a guest that goes on.
     fn drain(&mut self) -> Result<(), String> {
         for doing in [Doing::Return, Doing::Sti, Doing::Nop].into_iter().cycle().take(36) {
-            let vcpu = &self.guest.vcpu;
-            if vcpu.owed == [0; 3] || self.guest.halted && vcpu.sleeps() {
+            let vcpu = &self.cpu.vcpu;
+            if vcpu.owed == [0; 3] || self.cpu.halted && vcpu.sleeps() {
                 return Ok(());
             }
             self.turn(&[Entry { doing, faults: false }])?;
         }
-        Err(format!("lost: {:?} of {VECTORS:x?} and NMI", self.guest.vcpu.owed))
+        Err(format!("lost: {:?} of {VECTORS:x?} and NMI", self.cpu.vcpu.owed))
     }
 
     /// All that the future depends on, as a number.
@@ -442,9 +447,10 @@ impl System {
             }
         }
         let mut printer = Printer(DefaultHasher::new());
-        let Guest { vcpu, machine, halted, due, windows, preempted, .. } = &self.guest;
-        let changed = machine.has_changed();
-        write!(printer, "{vcpu:?}{:?}{halted}{due:?}{windows:?}{preempted}{changed}", machine.interrupts()).unwrap();
+        let VirtualCpu { guest, vcpu, halted, due, windows, preempted, .. } = &self.cpu;
+        let (shared, called) = (guest.lock(&self.clock).0, guest.is_called(VcpuId::BOOT));
+        let interrupts = shared.machine.interrupts();
+        write!(printer, "{vcpu:?}{interrupts:?}{halted}{due:?}{windows:?}{preempted}{called}").unwrap();
         printer.0.finish()
     }
 }
@@ -473,20 +479,12 @@ impl Hash for Place {
 
 struct Interrupts(Option<Way>);
 
-impl Interrupts {
-    fn again(&self, way: &[Action]) -> Result<System, String> {
-        let mut system = System::new(self.0);
-        way.iter().try_for_each(|&action| system.act(action))?;
-        Ok(system)
-    }
-}
-
 impl Model for Interrupts {
     type State = Place;
     type Action = Action;
 
     fn first(&self) -> Place {
-        Place { way: Vec::new(), sent: [0; 3], print: System::new(self.0).print() }
+        Place { way: Vec::new(), sent: [0; 3], print: System::with(self.0, |system| system.print()) }
     }
 
     fn actions(&self, place: &Place) -> Vec<Action> {
@@ -503,14 +501,15 @@ impl Model for Interrupts {
     fn step(&self, place: &Place, action: Action) -> Result<Place, String> {
         let mut after = place.clone();
         after.way.push(action);
-        let mut system = self.again(&after.way)?;
         if let Action::Send(number) = action {
             after.sent[number] += 1;
         }
-        after.print = system.print();
-        if after.print != place.print {
-            system.drain().map_err(|property| format!("{property} (if the guest just goes on)"))?;
-        }
+        System::with(self.0, |system| {
+            after.way.iter().try_for_each(|&action| system.act(action))?;
+            after.print = system.print();
+            if after.print == place.print { Ok(()) } else { system.drain() }
+        })
+        .map_err(|property| format!("{property} (or later, if the guest just goes on)"))?;
         Ok(after)
     }
 }
