@@ -197,6 +197,18 @@ impl<'a, C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'a, C, M, B> 
         self.write_part(second, tail);
     }
 
+    /// Writes a place that was read as `old`, in one operation with a check that RAM still is; whether it was. The parts of
+    /// an operand that crosses a page are written one by one, without a check.
+    pub fn write_if_same(&mut self, place: Place, old: u64, new: u64) -> bool {
+        if place.second.is_none()
+            && let Ok(same) = self.memory.compare_exchange(place.first, place.width, old, new)
+        {
+            return same;
+        }
+        self.write(place, new);
+        true
+    }
+
     /// Reads one page's part of a split operand.
     fn read_part(&mut self, at: Gpa, into: &mut [u8]) {
         if self.memory.read(at, into).is_ok() {

@@ -2,7 +2,7 @@
 //!
 //! The processor has recognized it; what is asked is how long it is, and which register it names.
 
-use crate::access::Machine;
+use crate::access::{Machine, Trap};
 use crate::cpu::{Bus, Cpu, Stop};
 use crate::fetch::{Code, Fetched};
 use crate::operand::Part;
@@ -49,7 +49,7 @@ pub fn decode<M: GuestMemory + ?Sized>(
     Some(Decoded { length: fetched.length, operand: named(instruction) })
 }
 
-/// The first operand of the instruction at RIP, to be read; `None` if memory changed under the hands: let the guest run the
+/// The operand of the LMSW at RIP; `None` if memory changed under the hands: let the guest run the
 /// instruction again.
 ///
 /// # Errors
@@ -63,6 +63,10 @@ pub fn source<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized>(
     let mut fetched = Fetched::default();
     let rip = machine.cpu.rip().map_err(Stop::Cpu)?;
     let read = machine.fetch(rip, &mut fetched).and_then(|()| {
+        // Another processor may have put something else there since it was decoded.
+        if fetched.instruction.mnemonic() != Mnemonic::Lmsw {
+            return Err(Trap::Raced);
+        }
         let operand = machine.operand(&fetched.instruction, 0, false)?;
         machine.get(operand)
     });

@@ -66,7 +66,7 @@ impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
         let b = self.get(from)? & width.mask();
         let (result, flags) = op.apply(width, a, b, self.flags().contains(Rflags::CF));
         if store {
-            self.set(to, result)?;
+            self.update(instruction, to, a, result)?;
         }
         self.set_flags(STATUS, flags)
     }
@@ -83,7 +83,7 @@ impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
             Mnemonic::Dec => (keep_carry, alu::sub(width, value, 1, false)),
             _ => (Rflags::empty(), (!value & width.mask(), Rflags::empty())),
         };
-        self.set(to, result)?;
+        self.update(instruction, to, value, result)?;
         self.set_flags(mask, flags)
     }
 
@@ -92,13 +92,17 @@ impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
         let to = self.operand(instruction, 0, true)?;
         let from = self.operand(instruction, 1, true)?;
         let (a, b) = (self.get(to)?, self.get(from)?);
-        self.set(from, a)?;
-        if instruction.mnemonic() == Mnemonic::Xchg {
-            return self.set(to, b);
+        let sum = alu::add(to.width(), a, b, false);
+        let (new, flags) = if instruction.mnemonic() == Mnemonic::Xadd { (sum.0, Some(sum.1)) } else { (b, None) };
+        // Memory may refuse; of two registers the first one is set last, since they may be the same.
+        if let Operand::Memory(_) = to {
+            self.update(instruction, to, a, new)?;
+            self.set(from, a)?;
+        } else {
+            self.set(from, a)?;
+            self.set(to, new)?;
         }
-        let (sum, flags) = alu::add(to.width(), a, b, false);
-        self.set(to, sum)?;
-        self.set_flags(STATUS, flags)
+        flags.map_or(Ok(()), |flags| self.set_flags(STATUS, flags))
     }
 
     /// CMPXCHG. The destination is written either way, as the processor does.
@@ -108,10 +112,8 @@ impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
         let accumulator = Operand::Register(Part::low(Gpr::Rax, to.width()));
         let (old, expected, new) = (self.get(to)?, self.get(accumulator)?, self.get(from)?);
         let (_, flags) = alu::sub(to.width(), expected, old, false);
-        if old == expected {
-            self.set(to, new)?;
-        } else {
-            self.set(to, old)?;
+        self.update(instruction, to, old, if old == expected { new } else { old })?;
+        if old != expected {
             self.set(accumulator, old)?;
         }
         self.set_flags(STATUS, flags)
@@ -157,9 +159,9 @@ impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
         let value = self.get(to)?;
         match bit {
             Bit::Test => {}
-            Bit::Set => self.set(to, value | mask)?,
-            Bit::Reset => self.set(to, value & !mask)?,
-            Bit::Complement => self.set(to, value ^ mask)?,
+            Bit::Set => self.update(instruction, to, value, value | mask)?,
+            Bit::Reset => self.update(instruction, to, value, value & !mask)?,
+            Bit::Complement => self.update(instruction, to, value, value ^ mask)?,
         }
         self.set_flags(Rflags::CF, if value & mask == 0 { Rflags::empty() } else { Rflags::CF })
     }

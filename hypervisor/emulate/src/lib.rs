@@ -19,6 +19,7 @@
 //! | what a hostile guest may try | what happens |
 //! |---|---|
 //! | other bytes than those that trapped (another processor writes them) | what was fetched is carried out, with the rights that the guest has |
+//! | locked instructions on memory that another processor changes | a compare-exchange, and [`Outcome::Again`] if it fails |
 //! | an instruction without an end, prefixes, garbage | at most 15 bytes are read; [`Stop::Unsupported`] |
 //! | REP with a count of 2^64 - 1 | [`Outcome::Again`] after [`CHUNK`] elements |
 //! | page tables or code in a device | [`Stop::Unreachable`] |

@@ -6,7 +6,7 @@ use crate::access::{Machine, Place, Step, Trap};
 use crate::cpu::{Bus, Cpu};
 use bulkhead_arch::{Gpr, SegmentName};
 use bulkhead_types::{GuestMemory, Width};
-use iced_x86::{Instruction, MemorySize, OpKind, Register};
+use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
 
 /// A general register, or a part of one.
 #[derive(Clone, Copy)]
@@ -129,6 +129,23 @@ impl<C: Cpu, M: GuestMemory + ?Sized, B: Bus + ?Sized> Machine<'_, C, M, B> {
                 let value = self.gpr(part.gpr)?;
                 Ok((if part.high { value >> 8 } else { value }) & part.width.mask())
             }
+        }
+    }
+
+    /// Sets an operand that was read as `old`. Where the instruction is locked, memory that another processor has changed
+    /// since is left alone: the instruction has to run again.
+    pub fn update(&mut self, instruction: &Instruction, operand: Operand, old: u64, new: u64) -> Step<(), C> {
+        // XCHG with memory locks by itself (SDM vol. 2D "XCHG").
+        let locked = instruction.has_lock_prefix() || instruction.mnemonic() == Mnemonic::Xchg;
+        match operand {
+            Operand::Memory(place) if locked => {
+                if self.write_if_same(place, old, new) {
+                    Ok(())
+                } else {
+                    Err(Trap::Raced)
+                }
+            }
+            _ => self.set(operand, new),
         }
     }
 

@@ -72,7 +72,7 @@ fn an_operand_is_read_where_it_is() {
     let absent = PAGES + 0x2000;
     let fault = Stop::Exception { vector: Vector::PF, error: 0, cr2: Some(Gva::new(absent)) };
     assert_eq!(read(&[0x0F, 0x01, 0x33], absent), Err(fault));
-    assert!(matches!(read(&[0x0F, 0xA2], 0), Err(Stop::Unsupported { .. })), "CPUID has none");
+    assert_eq!(read(&[0x0F, 0xA2], 0), Ok(None), "something else by now: CPUID");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! whose address space is current, and of no other, whatever the argument.
 
 use bulkhead_devices::layout::{RamRange, ram_ranges};
-use bulkhead_types::{Gpa, GuestMemory, Hva, MemoryError};
+use bulkhead_types::{Gpa, GuestMemory, Hva, MemoryError, Width};
 use core::arch::asm;
 
 /// Copies at least this long are done by a string instruction.
@@ -69,6 +69,12 @@ impl GuestMemory for WindowRam {
         Ok(unsafe { (from as *const Unaligned<u32>).read_volatile().0 })
     }
 
+    fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<bool, MemoryError> {
+        let at = self.locate(gpa, width.bytes())?;
+        // SAFETY: as for `write`. One locked instruction, for which the address need not be aligned.
+        Ok(unsafe { compare_exchange(at, width, old, new) })
+    }
+
     fn read_u64(&self, gpa: Gpa) -> Result<u64, MemoryError> {
         let from = self.locate(gpa, 8)?;
         // SAFETY: as for `read`.
@@ -78,6 +84,30 @@ impl GuestMemory for WindowRam {
 
 #[repr(C, packed)]
 struct Unaligned<T>(T);
+
+/// CMPXCHG with a lock, at an address aligned or not; whether `old` was there.
+///
+/// # Safety
+/// The `width` at `at` is mapped and writable, and holds no Rust object.
+unsafe fn compare_exchange(at: u64, width: Width, old: u64, new: u64) -> bool {
+    let same: u8;
+    macro_rules! exchange {
+        ($instruction:literal) => {
+            // SAFETY: as the caller vouches.
+            unsafe {
+                asm!($instruction, "sete {same}", at = in(reg) at, new = in(reg) new, same = lateout(reg_byte) same,
+                    inout("rax") old => _, options(nostack));
+            }
+        };
+    }
+    match width {
+        Width::Byte => exchange!("lock cmpxchg [{at}], {new:l}"),
+        Width::Word => exchange!("lock cmpxchg [{at}], {new:x}"),
+        Width::Dword => exchange!("lock cmpxchg [{at}], {new:e}"),
+        Width::Qword => exchange!("lock cmpxchg [{at}], {new}"),
+    }
+    same != 0
+}
 
 /// Copies bytes that others may change meanwhile: each is read once.
 ///
@@ -113,7 +143,7 @@ pub unsafe fn clear(to: *mut u8, bytes: usize) {
 #[cfg(test)]
 mod tests {
     use super::WindowRam;
-    use bulkhead_types::{Gpa, GuestMemory, Hva};
+    use bulkhead_types::{Gpa, GuestMemory, Hva, Width};
     extern crate std;
 
     #[test]
@@ -141,5 +171,21 @@ mod tests {
         assert_eq!(ram.read_u32(Gpa::new(3)), Ok(0x0403_0201));
         assert_eq!(ram.read_u64(Gpa::new(3)), Ok(0x0807_0605_0403_0201));
         assert!(ram.zero(Gpa::new(0), u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_compare_exchange_of_each_width() {
+        let mut backing = std::vec![0_u8; 2 << 20];
+        // SAFETY: as above.
+        let mut ram = unsafe { WindowRam::new(Hva::new(backing.as_mut_ptr() as u64), 2 << 20) };
+        let (at, value) = (Gpa::new(0x1003), 0x1122_3344_5566_7788_u64);
+        for width in [Width::Byte, Width::Word, Width::Dword, Width::Qword] {
+            ram.write(at, &value.to_le_bytes()).unwrap();
+            assert_eq!(ram.compare_exchange(at, width, value ^ 1, 0), Ok(false), "{width:?}");
+            assert_eq!(ram.read_u64(at), Ok(value));
+            assert_eq!(ram.compare_exchange(at, width, value, !value), Ok(true), "{width:?}");
+            assert_eq!(ram.read_u64(at), Ok(value ^ width.mask()), "not more than its width");
+        }
+        assert!(ram.compare_exchange(Gpa::new(0x9_FFFF), Width::Word, 0, 0).is_err());
     }
 }

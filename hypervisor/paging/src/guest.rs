@@ -19,7 +19,7 @@
 //! 4.7 "Page-Fault Exceptions", 4.8 "Accessed and Dirty Flags".
 
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags};
-use bulkhead_types::{Gpa, GuestMemory, Gva};
+use bulkhead_types::{Gpa, GuestMemory, Gva, Width};
 
 /// What a processor knows when it translates an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -286,8 +286,10 @@ fn mark<M: GuestMemory + ?Sized>(memory: &mut M, at: Gpa, entry: u64, wanted: u3
     // Both bits and the present bit are in the low half.
     let read = u32::try_from(entry & 0xFFFF_FFFF).unwrap_or(0);
     let mut old = read;
+    let exchange =
+        |memory: &mut M, old: u32| memory.compare_exchange(at, Width::Dword, old.into(), (old | wanted).into());
     for _ in 0..3 {
-        if old & wanted == wanted || memory.compare_exchange_u32(at, old, old | wanted).map_err(unreachable)? {
+        if old & wanted == wanted || exchange(memory, old).map_err(unreachable)? {
             return Ok(());
         }
         old = memory.read_u32(at).map_err(unreachable)?;

@@ -3,7 +3,7 @@
 
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags};
 use bulkhead_paging::guest::{Access, PagingState, WalkError, walk};
-use bulkhead_types::{Gpa, GuestMemory, Gva, MemoryError};
+use bulkhead_types::{Gpa, GuestMemory, Gva, MemoryError, Width};
 
 /// 64 KiB of RAM from 0 on; tables at 0x1000 to 0x4000.
 struct Ram {
@@ -31,13 +31,14 @@ impl GuestMemory for Ram {
         Ok(())
     }
 
-    fn compare_exchange_u32(&mut self, gpa: Gpa, old: u32, new: u32) -> Result<bool, MemoryError> {
+    fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<bool, MemoryError> {
+        assert_eq!(width, Width::Dword, "both bits are in the low half");
         if let Some((at, value)) = self.meddler {
             self.write(Gpa::new(at), &value.to_le_bytes())?;
         }
-        let same = self.read_u32(gpa)? == old;
+        let same = u64::from(self.read_u32(gpa)?) == old;
         if same {
-            self.write(gpa, &new.to_le_bytes())?;
+            self.write(gpa, &new.to_le_bytes()[..4])?;
         }
         Ok(same)
     }

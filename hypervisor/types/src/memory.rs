@@ -1,6 +1,6 @@
 //! Guest memory as seen by everything that serves a guest.
 
-use crate::Gpa;
+use crate::{Gpa, Width};
 
 /// A guest named memory that it does not have; the access had no effect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,16 +44,19 @@ pub trait GuestMemory {
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// Replaces the little-endian 32-bit value at `gpa` (a multiple of 4) by `new` if it still is `old`; says whether.
+    /// Replaces the little-endian value of `width` at `gpa`, aligned or not, by `new` if it still is `old`; says whether.
+    /// Bits above the width are ignored.
     ///
     /// Memory that several processors share does it as one locked operation; this body serves memory that has one user.
     ///
     /// # Errors
     /// As [`GuestMemory::write`].
-    fn compare_exchange_u32(&mut self, gpa: Gpa, old: u32, new: u32) -> Result<bool, MemoryError> {
-        let same = self.read_u32(gpa)? == old;
+    fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<bool, MemoryError> {
+        let mut bytes = [0; 8];
+        self.read(gpa, bytes.get_mut(..width.bytes()).unwrap_or_default())?;
+        let same = u64::from_le_bytes(bytes) == old & width.mask();
         if same {
-            self.write(gpa, &new.to_le_bytes())?;
+            self.write(gpa, new.to_le_bytes().get(..width.bytes()).unwrap_or_default())?;
         }
         Ok(same)
     }
