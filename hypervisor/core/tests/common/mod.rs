@@ -74,9 +74,33 @@ pub struct FakeVcpu {
     pub delivered: Vec<(u64, Event)>,
     /// What was read.
     pub values: Vec<u64>,
+    /// How often it was entered.
+    pub entries: usize,
+    /// Its code segment and instruction pointer, if they were set.
+    pub start: Option<(Segment, u64)>,
 }
 
 impl FakeVcpu {
+    /// At reset, by this clock; then it follows `script`, and computes for ever.
+    pub fn new(clock: &Rc<Cell<u64>>, script: impl Iterator<Item = Step>) -> Self {
+        Self {
+            clock: clock.clone(),
+            script: script.collect(),
+            gprs: HashMap::new(),
+            rflags: 0,
+            tsc_offset: 0,
+            timer: 0,
+            windows: Windows::default(),
+            injected: None,
+            reading: false,
+            in_service: false,
+            delivered: Vec::new(),
+            values: Vec::new(),
+            entries: 0,
+            start: None,
+        }
+    }
+
     fn request(&mut self, index: u32, value: u64) {
         for (gpr, part) in [(Gpr::Rcx, u64::from(index)), (Gpr::Rax, value & 0xFFFF_FFFF), (Gpr::Rdx, value >> 32)] {
             self.gprs.insert(gpr, part);
@@ -102,6 +126,7 @@ impl Vcpu for FakeVcpu {
     }
 
     fn run(&mut self) -> Result<Exit, BackendError> {
+        self.entries += 1;
         if let Some(event) = self.injected.take() {
             self.delivered.push((self.clock.get(), event));
             self.in_service = matches!(event, Event::Interrupt(_));
@@ -163,7 +188,10 @@ impl Vcpu for FakeVcpu {
         Ok(if register == Register::Rflags { self.rflags } else { 0 })
     }
 
-    fn write(&mut self, _: Register, _: u64) -> Result<(), BackendError> {
+    fn write(&mut self, register: Register, value: u64) -> Result<(), BackendError> {
+        if let (Register::Rip, Some((_, rip))) = (register, &mut self.start) {
+            *rip = value;
+        }
         Ok(())
     }
 
@@ -171,7 +199,10 @@ impl Vcpu for FakeVcpu {
         Ok(Segment { selector: 0, base: 0, limit: 0, attributes: 0 })
     }
 
-    fn set_segment(&mut self, _: SegmentName, _: Segment) -> Result<(), BackendError> {
+    fn set_segment(&mut self, name: SegmentName, value: Segment) -> Result<(), BackendError> {
+        if name == SegmentName::Cs {
+            self.start = Some((value, 0xFFF0));
+        }
         Ok(())
     }
 
@@ -296,20 +327,7 @@ impl Bench {
         let clock = Rc::new(Cell::new(POWER_ON));
         let start =
             [Step::Write(msr::APIC_BASE, X2APIC_BASE_VALUE), Step::Write(SPURIOUS, 0x1FF), Step::Interrupts(true)];
-        let vcpu = FakeVcpu {
-            clock: clock.clone(),
-            script: start.iter().chain(script).copied().collect(),
-            gprs: HashMap::new(),
-            rflags: 0,
-            tsc_offset: 0,
-            timer: 0,
-            windows: Windows::default(),
-            injected: None,
-            reading: false,
-            in_service: false,
-            delivered: Vec::new(),
-            values: Vec::new(),
-        };
+        let vcpu = FakeVcpu::new(&clock, start.iter().chain(script).copied());
         let tsc = Frequency::hertz(HZ);
         let memory = 16 << 20;
         let config = MachineConfig { tsc, memory, wall_clock: 0, cpus: 1, test_exit: false, test_device: false };
