@@ -7,6 +7,7 @@
 use crate::backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
 use crate::control::Mode;
 use crate::counters::Counters;
+use crate::cpuid::Topology;
 use crate::end::End;
 use crate::event::Event;
 use crate::guest::{Guest, Shared, Yield};
@@ -17,6 +18,7 @@ use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
 use bulkhead_devices::machine::{Machine, earlier};
 use bulkhead_emulate::DecodeCache;
 use bulkhead_types::{GuestMemory, Ticks, VcpuId};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// One vCPU.
 #[derive(Debug)]
@@ -32,6 +34,9 @@ pub struct VirtualCpu<'g, V, M> {
     /// What it did so far.
     pub counters: Counters,
     pub(crate) mtrrs: Mtrrs,
+    pub(crate) topology: Topology,
+    /// It has to look at the machine, see [`Guest::is_called`].
+    called: &'g AtomicBool,
     /// What its time-stamp counter is ahead of its machine's time, since it wrote to it.
     pub(crate) tsc_adjust: u64,
     /// IA32_APIC_BASE, which its local APIC has too.
@@ -60,6 +65,8 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             memory,
             counters: Counters::default(),
             mtrrs: Mtrrs::new(guest.limits.address_bits),
+            topology: Topology::new(id, guest.vcpus),
+            called: guest.flag(id),
             tsc_adjust: 0,
             apic_base: guest.first_apic_base(id),
             halted: false,
@@ -93,7 +100,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         let mut next = 0;
         loop {
             let now = host.tsc();
-            if now >= next || self.guest.is_called(self.id) {
+            if now >= next || self.called.load(Ordering::SeqCst) {
                 match self.attend(host, now, until)? {
                     Attended::Yield(over) => return Ok(over),
                     Attended::Enter { before } => next = before.min(until),

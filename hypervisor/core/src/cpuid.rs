@@ -70,21 +70,26 @@ pub const FEATURES: u32 = 1;
 /// Where a vCPU stands in its guest's package: each is a core with one thread, and its number is its APIC id.
 #[derive(Clone, Copy, Debug)]
 pub struct Topology {
-    /// The one that asks.
-    pub id: VcpuId,
-    /// How many there are.
-    pub vcpus: u8,
+    id: u32,
+    vcpus: u32,
+    /// Bits of an APIC id that tell the cores of the package apart.
+    core_bits: u32,
+    /// What leaf 1 says of it in EBX: its id, and how many ids the package has room for.
+    brief: u32,
 }
 
 impl Topology {
-    /// Bits of an APIC id that tell the cores of the package apart.
-    const fn core_bits(self) -> u32 {
-        u8::BITS - self.vcpus.saturating_sub(1).leading_zeros()
+    /// vCPU `id` of `vcpus`.
+    #[must_use]
+    pub const fn new(id: VcpuId, vcpus: u8) -> Self {
+        let core_bits = u8::BITS - vcpus.saturating_sub(1).leading_zeros();
+        let id = id.number() as u32;
+        Self { id, vcpus: vcpus as u32, core_bits, brief: id << 24 | 1 << (16 + core_bits) }
     }
 
     /// APIC ids that the package has room for.
-    const fn ids(self) -> u32 {
-        1 << self.core_bits()
+    const fn ids(&self) -> u32 {
+        1 << self.core_bits
     }
 }
 
@@ -93,7 +98,7 @@ impl Topology {
 pub fn answer(
     [leaf, subleaf]: [u32; 2],
     tsc: Frequency,
-    topology: Topology,
+    topology: &Topology,
     host: impl Fn(u32, u32) -> CpuidResult,
 ) -> CpuidResult {
     // A leaf past the highest reads as the highest basic one (SDM, CPUID, "INPUT EAX"): here zero, which says as much.
@@ -125,19 +130,19 @@ pub fn answer(
         0x8000_0007 => CpuidResult { edx: INVARIANT_TSC, ..CpuidResult::default() },
         0x8000_0008 => {
             // Number of cores less one, and bits of their ids, on processors that tell them here.
-            let cores = u32::from(topology.vcpus.saturating_sub(1)) | topology.core_bits() << 12;
+            let cores = (topology.vcpus - 1) | topology.core_bits << 12;
             CpuidResult { eax: native().eax & 0xFFFF, ecx: cores, ..CpuidResult::default() }
         }
         _ => CpuidResult::default(),
     }
 }
 
-const fn features(native: CpuidResult, topology: Topology) -> CpuidResult {
+const fn features(native: CpuidResult, topology: &Topology) -> CpuidResult {
     let several = if topology.vcpus > 1 { LEAF1_EDX_HTT } else { 0 };
     CpuidResult {
         eax: native.eax,
         // Brand index and CLFLUSH line as they are.
-        ebx: (native.ebx & 0xFFFF) | topology.ids() << 16 | (topology.id.number() as u32) << 24,
+        ebx: (native.ebx & 0xFFFF) | topology.brief,
         ecx: (native.ecx & LEAF1_ECX) | LEAF1_ECX_SET,
         edx: native.edx & LEAF1_EDX | several,
     }
@@ -145,7 +150,7 @@ const fn features(native: CpuidResult, topology: Topology) -> CpuidResult {
 
 /// A cache as the processor describes it, but for who shares it: from the third level on all cores. SDM vol. 2A "CPUID",
 /// leaf 4.
-const fn caches(native: CpuidResult, topology: Topology) -> CpuidResult {
+const fn caches(native: CpuidResult, topology: &Topology) -> CpuidResult {
     if native.eax & 0x1F == 0 {
         return native;
     }
@@ -175,13 +180,13 @@ fn structured(native: CpuidResult) -> CpuidResult {
 }
 
 /// Threads in a core, cores in the package. SDM vol. 3A 9.9.1 "Hierarchical Mapping of Shared Resources".
-const fn levels(subleaf: u32, topology: Topology) -> CpuidResult {
+const fn levels(subleaf: u32, topology: &Topology) -> CpuidResult {
     let (bits, count, kind) = match subleaf {
         0 => (0, 1, 1 << 8),
-        1 => (topology.core_bits(), topology.vcpus as u32, 2 << 8),
+        1 => (topology.core_bits, topology.vcpus, 2 << 8),
         _ => (0, 0, 0),
     };
-    CpuidResult { eax: bits, ebx: count, ecx: kind | (subleaf & 0xFF), edx: topology.id.number() as u32 }
+    CpuidResult { eax: bits, ebx: count, ecx: kind | (subleaf & 0xFF), edx: topology.id }
 }
 
 /// Extended state this guest may use on this processor: a mask as of XCR0.
@@ -268,7 +273,7 @@ mod tests {
     const TSC: Frequency = Frequency::hertz(10_000_000);
 
     fn ask(leaf: [u32; 2], tsc: Frequency, host: impl Fn(u32, u32) -> CpuidResult) -> CpuidResult {
-        answer(leaf, tsc, Topology { id: VcpuId::BOOT, vcpus: 1 }, host)
+        answer(leaf, tsc, &Topology::new(VcpuId::BOOT, 1), host)
     }
 
     fn all_ones(_: u32, _: u32) -> CpuidResult {
@@ -319,7 +324,7 @@ mod tests {
     fn each_vcpu_finds_its_place() {
         for (vcpus, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (8, 3)] {
             for id in VcpuId::all(vcpus) {
-                let ask = |leaf, subleaf| answer([leaf, subleaf], TSC, Topology { id, vcpus }, all_ones);
+                let ask = |leaf, subleaf| answer([leaf, subleaf], TSC, &Topology::new(id, vcpus), all_ones);
                 let number = u32::from(id.number());
                 assert_eq!((ask(1, 0).ebx >> 24, ask(1, 0).ebx >> 16 & 0xFF), (number, 1 << bits));
                 assert_eq!(ask(1, 0).edx >> 28 & 1, u32::from(vcpus > 1));
@@ -330,7 +335,7 @@ mod tests {
                 assert_eq!(ask(0x8000_0008, 0).ecx, u32::from(vcpus) - 1 | bits << 12);
                 assert_eq!((ask(4, 0).eax >> 14 & 0xFFF, ask(4, 0).eax >> 26), ((1 << bits) - 1, (1 << bits) - 1));
                 let own = |_, _| CpuidResult { eax: 0x121, ..CpuidResult::default() };
-                assert_eq!(answer([4, 0], TSC, Topology { id, vcpus }, own).eax >> 14 & 0xFFF, 0, "level 1");
+                assert_eq!(answer([4, 0], TSC, &Topology::new(id, vcpus), own).eax >> 14 & 0xFFF, 0, "level 1");
             }
         }
     }

@@ -4,7 +4,7 @@ use crate::adapter::{PDPTES, Registers, Wires};
 use crate::backend::{BackendError, Register, Vcpu};
 use crate::control::{Mode, check_xcr0};
 use crate::cpu::VirtualCpu;
-use crate::cpuid::{self, Topology};
+use crate::cpuid;
 use crate::end::{End, Reason};
 use crate::event::{Combined, Event};
 use crate::exit::{Exit, IoAccess, NestedFault};
@@ -98,9 +98,8 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
     #[inline(never)]
     fn cpuid(&mut self, host: &impl Host) -> Result<(), End> {
         let [leaf, subleaf] = [self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rcx)?].map(low);
-        let topology = Topology { id: self.id, vcpus: self.guest.vcpus };
         let tsc = self.guest.limits.tsc;
-        let mut answer = cpuid::answer([leaf, subleaf], tsc, topology, |leaf, subleaf| host.cpuid(leaf, subleaf));
+        let mut answer = cpuid::answer([leaf, subleaf], tsc, &self.topology, |leaf, subleaf| host.cpuid(leaf, subleaf));
         if leaf == cpuid::FEATURES {
             let osxsave = self.vcpu.read(Register::Cr4)? & Cr4::OSXSAVE.bits() != 0;
             cpuid::show_state(&mut answer, osxsave, self.apic_base & APIC_ENABLE != 0);

@@ -221,7 +221,8 @@ impl Guest {
         self.flag(id).store(true, Ordering::SeqCst);
     }
 
-    fn flag(&self, id: VcpuId) -> &AtomicBool {
+    /// The flag of a vCPU.
+    pub(crate) fn flag(&self, id: VcpuId) -> &AtomicBool {
         let [boot, ..] = &self.called;
         self.called.get(id.index()).unwrap_or(boot)
     }
