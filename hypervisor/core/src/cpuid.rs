@@ -332,7 +332,7 @@ mod tests {
                 assert_eq!((ask(0xB, 0).eax, ask(0xB, 0).ebx, ask(0xB, 0).ecx), (0, 1, 0x100));
                 assert_eq!((ask(0xB, 1).eax, ask(0xB, 1).ebx, ask(0xB, 1).ecx), (bits, vcpus.into(), 0x201));
                 assert_eq!((ask(0xB, 2).eax, ask(0xB, 2).ebx, ask(0xB, 2).ecx), (0, 0, 2));
-                assert_eq!(ask(0x8000_0008, 0).ecx, u32::from(vcpus) - 1 | bits << 12);
+                assert_eq!(ask(0x8000_0008, 0).ecx, (u32::from(vcpus) - 1) | (bits << 12));
                 assert_eq!((ask(4, 0).eax >> 14 & 0xFFF, ask(4, 0).eax >> 26), ((1 << bits) - 1, (1 << bits) - 1));
                 let own = |_, _| CpuidResult { eax: 0x121, ..CpuidResult::default() };
                 assert_eq!(answer([4, 0], TSC, &Topology::new(id, vcpus), own).eax >> 14 & 0xFFF, 0, "level 1");
