@@ -160,6 +160,7 @@ impl Bench {
 
     /// A kernel takes over with the local APIC: from whatever state, to xAPIC mode with everything ended.
     fn take_over(&mut self) {
+        self.by = VcpuId::BOOT;
         for base in [0, ENABLED] {
             self.system.msr_write(self.by, APIC_BASE, base, self.now).expect("off and on is always allowed");
         }
