@@ -53,7 +53,7 @@ pub struct VirtualCpu<'g, V, M> {
 }
 
 impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
-    /// vCPU `id` of `guest`. All but the first wait until they are started.
+    /// vCPU `id` of `guest`. All but the first wait until they are started. If it fails, `vcpu` is off the processor.
     ///
     /// # Errors
     /// If the processor refuses.
@@ -75,7 +75,11 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             preempted: false,
             decoded: DecodeCache::new(),
         };
-        cpu.apply_tsc_offset()?;
+        if let Err(error) = cpu.apply_tsc_offset() {
+            // Its control structure may not stay the processor's.
+            let _ = cpu.vcpu.deactivate();
+            return Err(error);
+        }
         cpu.allow_direct_msrs();
         Ok(cpu)
     }
