@@ -128,7 +128,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         let over = now >= until;
         let (mut shared, now) = self.guest.lock_at(now);
         Guest::ended(&shared)?;
-        let attended = self.serve(&mut shared, now, over);
+        let attended = self.serve(&mut shared, now, over, host);
         // What was done to the machine up to here has been looked at.
         let _ = shared.machine.take_changed();
         let called = matches!(attended, Ok((_, true)));
@@ -140,7 +140,13 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
     }
 
     /// The part of [`Self::attend`] that needs the lock; also whether vCPU 0 must mind an earlier deadline.
-    fn serve(&mut self, shared: &mut Shared, now: Ticks, over: bool) -> Result<(Attended, bool), End> {
+    fn serve(
+        &mut self,
+        shared: &mut Shared,
+        now: Ticks,
+        over: bool,
+        host: &mut impl Host,
+    ) -> Result<(Attended, bool), End> {
         let machine = &mut shared.machine;
         let is_due = |machine: &Machine| {
             let own = machine.interrupts().deadline(self.id);
@@ -149,7 +155,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         if is_due(machine) {
             machine.advance(self.id, now);
         }
-        self.take_init(machine)?;
+        self.take_init(machine, host)?;
         let common = machine.deadline();
         let mut deadline = machine.interrupts().deadline(self.id);
         if self.id == VcpuId::BOOT {
@@ -172,14 +178,14 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
     }
 
     /// Takes an INIT or start-up message. SDM vol. 3A 9.4 "Multiple-Processor (MP) Initialization".
-    fn take_init(&mut self, machine: &mut Machine) -> Result<(), End> {
+    fn take_init(&mut self, machine: &mut Machine, host: &mut impl Host) -> Result<(), End> {
         let interrupts = machine.interrupts_mut();
         if interrupts.take_init(self.id) {
             // No firmware is there to start again from.
             if self.id == VcpuId::BOOT {
                 return Err(End::Reset);
             }
-            self.reset()?;
+            self.reset(host)?;
         }
         if let Some(vector) = machine.interrupts_mut().take_startup(self.id) {
             let (selector, base) = (u16::from(vector) << 8, u64::from(vector) << 12);
@@ -190,10 +196,11 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         Ok(())
     }
 
-    /// Resets the registers as INIT does, which leaves the PAT and what is not switched by the backend.
+    /// Resets the registers as INIT does, the debug registers too; the PAT, x87 and vector registers stay as they are.
     /// SDM vol. 3A 10.1.1 "Processor State After Reset", table 10-1.
     #[cold]
-    fn reset(&mut self) -> Result<(), BackendError> {
+    fn reset(&mut self, host: &mut impl Host) -> Result<(), BackendError> {
+        host.clear_debug_addresses();
         for (register, value) in reset::REGISTERS {
             if register != Register::Pat {
                 self.vcpu.write(register, value)?;

@@ -32,6 +32,9 @@ pub trait Host {
     /// Sets XCR0 for the guest; the value has been checked.
     fn set_xcr0(&mut self, value: u64);
 
+    /// Sets DR0 to DR3 of the vCPU, whose turn it is, to 0.
+    fn clear_debug_addresses(&mut self);
+
     /// Gives the guest the page of its RAM at `gpa`, if it was left unmapped until first touched. `false` if it was
     /// mapped already, or can not be.
     fn populate(&mut self, gpa: Gpa) -> bool;

@@ -23,11 +23,12 @@ const INIT: u64 = 5 << 8;
 const STARTUP: u64 = 6 << 8 | 0x9A;
 const SEND: Step = Step::Write(ICR, OTHER | 0x51);
 
-/// The host of both: a clock, and who was kicked.
+/// The host of both: a clock, who was kicked, and how often the debug addresses were cleared.
 #[derive(Clone, Default)]
 struct Both {
     clock: Rc<Cell<u64>>,
     kicked: Rc<RefCell<Vec<u8>>>,
+    cleared: Rc<Cell<u32>>,
 }
 
 impl Host for Both {
@@ -44,6 +45,9 @@ impl Host for Both {
     }
     fn machine_check(&mut self) {}
     fn set_xcr0(&mut self, _: u64) {}
+    fn clear_debug_addresses(&mut self) {
+        self.cleared.set(self.cleared.get() + 1);
+    }
     fn populate(&mut self, _: Gpa) -> bool {
         false
     }
@@ -92,9 +96,11 @@ fn a_processor_waits_for_its_start_and_begins_where_it_is_told() {
         assert!(!cpus[1].guest.is_called(cpus[1].id));
         assert_eq!(cpus[1].vcpu.entries, 0, "it executes nothing");
         assert_eq!(host.turn(&mut cpus[0]), Yield::TurnOver);
+        assert_eq!(host.cleared.get(), 0, "INIT is not taken yet");
         assert_eq!(host.kicks(), [1], "once: it has not looked between INIT and start-up");
         assert_eq!(host.turn(&mut cpus[1]), Yield::TurnOver);
         let (code, rip) = cpus[1].vcpu.start.unwrap();
+        assert_eq!(host.cleared.get(), 1);
         assert_eq!((code.selector, code.base, code.limit, rip), (0x9A00, 0x9_A000, 0xFFFF, 0));
         assert!(cpus[1].vcpu.entries > 0);
     });

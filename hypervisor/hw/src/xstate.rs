@@ -109,6 +109,15 @@ impl ExtendedState {
         // SAFETY: XSAVE is on, and the components are the processor's.
         unsafe { set_xcr0(value) }
     }
+
+    /// Sets DR0 to DR3 to 0, while the guest's state is in the processor.
+    pub fn clear_debug_addresses(&self) {
+        // SAFETY: as for `load`.
+        unsafe {
+            asm!("mov dr0, {0}", "mov dr1, {0}", "mov dr2, {0}", "mov dr3, {0}", in(reg) 0_u64,
+                options(nostack, preserves_flags));
+        }
+    }
 }
 
 unsafe fn set_xcr0(value: u64) {

@@ -123,6 +123,10 @@ impl<F: Format> Host for Serving<'_, F> {
         self.local.extended.set_guest_xcr0(value);
     }
 
+    fn clear_debug_addresses(&mut self) {
+        self.local.extended.clear_debug_addresses();
+    }
+
     fn populate(&mut self, gpa: Gpa) -> bool {
         self.local.lazy
             && self.compartment.map_nested::<F>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
@@ -204,11 +208,9 @@ fn run<B: Backend>(
         over => over,
     };
     serving.local.console.flush();
-    for (count, now) in [
-        (&slot.exits, cpu.counters.total()),
-        (&slot.written, serving.local.written),
-        (&slot.read, serving.local.read),
-    ] {
+    for (count, now) in
+        [(&slot.exits, cpu.counters.total()), (&slot.written, serving.local.written), (&slot.read, serving.local.read)]
+    {
         count.store(now, Ordering::Relaxed);
     }
     match order {

@@ -324,6 +324,7 @@ impl Host for Asking {
     }
     fn machine_check(&mut self) {}
     fn set_xcr0(&mut self, _: u64) {}
+    fn clear_debug_addresses(&mut self) {}
     fn populate(&mut self, _: bulkhead_types::Gpa) -> bool {
         false
     }

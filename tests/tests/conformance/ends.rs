@@ -79,6 +79,7 @@ impl Host for Scarce {
     }
     fn machine_check(&mut self) {}
     fn set_xcr0(&mut self, _: u64) {}
+    fn clear_debug_addresses(&mut self) {}
     fn populate(&mut self, _: Gpa) -> bool {
         let left = self.pages.checked_sub(1);
         self.pages = left.unwrap_or(0);

@@ -348,6 +348,7 @@ impl Host for Clock {
     }
     fn machine_check(&mut self) {}
     fn set_xcr0(&mut self, _: u64) {}
+    fn clear_debug_addresses(&mut self) {}
     fn populate(&mut self, _: Gpa) -> bool {
         true
     }

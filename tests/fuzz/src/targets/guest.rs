@@ -4,8 +4,8 @@ use crate::Feed;
 use bulkhead_arch::{Gpr, Segment, SegmentName, Vector};
 use bulkhead_core::host::CpuidResult;
 use bulkhead_core::{
-    BackendError, Event, Exit, Guest, Host, Interruptibility, IoAccess, Limits, NestedFault, Register, Vcpu, VirtualCpu,
-    Windows, Yield,
+    BackendError, Event, Exit, Guest, Host, Interruptibility, IoAccess, Limits, NestedFault, Register, Vcpu,
+    VirtualCpu, Windows, Yield,
 };
 use bulkhead_devices::MachineConfig;
 use bulkhead_types::{Frequency, Gpa, GuestMemory, Gva, MemoryError, VcpuId, Width};
@@ -376,6 +376,10 @@ impl Host for Everything {
     fn console_input(&mut self) -> Option<u8> {
         self.input = self.input.checked_sub(1)?;
         Some(self.input)
+    }
+
+    fn clear_debug_addresses(&mut self) {
+        panic!("INIT ends a guest of one vCPU");
     }
 
     fn set_xcr0(&mut self, value: u64) {
