@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_compare_exchange_of_each_width() {
         let mut backing = std::vec![0_u8; 2 << 20];
-        // SAFETY: as above.
+        // SAFETY: the vector covers guest-physical 0 to 2 MiB, and is used through the window only.
         let mut ram = unsafe { WindowRam::new(Hva::new(backing.as_mut_ptr() as u64), 2 << 20) };
         let (at, value) = (Gpa::new(0x1003), 0x1122_3344_5566_7788_u64);
         for width in [Width::Byte, Width::Word, Width::Dword, Width::Qword] {
