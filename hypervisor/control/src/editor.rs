@@ -138,7 +138,8 @@ impl Editor {
             U => self.remove(0, self.cursor),
             W => {
                 let (before, _) = self.parts();
-                let word = before.trim_end_matches(' ').rfind(' ').map_or(0, |at| at + 1);
+                let end = before.bytes().rposition(|byte| byte != b' ').map_or(0, |at| at + 1);
+                let word = before.bytes().take(end).rposition(|byte| byte == b' ').map_or(0, |at| at + 1);
                 self.remove(word, self.cursor);
             }
             L => put(out, "\x1b[H\x1b[2J"),

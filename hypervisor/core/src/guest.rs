@@ -47,6 +47,10 @@ pub struct Guest<V, M> {
     power_on: u64,
     /// What its time-stamp counter is ahead of its machine's time, since it wrote to it.
     pub(crate) tsc_adjust: u64,
+    /// What it wrote to KVM's clock register.
+    pub(crate) clock: u64,
+    /// Seconds since 1970 when its machine was switched on.
+    pub(crate) wall_clock: u64,
     /// It executed HLT and nothing has woken it.
     pub(crate) halted: bool,
     /// What the last exit made due: an exception, or an event to be delivered again.
@@ -116,6 +120,8 @@ impl<V: Vcpu, M: GuestMemory> Guest<V, M> {
             mtrrs: Mtrrs::new(limits.address_bits),
             power_on,
             tsc_adjust: 0,
+            clock: 0,
+            wall_clock: config.wall_clock,
             halted: false,
             due: None,
             windows: Windows::default(),

@@ -21,6 +21,7 @@ pub mod injection;
 pub mod load;
 mod msr;
 mod mtrr;
+mod pvclock;
 pub mod reset;
 #[cfg(test)]
 mod search;

@@ -1,6 +1,6 @@
 //! The lives of guests: made, ended, made anew; where their time went.
 
-use crate::dispatch::{kick, sched_cpu, scheduler, task};
+use crate::dispatch::{kick, sched_cpu, task};
 use crate::guest;
 use crate::log;
 use crate::machine::{FRAMES, Facts, ONLINE, State, slot};
@@ -9,7 +9,6 @@ use crate::start::IDLE_SPACE;
 use bulkhead_control::bucket::Rate;
 use bulkhead_control::event::Ring;
 use bulkhead_control::{EventKind, Refusal, Source};
-use bulkhead_core::frames::Owner;
 use bulkhead_hw::compartment::Needs;
 use bulkhead_hw::cpu;
 use bulkhead_sched::{CpuSet, Outcome, Params, Reservation};
@@ -45,7 +44,7 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     };
     slot.context.set(&made, 0);
     guest::hand_over(id, made);
-    let mut scheduler = scheduler(facts.tsc);
+    let mut scheduler = facts.scheduler.lock();
     let now = cpu::tsc();
     if let Err(error) = scheduler.add(task(id), params(facts, id, guest), now) {
         drop(scheduler);
@@ -79,7 +78,7 @@ fn params(facts: &Facts, id: GuestId, guest: &Guest) -> Params {
 
 /// A guest's turn, on this processor, was its last: says where its time went.
 pub fn ended(facts: &Facts, id: GuestId) {
-    let mut scheduler = scheduler(facts.tsc);
+    let mut scheduler = facts.scheduler.lock();
     let now = cpu::tsc();
     let usage = scheduler.usage(task(id), now);
     scheduler.yielded(sched_cpu(cpu::number()), now, Outcome::Gone);
@@ -161,13 +160,13 @@ pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
 /// Where the processors' time went, and how much memory is free.
 pub fn report(facts: &Facts) {
     for number in 0..ONLINE.load(Ordering::Relaxed) {
-        let usage = scheduler(facts.tsc).cpu_usage(sched_cpu(number), cpu::tsc());
+        let usage = facts.scheduler.lock().cpu_usage(sched_cpu(number), cpu::tsc());
         if let Some(usage) = usage {
             log!("log processor {number} ticks: ran {} idle {}", usage.ran, usage.idle);
         }
     }
     if let Some(frames) = FRAMES.get() {
-        let free = frames.lock().count(|owner| owner == Owner::Free);
+        let free = frames.lock().free();
         log!("log {free} frames are free");
     }
 }

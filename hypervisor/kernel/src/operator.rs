@@ -183,9 +183,8 @@ impl Host<'_> {
 
     fn stats(&self, from: u16) -> Stats {
         let now = cpu::tsc();
-        let tsc = self.0.tsc;
         let guests = self.page(from, |id, slot, guest| {
-            let usage = dispatch::scheduler(tsc).usage(dispatch::task(id), now).unwrap_or_default();
+            let usage = self.0.scheduler.lock().usage(dispatch::task(id), now).unwrap_or_default();
             let [exits, written, read] = [&slot.exits, &slot.written, &slot.read].map(|c| c.load(Ordering::Relaxed));
             let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
             let (id, name, memory) = (id.number(), name(&guest.name), guest.memory);
@@ -193,7 +192,7 @@ impl Host<'_> {
         });
         let mut stats = Stats { at: moment(self.0, now), total: 0, idle: 0, guests };
         for number in 0..ONLINE.load(Ordering::Relaxed) {
-            let usage = dispatch::scheduler(tsc).cpu_usage(dispatch::sched_cpu(number), now).unwrap_or_default();
+            let usage = self.0.scheduler.lock().cpu_usage(dispatch::sched_cpu(number), now).unwrap_or_default();
             stats.idle = stats.idle.saturating_add(usage.idle);
             stats.total = stats.total.saturating_add(usage.ran).saturating_add(usage.idle);
         }

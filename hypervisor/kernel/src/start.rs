@@ -76,6 +76,7 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
         capabilities,
         barriers: barrier::probe(),
         program,
+        scheduler: dispatch::schedule(tsc),
         tsc,
         epoch: clock::wall_clock().saturating_sub(cpu::tsc() / tsc.as_hertz()),
         local_apic,
@@ -118,7 +119,7 @@ fn first_page(identity: &mut Identity, boot: &BootInfo) -> Option<FirstPage> {
 }
 
 fn describe(facts: &Facts, frames: &mut FrameTable<'_>) {
-    let free = (frames.count(|owner| owner == Owner::Free) * PAGE_SIZE) >> 20;
+    let free = (frames.free() * PAGE_SIZE) >> 20;
     log!("memory {free} MiB free, time-stamp counter {} kHz", facts.tsc.as_hertz() / 1000);
     let has = facts.barriers.barriers;
     log!("barriers between zones: this processor has {has}");
