@@ -162,7 +162,7 @@ impl Monitor {
     /// Completes the word before the cursor: the first as a command, others as guests' names.
     fn complete(&mut self, machine: &mut impl Machine, out: &mut impl Write) {
         let (before, _) = self.editor.parts();
-        let start = before.rfind(' ').map_or(0, |at| at + 1);
+        let start = before.bytes().rposition(|byte| byte == b' ').map_or(0, |at| at + 1);
         let (earlier, word) = before.split_at_checked(start).unwrap_or(("", before));
         let mut found = Found::default();
         let mut list = |name: &str| found.add(name, word);
