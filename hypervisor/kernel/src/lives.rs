@@ -149,8 +149,8 @@ pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
     let name = facts.guest(id).map_or("", |guest| &guest.name);
     let at = moment(facts, cpu::tsc());
     let mut events = EVENTS.call_once(|| Mutex::new(Ring::new(rate))).lock();
-    // What a guest can bring about by itself.
-    if matches!(kind, EventKind::Ended(_) | EventKind::Started(Source::Manifest)) {
+    // What a guest, or a client, can bring about often.
+    if matches!(kind, EventKind::Ended(_) | EventKind::Started(Source::Manifest) | EventKind::Session) {
         events.push_limited(at, id.number(), name, kind);
     } else {
         events.push(at, id.number(), name, kind);
