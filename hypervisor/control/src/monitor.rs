@@ -220,7 +220,7 @@ impl Found {
             return;
         }
         let same = self.common.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
-        self.common.truncate(same);
+        self.common = self.common.get(..same).and_then(|same| Name::try_from(same).ok()).unwrap_or_default();
     }
 }
 

@@ -70,7 +70,7 @@ mod tests {
             let (factor, shift) = factor(Frequency::hertz(hertz));
             // As the guest does it: Linux, pvclock_scale_delta().
             let ticks = if shift < 0 { u128::from(hertz) >> -shift } else { u128::from(hertz) << shift };
-            let nanoseconds = ticks * u128::from(factor) >> 32;
+            let nanoseconds = (ticks * u128::from(factor)) >> 32;
             assert!(nanoseconds.abs_diff(1_000_000_000) <= 3, "{hertz}: {factor} {shift}: {nanoseconds}");
             assert!(factor >> 31 == 1);
         }

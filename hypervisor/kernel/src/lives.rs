@@ -13,7 +13,7 @@ use bulkhead_hw::compartment::Needs;
 use bulkhead_hw::cpu;
 use bulkhead_sched::{CpuSet, Outcome, Params, Reservation};
 use bulkhead_types::manifest::{CpuTime, Guest};
-use bulkhead_types::{GuestId, PAGE_SIZE};
+use bulkhead_types::{Frequency, GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
 
@@ -21,6 +21,13 @@ use spin::{Mutex, Once};
 const EVENTS_AT_ONCE: u32 = 16;
 /// What happened last.
 pub static EVENTS: Once<Mutex<Ring>> = Once::new();
+
+/// Makes room for events; called at start-up.
+pub fn prepare(tsc: Frequency) {
+    let rate = Rate { burst: EVENTS_AT_ONCE, ticks: tsc.as_hertz() };
+    EVENTS.call_once(|| Mutex::new(Ring::new(rate)));
+}
+
 /// Held by whoever makes or destroys a guest that has ended.
 static LIVES: Mutex<()> = Mutex::new(());
 
@@ -145,10 +152,10 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
 
 /// Writes down what happened.
 pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
-    let rate = Rate { burst: EVENTS_AT_ONCE, ticks: facts.tsc.as_hertz() };
+    let Some(events) = EVENTS.get() else { return };
     let name = facts.guest(id).map_or("", |guest| &guest.name);
     let at = moment(facts, cpu::tsc());
-    let mut events = EVENTS.call_once(|| Mutex::new(Ring::new(rate))).lock();
+    let mut events = events.lock();
     // What a guest, or a client, can bring about often.
     if matches!(kind, EventKind::Ended(_) | EventKind::Started(Source::Manifest) | EventKind::Session) {
         events.push_limited(at, id.number(), name, kind);

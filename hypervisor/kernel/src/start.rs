@@ -2,7 +2,7 @@
 
 use crate::backend::Virtualization;
 use crate::machine::{CPUS, FACTS, FRAMES, Facts, Program, this_cpu};
-use crate::{backtrace, console, dispatch, log, operator};
+use crate::{backtrace, console, dispatch, lives, log, operator};
 use alloc::vec::Vec;
 use bulkhead_boot::{BootInfo, Physical, Processors, Region};
 use bulkhead_core::frames::{FrameTable, Owner, Part};
@@ -64,6 +64,7 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
         )
     };
     bulkhead_emulate::warm_up();
+    lives::prepare(tsc);
     let local_apic = apic::register_page();
     let (shared, frames) = own_memory(&identity, boot, pack, local_apic);
     let facts = Facts {
