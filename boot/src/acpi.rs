@@ -92,19 +92,10 @@ fn length(memory: &impl Physical, table: Hpa) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::Processors;
-    use crate::Physical;
+    use crate::fake::Bytes;
     use bulkhead_types::{Hpa, MAX_CPUS};
     extern crate std;
     use std::vec::Vec;
-
-    struct Bytes(Vec<u8>);
-    impl Physical for Bytes {
-        fn read(&self, at: Hpa, into: &mut [u8]) -> Option<()> {
-            let start = usize::try_from(at.as_u64()).ok()?;
-            into.copy_from_slice(self.0.get(start..start.checked_add(into.len())?)?);
-            Some(())
-        }
-    }
 
     impl Bytes {
         fn put(&mut self, at: usize, bytes: &[u8]) {

@@ -146,6 +146,24 @@ impl BootInfo {
     }
 }
 
+/// Physical memory for tests: as many bytes as there are, from address 0 on.
+#[cfg(test)]
+mod fake {
+    use crate::Physical;
+    use bulkhead_types::Hpa;
+    extern crate std;
+
+    pub(crate) struct Bytes(pub(crate) std::vec::Vec<u8>);
+
+    impl Physical for Bytes {
+        fn read(&self, at: Hpa, into: &mut [u8]) -> Option<()> {
+            let start = usize::try_from(at.as_u64()).ok()?;
+            into.copy_from_slice(self.0.get(start..start.checked_add(into.len())?)?);
+            Some(())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{BootInfo, Region};

@@ -53,19 +53,11 @@ pub(crate) fn read(memory: &impl Physical, info: Hpa) -> Result<BootInfo, BootEr
 
 #[cfg(test)]
 mod tests {
+    use crate::fake::Bytes;
     use crate::{BootInfo, MULTIBOOT2_MAGIC, Physical, Region};
     use bulkhead_types::Hpa;
     extern crate std;
     use std::vec::Vec;
-
-    struct Bytes(Vec<u8>);
-    impl Physical for Bytes {
-        fn read(&self, at: Hpa, into: &mut [u8]) -> Option<()> {
-            let start = usize::try_from(at.as_u64()).ok()?;
-            into.copy_from_slice(self.0.get(start..start.checked_add(into.len())?)?);
-            Some(())
-        }
-    }
 
     fn sample() -> Vec<u8> {
         let words: [u32; 26] = [

@@ -33,19 +33,11 @@ pub(crate) fn read(memory: &impl Physical, info: Hpa) -> Result<BootInfo, BootEr
 
 #[cfg(test)]
 mod tests {
-    use crate::{BootError, BootInfo, Physical, Region};
+    use crate::fake::Bytes;
+    use crate::{BootError, BootInfo, Region};
     use bulkhead_types::Hpa;
     extern crate std;
     use std::vec::Vec;
-
-    struct Bytes(Vec<u8>);
-    impl Physical for Bytes {
-        fn read(&self, at: Hpa, into: &mut [u8]) -> Option<()> {
-            let start = usize::try_from(at.as_u64()).ok()?;
-            into.copy_from_slice(self.0.get(start..start.checked_add(into.len())?)?);
-            Some(())
-        }
-    }
 
     fn sample() -> Bytes {
         let mut bytes = std::vec![0; 256];

@@ -1,7 +1,7 @@
 //! The serial line's channels: one byte stream each for the hypervisor and every guest.
 //!
 //! DLE (0x10) and then 0x40+N says that what follows belongs to channel N: 0 is the hypervisor, N the Nth guest. DLE DLE
-//! is the byte 0x10 itself. Both directions start on channel 0.
+//! is the byte 0x10 itself. Output starts on channel 0.
 
 const DLE: u8 = 0x10;
 const CHANNEL_BASE: u8 = 0x40;
@@ -44,16 +44,17 @@ impl Demux {
 /// Puts a stream together.
 #[derive(Debug, Default)]
 pub struct Mux {
-    channel: u8,
+    /// Nothing is taken for granted of where the other end begins.
+    channel: Option<u8>,
 }
 
 impl Mux {
     /// The bytes to send so that `bytes` arrive on `channel`.
     pub fn frame(&mut self, channel: u8, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len() + 2);
-        if channel != self.channel {
+        if self.channel != Some(channel) {
             out.extend([DLE, CHANNEL_BASE.saturating_add(channel)]);
-            self.channel = channel;
+            self.channel = Some(channel);
         }
         for &byte in bytes {
             if byte == DLE {

@@ -34,6 +34,8 @@ pub enum Input {
 pub trait View {
     /// A guest wrote `bytes` to its console.
     fn console(&mut self, guest: u8, bytes: &[u8], wire: &mut Wire);
+    /// The hypervisor's channel, as it comes: the monitor's prompt is no line.
+    fn monitor(&mut self, _bytes: &[u8]) {}
     /// The hypervisor wrote a line.
     fn log(&mut self, line: &str);
     /// The user typed `bytes`; `Break` ends the run.
@@ -207,6 +209,7 @@ impl Session {
                 view.console(channel, bytes, wire);
                 return;
             }
+            view.monitor(bytes);
             lines.push(bytes, |line| {
                 if let Some((said, since)) = last_words {
                     said.push(line.to_owned());

@@ -138,7 +138,9 @@ impl Editor {
             U => self.remove(0, self.cursor),
             W => {
                 let (before, _) = self.parts();
-                let word = before.trim_end_matches(' ').rfind(' ').map_or(0, |at| at + 1);
+                let blank = |byte: u8| byte == b' ';
+                let end = before.bytes().rposition(|byte| !blank(byte)).map_or(0, |at| at + 1);
+                let word = before.bytes().take(end).rposition(blank).map_or(0, |at| at + 1);
                 self.remove(word, self.cursor);
             }
             L => put(out, "\x1b[H\x1b[2J"),

@@ -162,7 +162,7 @@ impl Monitor {
     /// Completes the word before the cursor: the first as a command, others as guests' names.
     fn complete(&mut self, machine: &mut impl Machine, out: &mut impl Write) {
         let (before, _) = self.editor.parts();
-        let start = before.rfind(' ').map_or(0, |at| at + 1);
+        let start = before.bytes().rposition(|byte| byte == b' ').map_or(0, |at| at + 1);
         let (earlier, word) = before.split_at_checked(start).unwrap_or(("", before));
         let mut found = Found::default();
         let mut list = |name: &str| found.add(name, word);
@@ -220,7 +220,7 @@ impl Found {
             return;
         }
         let same = self.common.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
-        self.common.truncate(same);
+        self.common = self.common.get(..same).and_then(|same| Name::try_from(same).ok()).unwrap_or_default();
     }
 }
 

@@ -39,6 +39,8 @@ pub struct VirtualCpu<'g, V, M> {
     called: &'g AtomicBool,
     /// What its time-stamp counter is ahead of its machine's time, since it wrote to it.
     pub(crate) tsc_adjust: u64,
+    /// What it wrote to KVM's clock register.
+    pub(crate) clock: u64,
     /// IA32_APIC_BASE, which its local APIC has too.
     pub(crate) apic_base: u64,
     /// It executed HLT and nothing has woken it.
@@ -68,6 +70,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             topology: Topology::new(id, guest.vcpus),
             called: guest.flag(id),
             tsc_adjust: 0,
+            clock: 0,
             apic_base: guest.first_apic_base(id),
             halted: false,
             due: None,

@@ -4,6 +4,7 @@
 //! SDM vol. 2A "CPUID"; leaves from 0x4000_0000 on are the hypervisor's.
 
 use crate::host::CpuidResult;
+use crate::pvclock;
 use bulkhead_arch::{Cr4, Xcr0};
 use bulkhead_types::{Frequency, VcpuId};
 
@@ -119,7 +120,7 @@ pub fn answer(
         }
         OWN => signature(OWN, *b"BulkheadHV\0\0"),
         KVM => signature(KVM + 1, *b"KVMKVMKVM\0\0\0"),
-        0x4000_0101 => CpuidResult { eax: KVM_NOP_IO_DELAY, ..CpuidResult::default() },
+        0x4000_0101 => CpuidResult { eax: KVM_NOP_IO_DELAY | pvclock::FEATURES, ..CpuidResult::default() },
         0x8000_0000 => CpuidResult { eax: native().eax.min(MAX_EXTENDED), ..native() },
         0x8000_0001 => {
             let native = native();

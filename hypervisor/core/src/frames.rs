@@ -235,6 +235,12 @@ impl<'a> FrameTable<'a> {
         self.runs().filter(|run| which(run.owner)).map(|run| run.count).sum()
     }
 
+    /// How many frames are nobody's.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        self.states.iter().map(|state| u64::from(state.is_free())).sum()
+    }
+
     /// The whole table, as stretches of equal frames.
     pub fn runs(&self) -> impl Iterator<Item = Run> {
         let mut start = 0;

@@ -142,6 +142,8 @@ pub struct Guest {
     called: [AtomicBool; MAX_VCPUS],
     /// The host's counter when its machine was switched on.
     pub(crate) power_on: u64,
+    /// Seconds since 1970 at that time.
+    pub(crate) wall_clock: u64,
     pub(crate) limits: Limits,
     /// How many vCPUs it has.
     pub(crate) vcpus: u8,
@@ -156,6 +158,7 @@ impl Guest {
             shared: TicketMutex::new(Shared { machine, end: None, latest: Ticks::ZERO, minded: None }),
             called: [const { AtomicBool::new(true) }; MAX_VCPUS],
             power_on,
+            wall_clock: config.wall_clock,
             limits,
             vcpus: config.cpus,
         }

@@ -22,6 +22,7 @@ pub mod injection;
 pub mod load;
 mod msr;
 mod mtrr;
+mod pvclock;
 pub mod reset;
 #[cfg(test)]
 mod search;

@@ -4,9 +4,10 @@ use crate::backend::{BackendError, Register, Vcpu};
 use crate::control::check_pat;
 use crate::cpu::VirtualCpu;
 use crate::host::Host;
+use crate::pvclock;
 use bulkhead_arch::msr;
 use bulkhead_devices::interrupt::InvalidMsr;
-use bulkhead_types::{GuestMemory, Ticks};
+use bulkhead_types::{Gpa, GuestMemory, Ticks};
 
 /// What the guest reads and writes without an exit: the processor, or the backend at a switch, keeps each guest's apart.
 const DIRECT: [u32; 10] = [
@@ -95,6 +96,8 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
                 Ok(0)
             }
             msr::HWCR if self.guest.limits.configuration => Ok(HWCR_VALUE),
+            pvclock::SYSTEM_TIME => Ok(self.clock),
+            pvclock::WALL_CLOCK => Ok(0),
             _ => self.mtrrs.read(index).ok_or(Refusal::Unknown),
         }
     }
@@ -134,6 +137,12 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
                 Ok(())
             }
             msr::HWCR if self.guest.limits.configuration && value & !HWCR_DROPPED == HWCR_VALUE => Ok(()),
+            pvclock::SYSTEM_TIME => self.set_clock(value),
+            pvclock::WALL_CLOCK => {
+                let seconds = self.guest.wall_clock;
+                let written = pvclock::write_wall_clock(&mut self.memory, Gpa::new(value), seconds);
+                written.map_err(|_| Refusal::Illegal)
+            }
             msr::SYSCFG | msr::INT_PENDING | msr::HWCR | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3
                 if self.guest.limits.configuration =>
             {
@@ -166,12 +175,25 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
         Ok(written?)
     }
 
+    /// Tells the guest how its time-stamp counter becomes time, at the address in `value` if bit 0 is set.
+    fn set_clock(&mut self, value: u64) -> Result<(), Refusal> {
+        const ON: u64 = 1;
+        if value & ON != 0 {
+            let (count, tsc) = (self.tsc_adjust, self.guest.limits.tsc);
+            let written = pvclock::write_system_time(&mut self.memory, Gpa::new(value & !ON), count, tsc);
+            written.map_err(|_| Refusal::Illegal)?;
+        }
+        self.clock = value;
+        Ok(())
+    }
+
     /// Sets what the vCPU's time-stamp counter is ahead. A deadline that is armed stays as it was written, and so comes
     /// at another time.
     fn set_tsc_adjust(&mut self, value: u64, host: &mut impl Host) -> Result<(), Refusal> {
         let armed = self.read_msr(msr::TSC_DEADLINE, host)?;
         self.tsc_adjust = value;
         self.apply_tsc_offset()?;
+        self.set_clock(self.clock)?;
         if armed == 0 { Ok(()) } else { self.write_msr(msr::TSC_DEADLINE, armed, host) }
     }
 }

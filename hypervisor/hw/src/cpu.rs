@@ -34,7 +34,7 @@ pub fn core() -> u16 {
     } else {
         0
     };
-    u16::try_from(crate::apic::initial_id() >> shift & 0xFFFF).unwrap_or(0)
+    u16::try_from(crate::apic::initial_id().wrapping_shr(shift) & 0xFFFF).unwrap_or(0)
 }
 
 /// The time-stamp counter, in ticks.

@@ -94,7 +94,7 @@ fn fill_idt(with_stacks: bool) {
 fn load_tables() {
     let pointer = |base: *const AtomicU64, bytes: usize| DescriptorTablePointer {
         limit: u16::try_from(bytes - 1).unwrap_or(u16::MAX),
-        base: VirtAddr::from_ptr(base),
+        base: VirtAddr::new_truncate(base as u64),
     };
     // SAFETY: both tables are static and stay mapped in every address space; the GDT holds flat ring-0 segments that
     // keep code and data where they are; every gate leads to a stub that saves all registers.

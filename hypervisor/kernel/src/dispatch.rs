@@ -23,7 +23,7 @@ use bulkhead_sched::{Cpu, Outcome, Scheduler, TaskId};
 use bulkhead_types::manifest::MAX_GUESTS;
 use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS};
 use core::sync::atomic::{AtomicU64, Ordering};
-use spin::{Mutex, MutexGuard, Once};
+use spin::Mutex;
 
 /// Slices in a second; as often the first processor looks at the console.
 const SLICES_PER_SECOND: u64 = 100;
@@ -33,12 +33,12 @@ const LONGEST: u64 = 10;
 
 /// Times that a CPU went from one zone to another.
 pub static CROSSINGS: AtomicU64 = AtomicU64::new(0);
-static SCHEDULER: Once<Mutex<Schedule>> = Once::new();
-type Schedule = Scheduler<MAX_GUESTS, MAX_CPUS>;
+/// Who runs where.
+pub type Schedule = Scheduler<MAX_GUESTS, MAX_CPUS>;
 
-/// The scheduler, for this processor alone.
-pub fn scheduler(tsc: Frequency) -> MutexGuard<'static, Schedule> {
-    SCHEDULER.call_once(|| Mutex::new(Scheduler::new(tsc.as_hertz() / SLICES_PER_SECOND))).lock()
+/// The scheduler of a machine whose counter runs at this rate.
+pub fn schedule(tsc: Frequency) -> Mutex<Schedule> {
+    Mutex::new(Scheduler::new(tsc.as_hertz() / SLICES_PER_SECOND))
 }
 
 /// What the first processor executes in the idle compartment.
@@ -76,7 +76,7 @@ pub fn serve(facts: &Facts) -> ! {
             operator.look(facts);
         }
         let now = cpu::tsc();
-        let decision = scheduler(facts.tsc).pick(sched_cpu(me), now);
+        let decision = facts.scheduler.lock().pick(sched_cpu(me), now);
         kick(decision.kick);
         // Those that this processor wakes; the console, which the first one looks at; a kick that did not come through.
         let look = now.saturating_add(if me == 0 { slice } else { LONGEST * slice });
@@ -100,7 +100,7 @@ fn finish(facts: &Facts) -> ! {
 
 /// Keeps a guest off all processors, or no more.
 pub fn hold(facts: &Facts, id: GuestId, hold: bool) {
-    let mut scheduler = scheduler(facts.tsc);
+    let mut scheduler = facts.scheduler.lock();
     let now = cpu::tsc();
     let which = if hold { scheduler.pause(task(id), now) } else { scheduler.resume(task(id), now) };
     drop(scheduler);
@@ -129,7 +129,7 @@ pub fn kick(which: Option<Cpu>) {
 /// Lets a guest run that waits.
 pub fn wake_one(facts: &Facts, id: GuestId, slot: &Slot) {
     if slot.change(State::Waiting, State::Ready) {
-        let which = scheduler(facts.tsc).wake(task(id), cpu::tsc());
+        let which = facts.scheduler.lock().wake(task(id), cpu::tsc());
         kick(which);
     }
 }
@@ -172,7 +172,7 @@ fn turn(facts: &Facts, id: GuestId, me: usize, until: u64) {
         State::Waiting => Outcome::Blocked,
         _ => return over(facts, id, slot, next),
     };
-    scheduler(facts.tsc).yielded(sched_cpu(me), now, outcome);
+    facts.scheduler.lock().yielded(sched_cpu(me), now, outcome);
     slot.set_state(next);
 }
 

@@ -1,6 +1,6 @@
 //! The lives of guests: made, ended, made anew; where their time went.
 
-use crate::dispatch::{kick, sched_cpu, scheduler, task};
+use crate::dispatch::{kick, sched_cpu, task};
 use crate::guest;
 use crate::log;
 use crate::machine::{FRAMES, Facts, ONLINE, State, slot};
@@ -9,12 +9,11 @@ use crate::start::IDLE_SPACE;
 use bulkhead_control::bucket::Rate;
 use bulkhead_control::event::Ring;
 use bulkhead_control::{EventKind, Refusal, Source};
-use bulkhead_core::frames::Owner;
 use bulkhead_hw::compartment::Needs;
 use bulkhead_hw::cpu;
 use bulkhead_sched::{CpuSet, Outcome, Params, Reservation};
 use bulkhead_types::manifest::{CpuTime, Guest};
-use bulkhead_types::{GuestId, PAGE_SIZE};
+use bulkhead_types::{Frequency, GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
 
@@ -22,6 +21,13 @@ use spin::{Mutex, Once};
 const EVENTS_AT_ONCE: u32 = 16;
 /// What happened last.
 pub static EVENTS: Once<Mutex<Ring>> = Once::new();
+
+/// Makes room for events; called at start-up.
+pub fn prepare(tsc: Frequency) {
+    let rate = Rate { burst: EVENTS_AT_ONCE, ticks: tsc.as_hertz() };
+    EVENTS.call_once(|| Mutex::new(Ring::new(rate)));
+}
+
 /// Held by whoever makes or destroys a guest that has ended.
 static LIVES: Mutex<()> = Mutex::new(());
 
@@ -45,7 +51,7 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     };
     slot.context.set(&made, 0);
     guest::hand_over(id, made);
-    let mut scheduler = scheduler(facts.tsc);
+    let mut scheduler = facts.scheduler.lock();
     let now = cpu::tsc();
     if let Err(error) = scheduler.add(task(id), params(facts, id, guest), now) {
         drop(scheduler);
@@ -79,7 +85,7 @@ fn params(facts: &Facts, id: GuestId, guest: &Guest) -> Params {
 
 /// A guest's turn, on this processor, was its last: says where its time went.
 pub fn ended(facts: &Facts, id: GuestId) {
-    let mut scheduler = scheduler(facts.tsc);
+    let mut scheduler = facts.scheduler.lock();
     let now = cpu::tsc();
     let usage = scheduler.usage(task(id), now);
     scheduler.yielded(sched_cpu(cpu::number()), now, Outcome::Gone);
@@ -146,12 +152,12 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
 
 /// Writes down what happened.
 pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
-    let rate = Rate { burst: EVENTS_AT_ONCE, ticks: facts.tsc.as_hertz() };
+    let Some(events) = EVENTS.get() else { return };
     let name = facts.guest(id).map_or("", |guest| &guest.name);
     let at = moment(facts, cpu::tsc());
-    let mut events = EVENTS.call_once(|| Mutex::new(Ring::new(rate))).lock();
-    // What a guest can bring about by itself.
-    if matches!(kind, EventKind::Ended(_) | EventKind::Started(Source::Manifest)) {
+    let mut events = events.lock();
+    // What a guest, or a client, can bring about often.
+    if matches!(kind, EventKind::Ended(_) | EventKind::Started(Source::Manifest) | EventKind::Session) {
         events.push_limited(at, id.number(), name, kind);
     } else {
         events.push(at, id.number(), name, kind);
@@ -161,13 +167,13 @@ pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
 /// Where the processors' time went, and how much memory is free.
 pub fn report(facts: &Facts) {
     for number in 0..ONLINE.load(Ordering::Relaxed) {
-        let usage = scheduler(facts.tsc).cpu_usage(sched_cpu(number), cpu::tsc());
+        let usage = facts.scheduler.lock().cpu_usage(sched_cpu(number), cpu::tsc());
         if let Some(usage) = usage {
             log!("log processor {number} ticks: ran {} idle {}", usage.ran, usage.idle);
         }
     }
     if let Some(frames) = FRAMES.get() {
-        let free = frames.lock().count(|owner| owner == Owner::Free);
+        let free = frames.lock().free();
         log!("log {free} frames are free");
     }
 }

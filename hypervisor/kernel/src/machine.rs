@@ -1,6 +1,7 @@
 //! What the whole machine has in common: no guest's content is here.
 
 use crate::backend::Virtualization;
+use crate::dispatch::Schedule;
 use alloc::vec::Vec;
 use bulkhead_control::Ending;
 use bulkhead_core::barrier::Present;
@@ -31,6 +32,8 @@ pub struct Facts {
     pub barriers: Present,
     /// What the guests' compartments execute.
     pub program: Program,
+    /// Who runs where. Its lock is taken between turns, and when guests are made and ended.
+    pub scheduler: Mutex<Schedule>,
     /// Rate of the time-stamp counter.
     pub tsc: Frequency,
     /// Seconds since 1970 at count 0 of the time-stamp counter.

@@ -16,7 +16,7 @@ use bulkhead_control::{
 use bulkhead_core::frames::{FrameTable, Owner};
 use bulkhead_hw::cpu;
 use bulkhead_hw::serial::Serial;
-use bulkhead_types::{Frame, GuestId, PAGE_SIZE};
+use bulkhead_types::{Frame, Frequency, GuestId, PAGE_SIZE, manifest};
 use core::sync::atomic::Ordering;
 use spin::Mutex;
 
@@ -156,15 +156,24 @@ impl Host<'_> {
         dispatch::kick(Some(dispatch::sched_cpu(slot.cpu.load(Ordering::Relaxed))));
     }
 
-    fn page<T>(&self, from: u16, item: impl Fn(GuestId, &Slot, &bulkhead_types::manifest::Guest) -> T) -> Page<T> {
-        let there = |id: &GuestId| slot(*id).is_some_and(|slot| slot.state() != State::Absent);
-        let mut rest = self.0.guests().filter(|id| id.number() >= from).filter(there);
-        let make = |id: GuestId| Some(item(id, slot(id)?, self.0.guest(id)?));
-        let items = rest.by_ref().take(PAGE).filter_map(make).collect();
-        Page { items, next: rest.next().map(GuestId::number) }
+    fn page<T>(&self, from: u16, item: impl Fn(GuestId, &Slot, &manifest::Guest) -> T) -> Page<T> {
+        let mut page = Page::default();
+        for id in self.0.guests().filter(|id| id.number() >= from) {
+            let (Some(slot), Some(guest)) = (slot(id), self.0.guest(id)) else { continue };
+            if slot.state() == State::Absent {
+                continue;
+            }
+            if page.items.len() == PAGE {
+                page.next = Some(id.number());
+                break;
+            }
+            // There is room.
+            let _ = page.items.push(item(id, slot, guest));
+        }
+        page
     }
 
-    fn guest(&self, id: GuestId, slot: &Slot, guest: &bulkhead_types::manifest::Guest) -> Guest {
+    fn guest(&self, id: GuestId, slot: &Slot, guest: &manifest::Guest) -> Guest {
         let zone = self.0.manifest.zones.get(usize::from(guest.zone)).map_or("", |zone| &zone.name);
         let started = slot.started.load(Ordering::Relaxed);
         Guest {
@@ -183,9 +192,8 @@ impl Host<'_> {
 
     fn stats(&self, from: u16) -> Stats {
         let now = cpu::tsc();
-        let tsc = self.0.tsc;
         let guests = self.page(from, |id, slot, guest| {
-            let usage = dispatch::scheduler(tsc).usage(dispatch::task(id), now).unwrap_or_default();
+            let usage = self.0.scheduler.lock().usage(dispatch::task(id), now).unwrap_or_default();
             let [exits, written, read] = [&slot.exits, &slot.written, &slot.read].map(|c| c.load(Ordering::Relaxed));
             let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
             let (id, name, memory) = (id.number(), name(&guest.name), guest.memory);
@@ -193,7 +201,7 @@ impl Host<'_> {
         });
         let mut stats = Stats { at: moment(self.0, now), total: 0, idle: 0, guests };
         for number in 0..ONLINE.load(Ordering::Relaxed) {
-            let usage = dispatch::scheduler(tsc).cpu_usage(dispatch::sched_cpu(number), now).unwrap_or_default();
+            let usage = self.0.scheduler.lock().cpu_usage(dispatch::sched_cpu(number), now).unwrap_or_default();
             stats.idle = stats.idle.saturating_add(usage.idle);
             stats.total = stats.total.saturating_add(usage.ran).saturating_add(usage.idle);
         }
@@ -247,9 +255,7 @@ fn name(text: &str) -> Name {
 
 /// The moment at this count of the time-stamp counter.
 pub fn moment(facts: &Facts, ticks: u64) -> Moment {
-    let hertz = facts.tsc.as_hertz();
-    let ms = facts.tsc.convert(ticks, bulkhead_types::Frequency::hertz(1000));
-    debug_assert!(hertz != 0);
+    let ms = facts.tsc.convert(ticks, Frequency::hertz(1000));
     Moment { ticks, unix_ms: facts.epoch.saturating_mul(1000).saturating_add(ms) }
 }
 

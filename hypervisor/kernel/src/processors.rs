@@ -5,7 +5,7 @@
 //! the first, is said and left alone.
 
 use crate::backend::Virtualization;
-use crate::dispatch::{sched_cpu, scheduler, serve};
+use crate::dispatch::{sched_cpu, serve};
 use crate::log;
 use crate::machine::{CPUS, FACTS, FRAMES, Facts, ONLINE};
 use crate::start::{IDLE_SPACE, refuse};
@@ -156,7 +156,7 @@ fn set_up(facts: &Facts, number: usize) -> Result<(), &'static str> {
     }
     let page = CPUS.get(number).and_then(|cpu| cpu.page.lock().take()).ok_or("it has no page for guests")?;
     facts.capabilities.enable(page).map_err(|_| "its virtualization can not be switched on")?;
-    scheduler(facts.tsc).online(sched_cpu(number), cpu::core(), cpu::tsc());
+    facts.scheduler.lock().online(sched_cpu(number), cpu::core(), cpu::tsc());
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::backend::Virtualization;
 use crate::machine::{CPUS, FACTS, FRAMES, Facts, Program, this_cpu};
-use crate::{backtrace, console, dispatch, log, operator};
+use crate::{backtrace, console, dispatch, lives, log, operator};
 use alloc::vec::Vec;
 use bulkhead_boot::{BootInfo, Physical, Processors, Region};
 use bulkhead_core::frames::{FrameTable, Owner, Part};
@@ -64,6 +64,7 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
         )
     };
     bulkhead_emulate::warm_up();
+    lives::prepare(tsc);
     let local_apic = apic::register_page();
     let (shared, frames) = own_memory(&identity, boot, pack, local_apic);
     let facts = Facts {
@@ -76,6 +77,7 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
         capabilities,
         barriers: barrier::probe(),
         program,
+        scheduler: dispatch::schedule(tsc),
         tsc,
         epoch: clock::wall_clock().saturating_sub(cpu::tsc() / tsc.as_hertz()),
         local_apic,
@@ -118,7 +120,7 @@ fn first_page(identity: &mut Identity, boot: &BootInfo) -> Option<FirstPage> {
 }
 
 fn describe(facts: &Facts, frames: &mut FrameTable<'_>) {
-    let free = (frames.count(|owner| owner == Owner::Free) * PAGE_SIZE) >> 20;
+    let free = (frames.free() * PAGE_SIZE) >> 20;
     log!("memory {free} MiB free, time-stamp counter {} kHz", facts.tsc.as_hertz() / 1000);
     let has = facts.barriers.barriers;
     log!("barriers between zones: this processor has {has}");

@@ -156,20 +156,22 @@ pub struct SegmentFields {
 /// Where a segment register is.
 #[must_use]
 pub const fn segment(name: SegmentName) -> SegmentFields {
-    let start = match name {
-        SegmentName::Es => 0x400,
-        SegmentName::Cs => 0x410,
-        SegmentName::Ss => 0x420,
-        SegmentName::Ds => 0x430,
-        SegmentName::Fs => 0x440,
-        SegmentName::Gs => 0x450,
-        SegmentName::Ldtr => 0x470,
-        SegmentName::Tr => 0x490,
-    };
-    SegmentFields {
-        selector: field(start, 2),
-        attributes: field(start + 2, 2),
-        limit: field(start + 4, 4),
-        base: field(start + 8, 8),
+    const fn at(start: usize) -> SegmentFields {
+        SegmentFields {
+            selector: field(start, 2),
+            attributes: field(start + 2, 2),
+            limit: field(start + 4, 4),
+            base: field(start + 8, 8),
+        }
+    }
+    match name {
+        SegmentName::Es => const { at(0x400) },
+        SegmentName::Cs => const { at(0x410) },
+        SegmentName::Ss => const { at(0x420) },
+        SegmentName::Ds => const { at(0x430) },
+        SegmentName::Fs => const { at(0x440) },
+        SegmentName::Gs => const { at(0x450) },
+        SegmentName::Ldtr => const { at(0x470) },
+        SegmentName::Tr => const { at(0x490) },
     }
 }

@@ -32,8 +32,8 @@ mod style;
 pub use feed::Feed;
 
 use targets::{
-    boot_info, chips, console, emulate, exits, guest, guest_walk, interrupts, load, machine, manifest, page_tables,
-    serial, timers,
+    boot_info, chips, console, control, emulate, exits, guest, guest_walk, interrupts, load, machine, manifest,
+    page_tables, serial, timers,
 };
 
 /// Something that takes bytes from outside.
@@ -54,7 +54,7 @@ const fn target(name: &'static str, longest: usize, run: fn(&[u8]), checks: &'st
 }
 
 /// All targets.
-pub const TARGETS: [Target; 29] = [
+pub const TARGETS: [Target; 31] = [
     target(
         "emulate",
         512,
@@ -88,5 +88,7 @@ pub const TARGETS: [Target; 29] = [
     target("decode", 128, emulate::decode, "length 1 to 15; what follows does not matter; nothing is written"),
     target("guest", 512, guest::run, "an exit of any kind: bounded work, legal injections, no mode that entry refuses"),
     target("console", 512, console::run, "framing comes back whole, however it is cut; reports are total"),
+    target("control-line", 1024, control::line, "frames come whole after anything; nothing unsealed is done, or twice"),
+    target("monitor", 512, control::monitor, "keys go where they belong; each row of a guest begins with its name"),
     target("manifest-toml", 1024, manifest::toml, "what `hv` takes, the hypervisor takes; a mistake has a place"),
 ];

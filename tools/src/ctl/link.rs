@@ -20,6 +20,10 @@ use std::time::{Duration, Instant};
 /// How long one read waits.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Sent before a frame on a serial port: the hypervisor looks at it every 10 ms, and the chip keeps 16 bytes. Zeros are no
+/// frames; so many take 20 ms at 115200 baud.
+const WAKE: [u8; 256] = [0; 256];
+
 /// How long to wait for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -248,7 +252,7 @@ impl Link {
     fn send(&mut self, bytes: &[u8]) -> bool {
         match &mut self.stream {
             Some(Stream::Socket(stream)) => stream.write_all(bytes).is_ok(),
-            Some(Stream::Device(file)) => file.write_all(bytes).is_ok(),
+            Some(Stream::Device(file)) => file.write_all(&WAKE).and_then(|()| file.write_all(bytes)).is_ok(),
             None => false,
         }
     }

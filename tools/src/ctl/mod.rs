@@ -20,7 +20,8 @@ use bulkhead_control::line::CHUNK;
 use bulkhead_control::mac::{self, Hash, Key};
 use bulkhead_control::{Action, Events, Guest, Operation, Refusal, Response, Stats};
 use clap::{Args, Subcommand};
-use link::{Link, Patience, Reply};
+use link::Reply;
+pub use link::{Link, Patience};
 use show::Show;
 use std::fs::File;
 use std::io::{Read as _, Write};
@@ -224,7 +225,7 @@ fn run(args: &CtlArgs, mut link: Link, out: &mut dyn Write) -> Outcome<u8> {
 }
 
 /// Asks for pages until there is none left.
-fn pages(mut ask: impl FnMut(u16) -> Outcome<Option<u16>>) -> Outcome<()> {
+pub fn pages(mut ask: impl FnMut(u16) -> Outcome<Option<u16>>) -> Outcome<()> {
     let mut from = 0;
     while let Some(next) = ask(from)? {
         if next <= from {
@@ -241,7 +242,7 @@ fn strange(response: &Response<'_>) -> Failure {
 }
 
 /// Asks for `operation` on behalf of `what`; a refusal is a failure.
-fn one(link: &mut Link, operation: &Operation<'_>, what: &str) -> Outcome<Reply> {
+pub fn one(link: &mut Link, operation: &Operation<'_>, what: &str) -> Outcome<Reply> {
     let reply = link.call(operation)?;
     if let Response::Refused(refusal) = reply.response()? {
         return Err(refused(what, refusal));
@@ -263,7 +264,7 @@ fn act(link: &mut Link, show: &mut Show<'_>, name: &Name, action: Action) -> Out
 }
 
 /// All guests.
-fn guests(link: &mut Link) -> Outcome<Vec<Guest>> {
+pub fn guests(link: &mut Link) -> Outcome<Vec<Guest>> {
     let mut all = Vec::new();
     pages(|from| match one(link, &Operation::List(from), "list")?.response()? {
         Response::Guests(page) => {
@@ -276,14 +277,14 @@ fn guests(link: &mut Link) -> Outcome<Vec<Guest>> {
 }
 
 /// The use of all guests: pages in one.
-struct AllStats {
+pub struct AllStats {
     /// The last page, which has the moment and the machine's own ticks.
-    whole: Stats,
+    pub whole: Stats,
     /// All guests.
-    guests: Vec<bulkhead_control::Usage>,
+    pub guests: Vec<bulkhead_control::Usage>,
 }
 
-fn stats(link: &mut Link) -> Outcome<AllStats> {
+pub fn stats(link: &mut Link) -> Outcome<AllStats> {
     let mut all = AllStats { whole: Stats::default(), guests: Vec::new() };
     pages(|from| match one(link, &Operation::Stats(from), "stats")?.response()? {
         Response::Stats(mut stats) => {

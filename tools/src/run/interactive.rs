@@ -8,7 +8,13 @@ use std::ops::ControlFlow;
 
 /// Ctrl-], which begins a command to us.
 const ESCAPE: u8 = 0x1D;
-const HELP: &str = "Ctrl-] q quits, Ctrl-] 1 to 9 brings that guest to the front, Ctrl-] Ctrl-] sends Ctrl-]";
+const HELP: &str =
+    "Ctrl-] q quits, Ctrl-] m is the monitor, Ctrl-] 1 to 9 a guest's console, Ctrl-] Ctrl-] sends Ctrl-]";
+
+/// The hypervisor's channel.
+const MONITOR: u8 = 0;
+/// Clears the monitor's line.
+const CTRL_U: u8 = 0x15;
 
 /// The terminal, in raw mode.
 pub struct Interactive {
@@ -42,6 +48,13 @@ impl Interactive {
             b'q' | b'Q' => return ControlFlow::Break(()),
             ESCAPE => wire.send(self.front, &[ESCAPE]),
             b'1'..=b'9' => self.bring(key - b'0'),
+            b'm' => {
+                self.insert(&style::dim("--- monitor ---"));
+                self.front = MONITOR;
+                self.current.clear();
+                // It shows its prompt anew.
+                wire.send(MONITOR, &[CTRL_U]);
+            }
             _ => {
                 let guests: Vec<String> =
                     self.names.iter().enumerate().map(|(i, name)| format!("{} {name}", i + 1)).collect();
@@ -90,7 +103,18 @@ impl View for Interactive {
         }
     }
 
+    fn monitor(&mut self, bytes: &[u8]) {
+        if self.front == MONITOR {
+            let mut out = stdout().lock();
+            let _ = out.write_all(bytes);
+            let _ = out.flush();
+        }
+    }
+
     fn log(&mut self, line: &str) {
+        if self.front == MONITOR {
+            return;
+        }
         self.insert(&style::dim(&style::harmless(line)));
     }
 

@@ -29,6 +29,10 @@ impl<V: View> View for Until<V> {
         self.inner.console(guest, bytes, wire);
     }
 
+    fn monitor(&mut self, bytes: &[u8]) {
+        self.inner.monitor(bytes);
+    }
+
     fn log(&mut self, line: &str) {
         self.seen |= self.text.as_ref().is_some_and(|text| line.contains(text));
         self.inner.log(line);

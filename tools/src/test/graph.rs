@@ -36,7 +36,7 @@ const FORBIDDEN: [&str; 8] = [
 ];
 const THUNK: &str = "__llvm_retpoline_";
 /// Functions with an indirect branch of their own: entry code, and what enters a context for the first time.
-const STEERABLE: [&str; 2] = ["long_mode", "enter_context"];
+const STEERABLE: [&str; 3] = ["long_mode", "secondary_long", "enter_context"];
 /// Who calls what an indirect call calls.
 const INDIRECT: &str = "an indirect call";
 

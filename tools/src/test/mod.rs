@@ -9,6 +9,7 @@ mod budgets;
 mod cases;
 mod command;
 mod conformance;
+mod control;
 mod dumps;
 mod fault;
 mod fuzz;
@@ -109,6 +110,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         budgets::run(workspace, args, tally)?;
     }
     boots::run(workspace, args, tally);
+    control::run(workspace, &builder, args, &machines, tally);
     if machines.contains(&Kind::Qemu) {
         dumps::run(workspace, &builder, args, tally);
         fault::run(&builder, args, tally);

@@ -26,6 +26,7 @@ fn main() {
         ("x2apic", x2apic),
         ("counter", counter),
         ("memory-types", memory_types),
+        ("clock", clock),
         ("tracing", tracing),
         ("registers-of-others", registers_of_others),
     ]);
@@ -165,6 +166,31 @@ fn memory_types() {
 }
 
 /// Branch records, performance counters, processor trace, power and voltage.
+/// KVM's clock: addresses that are not, or not wholly, this guest's RAM; what is written besides the structure.
+fn clock() {
+    const WALL_CLOCK: u32 = 0x4B56_4D00;
+    const SYSTEM_TIME: u32 = 0x4B56_4D01;
+    let end = bulkhead_hostile::ram_end();
+    for at in [end - 16, end - 4, end, 0xC000_0000, 0xFEC0_0000, 0xFEE0_0000, 1 << 40, 1 << 51, u64::MAX - 40] {
+        hold!(wrmsr(SYSTEM_TIME, at | 1).is_err(), "the time goes to {at:#x}");
+        hold!(wrmsr(WALL_CLOCK, at.max(end - 8)).is_err(), "the date goes to {at:#x}");
+    }
+    let at = 0x30_0000;
+    for offset in (0..96).step_by(8) {
+        hold!(bulkhead_hostile::poke(at + offset, u64::MAX).is_ok(), "its own memory");
+    }
+    hold!(wrmsr(SYSTEM_TIME, (at + 32) | 1).is_ok(), "its own memory is not taken");
+    let words: [u64; 12] = core::array::from_fn(|index| peek(at + 8 * index as u64).unwrap_or(0));
+    hold!(words[..4].iter().chain(&words[8..]).all(|word| *word == u64::MAX), "more than the structure: {words:x?}");
+    hold!((words[4] as u32).is_multiple_of(2) && words[7] as u32 != u32::MAX, "no time: {words:x?}");
+    // The time-stamp counter set again and again: the structure is written anew, and nothing else.
+    for round in 0..200 {
+        hold!(wrmsr(TSC_ADJUST, round << 40).is_ok(), "the counter can not be set");
+        hold_eq!(peek(at + 40).unwrap_or(u64::MAX), round << 40, "round {round}");
+    }
+    let _ = (wrmsr(TSC_ADJUST, 0), wrmsr(SYSTEM_TIME, 0));
+}
+
 fn tracing() {
     let refused = [
         0x1A1_u32,

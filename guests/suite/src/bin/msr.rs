@@ -133,7 +133,7 @@ fn mtrr() {
 /// What the machine does not have. Deny by default: no register reads as something by accident.
 fn denied() {
     let unknown =
-        [0x3A, 0x480, 0x48F, 0x345, 0x1234, 0x4000_1234, 0x4B56_4D00, 0xC000_0105, 0xC001_0114, 0xC001_1234, u32::MAX];
+        [0x3A, 0x480, 0x48F, 0x345, 0x1234, 0x4000_1234, 0x4B56_4D02, 0xC000_0105, 0xC001_0114, 0xC001_1234, u32::MAX];
     for msr in unknown {
         check_eq!(code(rdmsr(msr)), GP, "RDMSR {msr:#x} is refused");
         check_eq!(written(msr, 0), GP, "WRMSR {msr:#x} is refused");

@@ -3,6 +3,7 @@
 pub mod boot_info;
 pub mod chips;
 pub mod console;
+pub mod control;
 pub mod emulate;
 pub mod exits;
 pub mod guest;

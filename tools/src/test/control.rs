@@ -1,0 +1,167 @@
+//! The control line of a real machine: guests are paused, ended, destroyed and made anew over it, and it is lied to.
+
+use super::TestArgs;
+use super::tally::{Tally, Verdict};
+use crate::ctl::{Link, Patience, guests, one, pages, stats};
+use crate::emulator::{Kind, Place};
+use crate::failure::{Failure, Outcome};
+use crate::machine::Builder;
+use crate::manifest;
+use crate::workspace::Workspace;
+use bulkhead_control::{Action, EventKind, Operation, Response, State};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/control.toml";
+const KEY: [u8; 32] = *b"a key that only this test has...";
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Times that all guests are ended, destroyed and made anew.
+const ROUNDS: usize = 5;
+
+/// Runs it on each of these machines.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
+    for kind in machines {
+        let name = format!("control line on {kind}");
+        if !args.takes(&name) {
+            continue;
+        }
+        let start = Instant::now();
+        let verdict = match verdict(workspace, builder, *kind) {
+            Ok(()) => Verdict::Passed,
+            Err(failure) => Verdict::Failed(failure.to_string()),
+        };
+        tally.note(&name, verdict, start.elapsed());
+    }
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
+    let mut machine = manifest::read(&workspace.path(MACHINE))?;
+    machine.control = Some(KEY);
+    let path = workspace.build("")?.join(format!("control-{kind}-{}", std::process::id()));
+    let place = Place { control: Some((path.clone(), KEY)), ..Place::of(kind) };
+    let running = builder.start_at(&place, &machine)?;
+    let mut serial = running.serial.try_clone().map_err(|e| Failure::failed(e.to_string()))?;
+    thread::spawn(move || {
+        // What is not taken would stop the machine.
+        let mut buffer = [0; 4096];
+        while matches!(serial.read(&mut buffer), Ok(1..)) {}
+    });
+    let verdict = command(&path);
+    drop(running);
+    verdict
+}
+
+fn command(path: &Path) -> Outcome<()> {
+    let patience = Patience { answer: Duration::from_secs(2), all: PATIENCE };
+    let mut link = Link::new(path, KEY, patience);
+    wait_for(&mut link, "hello", State::Stopped)?;
+    wait_for(&mut link, "spin", State::Running)?;
+    drop(link);
+    lie(path)?;
+    let mut link = Link::new(path, KEY, patience);
+    wait_for(&mut link, "spin", State::Running)?;
+    let told = events(&mut link)?;
+    let refused = |kind: &EventKind| matches!(kind, EventKind::Refused(refused) if refused.garbled > 0);
+    expect(told.iter().any(refused), "garbage is not told")?;
+    let unproved = |kind: &EventKind| matches!(kind, EventKind::Refused(refused) if refused.unproved > 0);
+    expect(told.iter().any(unproved), "a wrong key is not told")?;
+    pause(&mut link)?;
+    let mut free = Vec::new();
+    for _ in 0..ROUNDS {
+        act(&mut link, "spin", Action::Kill)?;
+        wait_for(&mut link, "spin", State::Stopped)?;
+        act(&mut link, "spin", Action::Destroy)?;
+        act(&mut link, "hello", Action::Destroy)?;
+        expect(guests(&mut link)?.is_empty(), "a destroyed guest is in the list")?;
+        free.push(free_bytes(&mut link)?);
+        act(&mut link, "spin", Action::Start)?;
+        act(&mut link, "hello", Action::Start)?;
+        wait_for(&mut link, "hello", State::Stopped)?;
+        wait_for(&mut link, "spin", State::Running)?;
+    }
+    free.dedup();
+    expect(free.len() == 1, &format!("memory was lost: {free:?} bytes were free"))?;
+    let audit = one(&mut link, &Operation::Audit, "audit")?;
+    expect(matches!(audit.response()?, Response::Audit { violations: 0, tables: 1.., .. }), "the audit is not clean")
+}
+
+fn expect(right: bool, otherwise: &str) -> Outcome<()> {
+    if right { Ok(()) } else { Err(Failure::failed(otherwise)) }
+}
+
+fn act(link: &mut Link, guest: &str, action: Action) -> Outcome<()> {
+    one(link, &Operation::Act { guest, action }, guest).map(|_| ())
+}
+
+fn wait_for(link: &mut Link, guest: &str, state: State) -> Outcome<()> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if guests(link)?.iter().any(|one| one.name == guest && one.state == state) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Err(Failure::failed(format!("{guest} did not become {state}")))
+}
+
+/// Garbage, and a client without the key: neither may change anything.
+fn lie(path: &Path) -> Outcome<()> {
+    let fail = |e: std::io::Error| Failure::failed(format!("the control line: {e}"));
+    let mut raw = UnixStream::connect(path).map_err(fail)?;
+    raw.write_all(b"\0what is no frame\0\x09cut\0").map_err(fail)?;
+    drop(raw);
+    let patience = Patience { answer: Duration::from_secs(1), all: Duration::from_secs(20) };
+    let mut stranger = Link::new(path, [1; 32], patience);
+    let kill = Operation::Act { guest: "spin", action: Action::Kill };
+    let told = stranger.call(&kill).map(|_| ()).map_err(|failure| failure.message);
+    expect(told == Err("the hypervisor does not take this key".to_owned()), &format!("a wrong key: {told:?}"))
+}
+
+/// All events that there are.
+fn events(link: &mut Link) -> Outcome<Vec<EventKind>> {
+    let (mut next, mut all) = (0, Vec::new());
+    loop {
+        let reply = one(link, &Operation::Events(next), "events")?;
+        let Response::Events(events) = reply.response()? else { return Err(Failure::failed("no events")) };
+        next = events.first + events.items.len() as u64;
+        all.extend(events.items.iter().map(|event| event.kind));
+        if next >= events.end {
+            return Ok(all);
+        }
+    }
+}
+
+/// A paused guest uses no time, one that was resumed does.
+fn pause(link: &mut Link) -> Outcome<()> {
+    let used = |link: &mut Link| -> Outcome<u64> {
+        thread::sleep(Duration::from_millis(300));
+        Ok(stats(link)?.guests.iter().find(|one| one.name == "spin").map_or(0, |one| one.used))
+    };
+    act(link, "spin", Action::Pause)?;
+    wait_for(link, "spin", State::Paused)?;
+    let (first, second) = (used(link)?, used(link)?);
+    expect(first == second && first != 0, &format!("a paused guest used {first}, then {second} ticks"))?;
+    act(link, "spin", Action::Resume)?;
+    let third = used(link)?;
+    expect(third > second, "a guest that was resumed does not run")
+}
+
+/// Bytes of memory that are nobody's.
+fn free_bytes(link: &mut Link) -> Outcome<u64> {
+    let mut free = 0;
+    pages(|from| match one(link, &Operation::Memory(from), "memmap")?.response()? {
+        Response::Memory(page) => {
+            let guests =
+                page.items.iter().filter(|range| range.owner.starts_with("guest ") && !range.owner.contains("Image"));
+            expect(guests.count() == 0, "a destroyed guest has memory")?;
+            let nobodys = page.items.iter().filter(|range| range.owner.contains("free"));
+            free += nobodys.map(|range| range.bytes).sum::<u64>();
+            Ok(page.next)
+        }
+        _ => Err(Failure::failed("no memory map")),
+    })?;
+    Ok(free)
+}
