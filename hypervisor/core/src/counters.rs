@@ -39,7 +39,7 @@ kinds! {
     Other "other": Exit::TripleFault | Exit::TaskSwitch | Exit::Unexpected { .. },
 }
 
-/// Counts by kind, and of what was refused.
+/// Counts by kind, and of what was refused. They add up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
     exits: [u64; Kind::ALL.len()],
@@ -47,6 +47,16 @@ pub struct Counters {
     pub unknown_msr: u64,
     /// Instructions carried out by the emulator.
     pub emulated: u64,
+}
+
+impl core::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        for (sum, more) in self.exits.iter_mut().zip(other.exits) {
+            *sum = sum.wrapping_add(more);
+        }
+        self.unknown_msr = self.unknown_msr.wrapping_add(other.unknown_msr);
+        self.emulated = self.emulated.wrapping_add(other.emulated);
+    }
 }
 
 impl Counters {

@@ -10,7 +10,7 @@ use crate::counters::Counters;
 use crate::cpuid::Topology;
 use crate::end::End;
 use crate::event::Event;
-use crate::guest::{Guest, Shared, Yield};
+use crate::guest::{Flags, Guest, Shared, Yield};
 use crate::host::Host;
 use crate::mtrr::Mtrrs;
 use crate::reset;
@@ -18,7 +18,7 @@ use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
 use bulkhead_devices::machine::{Machine, earlier};
 use bulkhead_emulate::DecodeCache;
 use bulkhead_types::{GuestMemory, Ticks, VcpuId};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 
 /// One vCPU.
 #[derive(Debug)]
@@ -35,8 +35,7 @@ pub struct VirtualCpu<'g, V, M> {
     pub counters: Counters,
     pub(crate) mtrrs: Mtrrs,
     pub(crate) topology: Topology,
-    /// It has to look at the machine, see [`Guest::is_called`].
-    called: &'g AtomicBool,
+    flags: &'g Flags,
     /// What its time-stamp counter is ahead of its machine's time, since it wrote to it.
     pub(crate) tsc_adjust: u64,
     /// What it wrote to KVM's clock register.
@@ -48,8 +47,6 @@ pub struct VirtualCpu<'g, V, M> {
     /// What the last exit made due: an exception, or an event to be delivered again.
     pub(crate) due: Option<Event>,
     windows: Windows,
-    /// The host has work. Whoever gives out turns does it; until then the guest could not be entered again.
-    pub(crate) preempted: bool,
     /// Instructions that were emulated last.
     pub(crate) decoded: DecodeCache,
 }
@@ -68,14 +65,13 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             counters: Counters::default(),
             mtrrs: Mtrrs::new(guest.limits.address_bits),
             topology: Topology::new(id, guest.vcpus),
-            called: guest.flag(id),
+            flags: guest.flags(id),
             tsc_adjust: 0,
             clock: 0,
             apic_base: guest.first_apic_base(id),
             halted: false,
             due: None,
             windows: Windows::default(),
-            preempted: false,
             decoded: DecodeCache::new(),
         };
         if let Err(error) = cpu.apply_tsc_offset() {
@@ -107,7 +103,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         let mut next = 0;
         loop {
             let now = host.tsc();
-            if now >= next || self.called.load(Ordering::SeqCst) {
+            if now >= next || self.flags.called.load(Ordering::SeqCst) {
                 match self.attend(host, now, until)? {
                     Attended::Yield(over) => return Ok(over),
                     Attended::Enter { before } => next = before.min(until),
@@ -173,7 +169,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         if self.halted && !self.wake(machine)? {
             return Ok((Attended::Yield(Yield::Waiting { until: before }), call));
         }
-        if over || core::mem::take(&mut self.preempted) {
+        if over || self.flags.preempted.swap(false, Ordering::Relaxed) {
             return Ok((Attended::Yield(Yield::TurnOver), call));
         }
         self.deliver(machine)?;

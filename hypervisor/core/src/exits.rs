@@ -32,8 +32,7 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
         match *exit {
             Exit::Timer => Ok(()),
             Exit::Host => {
-                self.preempted = true;
-                self.guest.look_again(self.id);
+                self.guest.preempt(self.id);
                 Ok(())
             }
             Exit::MachineCheck => {

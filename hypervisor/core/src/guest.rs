@@ -89,7 +89,7 @@ impl Limits {
 pub(crate) struct Shared {
     pub(crate) machine: Machine,
     /// Why it ended, by whoever ended it first.
-    end: Option<End>,
+    end: Option<(End, VcpuId)>,
     /// The latest time that the machine was told. The vCPUs' clocks need not agree to the tick.
     latest: Ticks,
     /// When the shared devices next want to act, as vCPU 0 knows.
@@ -134,12 +134,26 @@ impl Shared {
     }
 }
 
+/// What a vCPU is told by others, or by itself for later.
+#[derive(Debug)]
+pub(crate) struct Flags {
+    /// It has to look at the machine.
+    pub(crate) called: AtomicBool,
+    /// Its turn is to end.
+    pub(crate) preempted: AtomicBool,
+}
+
+impl Flags {
+    const fn new() -> Self {
+        Self { called: AtomicBool::new(true), preempted: AtomicBool::new(false) }
+    }
+}
+
 /// A guest, without its vCPUs.
 #[derive(Debug)]
 pub struct Guest {
     shared: TicketMutex<Shared>,
-    /// Of each vCPU: it has to look at the machine.
-    called: [AtomicBool; MAX_VCPUS],
+    flags: [Flags; MAX_VCPUS],
     /// The host's counter when its machine was switched on.
     pub(crate) power_on: u64,
     /// Seconds since 1970 at that time.
@@ -156,12 +170,18 @@ impl Guest {
         let machine = Machine::new(config);
         Self {
             shared: TicketMutex::new(Shared { machine, end: None, latest: Ticks::ZERO, minded: None }),
-            called: [const { AtomicBool::new(true) }; MAX_VCPUS],
+            flags: [const { Flags::new() }; MAX_VCPUS],
             power_on,
             wall_clock: config.wall_clock,
             limits,
             vcpus: config.cpus,
         }
+    }
+
+    /// How many vCPUs it has.
+    #[must_use]
+    pub const fn vcpus(&self) -> u8 {
+        self.vcpus
     }
 
     /// The machine's time at `tsc` of the host.
@@ -202,8 +222,8 @@ impl Guest {
     /// Calls the vCPUs of `set`, on behalf of vCPU `by`.
     pub(crate) fn call(&self, set: u32, by: VcpuId, host: &mut impl Host) {
         for id in VcpuId::in_set(set) {
-            if !self.flag(id).swap(true, Ordering::SeqCst) && id != by {
-                host.kick(id);
+            if !self.flags(id).called.swap(true, Ordering::SeqCst) && id != by && host.kick(id) {
+                self.preempt(by);
             }
         }
     }
@@ -211,28 +231,35 @@ impl Guest {
     /// Whether vCPU `id` has to look at the machine, and therefore must not wait.
     #[must_use]
     pub fn is_called(&self, id: VcpuId) -> bool {
-        self.flag(id).load(Ordering::SeqCst)
+        self.flags(id).called.load(Ordering::SeqCst)
     }
 
     /// Clears the flag of a vCPU that is about to look at the machine.
     pub(crate) fn answer(&self, id: VcpuId) {
-        self.flag(id).swap(false, Ordering::SeqCst);
+        self.flags(id).called.swap(false, Ordering::SeqCst);
     }
 
     /// vCPU `id` has to look at the machine once more, by its own doing.
     pub(crate) fn look_again(&self, id: VcpuId) {
-        self.flag(id).store(true, Ordering::SeqCst);
+        self.flags(id).called.store(true, Ordering::SeqCst);
     }
 
-    /// The flag of a vCPU.
-    pub(crate) fn flag(&self, id: VcpuId) -> &AtomicBool {
-        let [boot, ..] = &self.called;
-        self.called.get(id.index()).unwrap_or(boot)
+    /// Ends the turn of vCPU `id`, which it is: the host has work. Whoever gives out turns does it; until then the guest
+    /// could not be entered again.
+    pub(crate) fn preempt(&self, id: VcpuId) {
+        self.flags(id).preempted.store(true, Ordering::Relaxed);
+        self.look_again(id);
     }
 
-    /// Ends the guest, if it has not ended already; why it ended.
-    pub(crate) fn end(&self, end: End, by: VcpuId, host: &mut impl Host) -> End {
-        let first = *self.shared.lock().end.get_or_insert(end);
+    /// The flags of a vCPU.
+    pub(crate) fn flags(&self, id: VcpuId) -> &Flags {
+        let [boot, ..] = &self.flags;
+        self.flags.get(id.index()).unwrap_or(boot)
+    }
+
+    /// Ends the guest on behalf of vCPU `by`, if it has not ended already; why it ended.
+    pub fn end(&self, end: End, by: VcpuId, host: &mut impl Host) -> End {
+        let (first, _) = *self.shared.lock().end.get_or_insert((end, by));
         let all = VcpuId::all(self.vcpus).fold(0, |set, id| set | id.bit());
         self.call(all, by, host);
         first
@@ -240,6 +267,12 @@ impl Guest {
 
     /// Why it ended, if it has.
     pub(crate) fn ended(shared: &Shared) -> Result<(), End> {
-        shared.end.map_or(Ok(()), Err)
+        shared.end.map_or(Ok(()), |(end, _)| Err(end))
+    }
+
+    /// Whether vCPU `id` is the one that ended it.
+    #[must_use]
+    pub fn was_ended_by(&self, id: VcpuId) -> bool {
+        self.shared.lock().end.is_some_and(|(_, by)| by == id)
     }
 }

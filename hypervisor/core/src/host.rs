@@ -40,6 +40,6 @@ pub trait Host {
     fn populate(&mut self, gpa: Gpa) -> bool;
 
     /// Has another vCPU of the guest look at its machine soon: interrupts it if it runs, wakes it if it waits. What it is
-    /// to find there is there already, see [`crate::guest`].
-    fn kick(&mut self, vcpu: VcpuId);
+    /// to find there is there already, see [`crate::guest`]. Whether the turn of this vCPU must end for that.
+    fn kick(&mut self, vcpu: VcpuId) -> bool;
 }

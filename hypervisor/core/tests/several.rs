@@ -51,8 +51,9 @@ impl Host for Both {
     fn populate(&mut self, _: Gpa) -> bool {
         false
     }
-    fn kick(&mut self, vcpu: VcpuId) {
+    fn kick(&mut self, vcpu: VcpuId) -> bool {
         self.kicked.borrow_mut().push(vcpu.number());
+        false
     }
 }
 

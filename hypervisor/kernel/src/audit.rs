@@ -3,14 +3,15 @@
 use crate::backend::Virtualization;
 use crate::dispatch::{CROSSINGS, leave_zone, park_unless};
 use crate::log;
-use crate::machine::{Command, FRAMES, Facts, SLOTS, State};
+use crate::machine::{FRAMES, Facts, SLOTS, State};
+use crate::task::Command;
 use bulkhead_core::audit::{Compartment as View, Holds, Region, Violation, Walked, audit};
 use bulkhead_core::frames::{Part, Use};
 use bulkhead_hw::compartment::Compartment;
 use bulkhead_hw::layout;
 use bulkhead_hw::startup::shared_tables;
 use bulkhead_paging::{Entry, Ept, Format, Host, LEVELS, Npt};
-use bulkhead_types::{GuestId, Hpa, Hva, PAGE_SIZE};
+use bulkhead_types::{GuestId, Hpa, Hva, PAGE_SIZE, VcpuId};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What the walks of one audit add up to.
@@ -24,12 +25,14 @@ pub fn audit_all(facts: &Facts, idle: &Compartment) {
     for sum in [&TABLES, &LEAVES, &PAGES, &VIOLATIONS] {
         sum.store(0, Ordering::Relaxed);
     }
-    park_unless(GuestId::IDLE);
+    park_unless(None);
     audit_here(facts, GuestId::IDLE, idle, false);
     let mut compartments = 1;
-    for (id, slot) in (1..).map(GuestId::new).zip(&SLOTS) {
-        if slot.state() != State::Absent && slot.context.is_set() {
-            slot.enter(id, Command::Audit);
+    for slot in SLOTS.iter().filter(|slot| slot.state() != State::Absent) {
+        if let Some(task) = slot.task(VcpuId::BOOT)
+            && task.context.is_set()
+        {
+            task.enter(Command::Audit);
             compartments += 1;
         }
     }

@@ -1,7 +1,7 @@
 //! The two backends: which one this processor has, and what a vCPU of each is made of.
 
-use crate::guest::StartError;
 use crate::machine::Facts;
+use crate::make::StartError;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::{BackendError, Vcpu};
 use bulkhead_hw::compartment::Compartment;
@@ -10,7 +10,6 @@ use bulkhead_hw::ram::WindowRam;
 use bulkhead_hw::region::Region;
 use bulkhead_paging::{Ept, Format, Npt, Size};
 use bulkhead_svm::SvmVcpu;
-use bulkhead_types::GuestId;
 use bulkhead_vmx::VmxVcpu;
 use core::fmt;
 
@@ -117,13 +116,13 @@ pub trait Backend: 'static {
     /// Format of its nested tables.
     type Nested: Format;
 
-    /// Makes the guest's vCPU, in the guest's compartment, which is current.
+    /// Makes a vCPU of the guest, in the guest's compartment, which is current. `tag`, from 1, is no other vCPU's.
     ///
     /// # Errors
     /// If memory runs out, or the processor refuses.
     fn vcpu(
         facts: &Facts,
-        id: GuestId,
+        tag: u16,
         compartment: &mut Compartment,
         frames: &mut FrameTable<'_>,
         memory: WindowRam,
@@ -144,7 +143,7 @@ impl Backend for Vmx {
 
     fn vcpu(
         facts: &Facts,
-        id: GuestId,
+        tag: u16,
         compartment: &mut Compartment,
         frames: &mut FrameTable<'_>,
         _: WindowRam,
@@ -153,7 +152,7 @@ impl Backend for Vmx {
         let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(frames)?;
         let io_bitmaps = [first, second];
         let nested_root = compartment.nested_root();
-        let resources = bulkhead_vmx::Resources { vmcs, msr_bitmap, io_bitmaps, nested_root, vpid: id.number() };
+        let resources = bulkhead_vmx::Resources { vmcs, msr_bitmap, io_bitmaps, nested_root, vpid: tag };
         #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
         // SAFETY: VMX is on on every CPU (it was switched on before the first guest), with these capabilities; interrupts
         // are off outside `cpu::halt_until_interrupt`. The current address space is this compartment's, which
@@ -168,7 +167,7 @@ impl Backend for Svm {
 
     fn vcpu(
         facts: &Facts,
-        id: GuestId,
+        tag: u16,
         compartment: &mut Compartment,
         frames: &mut FrameTable<'_>,
         memory: WindowRam,
@@ -177,7 +176,7 @@ impl Backend for Svm {
         let [vmcb, host, msr_first, msr_second, first, second, third] = compartment.add_control_pages(frames)?;
         let (msr_map, io_map) = ([msr_first, msr_second], [first, second, third]);
         let nested_root = compartment.nested_root();
-        let resources = bulkhead_svm::Resources { vmcb, host, msr_map, io_map, nested_root, asid: id.number(), memory };
+        let resources = bulkhead_svm::Resources { vmcb, host, msr_map, io_map, nested_root, asid: tag, memory };
         #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
         // SAFETY: as for VT-x; an interrupt handler saves all registers.
         Ok(unsafe { SvmVcpu::new(capabilities, resources) }?)

@@ -6,22 +6,23 @@
 //! ([`Command::Park`]): a guest alone never pays for a switch. With several they leave it with the turn, since any
 //! processor may give the next one.
 //!
-//! No wake-up is lost: a guest's state becomes [`State::Waiting`] when the scheduler knows that it is blocked, and whoever
-//! changes it back, which only one can, wakes it there. The processor that it ran on last keeps its time.
+//! No wake-up is lost: a task's state becomes [`State::Waiting`] when the scheduler knows that it is blocked, and whoever
+//! changes it back, which only one can, wakes it there. The processor that it ran on last keeps its time. How the vCPUs of
+//! a guest wake each other: [`crate::task`].
 
 use crate::audit;
 use crate::console;
 use crate::lives;
 use crate::log;
-use crate::machine::{CPUS, Command, FACTS, Facts, NO_ZONE, Order, SLOTS, Slot, State, slot, this_cpu};
+use crate::machine::{FACTS, Facts, NO_ZONE, SLOTS, Slot, slot, this_cpu};
 use crate::operator::{Operator, all_ended};
 use crate::processors::{self, quiet};
 use crate::start::IDLE_SPACE;
-use bulkhead_control::{EventKind, Source};
+use crate::task::{self, Command, State, TASKS, Task};
+use bulkhead_control::Source;
 use bulkhead_hw::{apic, barrier, cpu, serial};
 use bulkhead_sched::{Cpu, Outcome, Scheduler, TaskId};
-use bulkhead_types::manifest::MAX_GUESTS;
-use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS};
+use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS, MAX_TASKS, VcpuId};
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
 
@@ -34,11 +35,15 @@ const LONGEST: u64 = 10;
 /// Times that a CPU went from one zone to another.
 pub static CROSSINGS: AtomicU64 = AtomicU64::new(0);
 /// Who runs where.
-pub type Schedule = Scheduler<MAX_GUESTS, MAX_CPUS>;
+pub type Schedule = Scheduler<MAX_TASKS, MAX_CPUS>;
+
+/// Where it lies: start-up's stack has no room for it.
+static SCHEDULER: Mutex<Schedule> = Mutex::new(Scheduler::new(0));
 
 /// The scheduler of a machine whose counter runs at this rate.
-pub fn schedule(tsc: Frequency) -> Mutex<Schedule> {
-    Mutex::new(Scheduler::new(tsc.as_hertz() / SLICES_PER_SECOND))
+pub fn schedule(tsc: Frequency) -> &'static Mutex<Schedule> {
+    SCHEDULER.lock().set_slice(tsc.as_hertz() / SLICES_PER_SECOND);
+    &SCHEDULER
 }
 
 /// What the first processor executes in the idle compartment.
@@ -55,11 +60,6 @@ pub extern "C" fn main() -> ! {
 /// A processor of the scheduler's.
 pub fn sched_cpu(number: usize) -> Cpu {
     Cpu(u16::try_from(number).unwrap_or(0))
-}
-
-/// The guest's vCPU, as the scheduler knows it.
-pub fn task(id: GuestId) -> TaskId {
-    TaskId(id.number().wrapping_sub(1))
 }
 
 /// Gives turns until all guests have ended.
@@ -80,9 +80,9 @@ pub fn serve(facts: &Facts) -> ! {
         kick(decision.kick);
         // Those that this processor wakes; the console, which the first one looks at; a kick that did not come through.
         let look = now.saturating_add(if me == 0 { slice } else { LONGEST * slice });
-        let until = decision.until.min(first_wake(facts, me)).min(look);
+        let until = decision.until.min(first_wake(me)).min(look);
         match decision.task {
-            Some(TaskId(index)) => turn(facts, GuestId::new(index.wrapping_add(1)), me, until),
+            Some(TaskId(number)) => turn(facts, number, me, until),
             None if operator.as_ref().is_some_and(|operator| !operator.has_line()) && all_ended() => finish(facts),
             None => wait(until),
         }
@@ -99,12 +99,14 @@ fn finish(facts: &Facts) -> ! {
 }
 
 /// Keeps a guest off all processors, or no more.
-pub fn hold(facts: &Facts, id: GuestId, hold: bool) {
-    let mut scheduler = facts.scheduler.lock();
-    let now = cpu::tsc();
-    let which = if hold { scheduler.pause(task(id), now) } else { scheduler.resume(task(id), now) };
-    drop(scheduler);
-    kick(which);
+pub fn hold(facts: &Facts, slot: &Slot, hold: bool) {
+    for task in slot.tasks() {
+        let mut scheduler = facts.scheduler.lock();
+        let now = cpu::tsc();
+        let which = if hold { scheduler.pause(task.id(), now) } else { scheduler.resume(task.id(), now) };
+        drop(scheduler);
+        kick(which);
+    }
 }
 
 /// Audits everything, while no guest runs.
@@ -116,30 +118,50 @@ pub fn audit(facts: &Facts) {
     });
 }
 
+/// Writes the registers of a guest's vCPUs to the log, while no guest runs.
+pub fn dump(slot: &Slot) {
+    quiet(|| {
+        park_unless(None);
+        slot.tasks().filter(|task| task.state() != State::Absent).for_each(|task| task.enter(Command::Dump));
+    });
+    // What was read is another zone's.
+    leave_zone();
+}
+
 /// Makes another processor ask the scheduler again.
 pub fn kick(which: Option<Cpu>) {
-    if let Some(Cpu(number)) = which
-        && usize::from(number) != cpu::number()
-        && let Some(other) = CPUS.get(usize::from(number))
-    {
-        apic::kick(other.apic.load(Ordering::Relaxed));
+    if let Some(Cpu(number)) = which {
+        task::interrupt(number.into());
     }
 }
 
-/// Lets a guest run that waits.
-pub fn wake_one(facts: &Facts, id: GuestId, slot: &Slot) {
-    if slot.change(State::Waiting, State::Ready) {
-        let which = facts.scheduler.lock().wake(task(id), cpu::tsc());
+/// Lets a vCPU run that waits.
+pub fn wake_one(facts: &Facts, task: &Task) {
+    if task.stop_waiting() {
+        let which = facts.scheduler.lock().wake(task.id(), cpu::tsc());
         kick(which);
     }
 }
 
-/// Lets those run whose time has come, and the one that input came for, which the first processor looks for.
+/// Has a guest look at what is there for it: its first vCPU.
+pub fn call(facts: &Facts, slot: &Slot) {
+    let Some(task) = slot.task(VcpuId::BOOT) else { return };
+    match task.state() {
+        State::Waiting => wake_one(facts, task),
+        // It looks at its turn's begin.
+        State::Running => task::interrupt(task.cpu.load(Ordering::Relaxed)),
+        State::Ready | State::Absent => {}
+    }
+}
+
+/// Lets those run whose time has come, whom others of their guests kicked, and the one that input came for, which the
+/// first processor looks for.
 fn wake(facts: &Facts, now: u64) {
     let me = cpu::number();
-    for (id, slot) in facts.guests().zip(&SLOTS) {
-        if slot.is_due(me) <= now {
-            wake_one(facts, id, slot);
+    task::asked().for_each(|task| wake_one(facts, task));
+    for task in task::used() {
+        if task.is_due(me) <= now {
+            wake_one(facts, task);
         }
     }
     if me != 0 {
@@ -147,44 +169,52 @@ fn wake(facts: &Facts, now: u64) {
     }
     let Some(id) = console::input_for() else { return };
     match slot(id) {
-        Some(slot) if slot.state() == State::Waiting => wake_one(facts, id, slot),
-        // It looks at its turn's begin.
-        Some(slot) if slot.state() == State::Ready => kick(Some(sched_cpu(slot.cpu.load(Ordering::Relaxed)))),
+        Some(slot) if slot.is_alive() => call(facts, slot),
         _ => console::drop_input(),
     }
 }
 
-/// When the first guest wants to run again that processor `me` is to wake.
-fn first_wake(facts: &Facts, me: usize) -> u64 {
-    facts.guests().zip(&SLOTS).map(|(_, slot)| slot.is_due(me)).min().unwrap_or(u64::MAX)
+/// When the first task wants to run again that processor `me` is to wake.
+fn first_wake(me: usize) -> u64 {
+    task::used().iter().map(|task| task.is_due(me)).min().unwrap_or(u64::MAX)
 }
 
-fn turn(facts: &Facts, id: GuestId, me: usize, until: u64) {
-    let Some(slot) = slot(id) else { return };
-    park_unless(id);
+fn turn(facts: &Facts, number: u16, me: usize, until: u64) {
+    let Some(task) = TASKS.get(usize::from(number)) else { return };
+    let Some(id) = task.guest() else { return };
+    park_unless(Some(task));
     enter_zone(facts, id);
-    slot.cpu.store(me, Ordering::Relaxed);
-    slot.wake.store(until, Ordering::Relaxed);
-    slot.enter(id, Command::Run);
-    let (next, now) = (slot.next(), cpu::tsc());
-    let outcome = match next {
-        State::Ready => Outcome::Ready,
-        State::Waiting => Outcome::Blocked,
-        _ => return over(facts, id, slot, next),
-    };
-    facts.scheduler.lock().yielded(sched_cpu(me), now, outcome);
-    slot.set_state(next);
+    task.until.store(until, Ordering::Relaxed);
+    task.begin(me);
+    task.enter(Command::Run);
+    let (next, now) = (task.next(), cpu::tsc());
+    match next {
+        State::Ready | State::Running => {
+            // The scheduler may let another processor begin its next turn at once.
+            task.set_state(State::Ready);
+            facts.scheduler.lock().yielded(sched_cpu(me), now, Outcome::Ready);
+        }
+        State::Waiting => {
+            facts.scheduler.lock().yielded(sched_cpu(me), now, Outcome::Blocked);
+            task.set_state(State::Waiting);
+            if task.is_kicked() {
+                wake_one(facts, task);
+            }
+        }
+        State::Absent => over(facts, id, task),
+    }
 }
 
-/// The guest has ended.
-fn over(facts: &Facts, id: GuestId, slot: &Slot, how: State) {
-    lives::ended(facts, id);
-    slot.give(Order::None);
-    slot.paused.store(false, Ordering::Relaxed);
-    lives::event(facts, id, EventKind::Ended(*slot.ending.lock()));
-    slot.set_state(how);
+/// A vCPU has ended; with the last one its guest.
+fn over(facts: &Facts, id: GuestId, task: &Task) {
+    let Some(slot) = slot(id) else { return };
+    lives::vcpu_ended(facts, slot, task);
+    if slot.left.fetch_sub(1, Ordering::AcqRel) != 1 {
+        return;
+    }
+    lives::ended(facts, id, slot);
     // The audit after the last one's end is that at the machine's.
-    if facts.manifest.audit && SLOTS.iter().any(|slot| slot.state().goes_on()) {
+    if facts.manifest.audit && SLOTS.iter().any(Slot::is_alive) {
         audit(facts);
     }
     lives::restart(facts, id);
@@ -213,14 +243,13 @@ pub fn leave_zone() {
     this_cpu().zone.store(NO_ZONE, Ordering::Relaxed);
 }
 
-/// Takes the registers of whoever has them in the CPU out of it, unless that is `id`.
-pub fn park_unless(id: GuestId) {
-    let loaded = this_cpu().loaded.load(Ordering::Relaxed);
-    if loaded != 0 && loaded != id.number() {
-        let loaded = GuestId::new(loaded);
-        if let Some(slot) = slot(loaded) {
-            slot.enter(loaded, Command::Park);
-        }
+/// Takes the registers of whoever has them in the CPU out of it, unless that is this task.
+pub fn park_unless(task: Option<&Task>) {
+    let number = this_cpu().loaded.load(Ordering::Relaxed);
+    if let Some(loaded) = task::numbered(number)
+        && task.is_none_or(|task| task.id() != loaded.id())
+    {
+        loaded.enter(Command::Park);
     }
 }
 

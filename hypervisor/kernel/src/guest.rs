@@ -1,97 +1,98 @@
 //! What runs in a guest's own compartment: the guest is made here, and every exit of it is handled here.
 //!
-//! Everything about the guest is a local variable of [`main`], on the stack in the window: it is in no other address
-//! space, and so it is nowhere while another guest is served.
+//! Each vCPU has an execution, with a stack of its own in the window, and is a local variable of its [`main`]. What they
+//! share, the guest with its memory, devices and console, is one of the first execution's ([`Common`]). None of it is in any
+//! other address space, and so it is nowhere while another guest is served.
 
 use crate::backend::{Backend, Svm, Virtualization, Vmx};
 use crate::console::GuestConsole;
 use crate::log;
-use crate::machine::{Asking, Command, FACTS, FRAMES, Facts, ONLINE, Order, Slot, State, cpuid, slot, this_cpu};
-use crate::{audit, console};
-use bulkhead_arch::{Gpr, SegmentName};
+use crate::machine::{FACTS, Facts, ONLINE, Order, Slot, cpuid, slot, this_cpu};
+use crate::task::{self, Command, State, Task};
+use crate::{audit, console, make};
 use bulkhead_control::Ending;
 use bulkhead_core::counters::Counters;
-use bulkhead_core::frames::FrameTable;
+use bulkhead_core::frames::SpaceError;
 use bulkhead_core::host::{CpuidResult, Host};
-use bulkhead_core::load::{self, InitialState, LoadModule};
-use bulkhead_core::{BackendError, End, Guest, Limits, Register, Vcpu, VirtualCpu, Yield};
-use bulkhead_devices::layout::RSDP;
-use bulkhead_devices::machine::MachineConfig;
-use bulkhead_devices::{acpi, firmware};
+use bulkhead_core::{BackendError, End, Guest, Reason, Vcpu, VirtualCpu, Yield};
 use bulkhead_hw::compartment::{BuildError, Compartment, GuestRam};
 use bulkhead_hw::cpu;
 use bulkhead_hw::ram::WindowRam;
 use bulkhead_hw::xstate::ExtendedState;
-use bulkhead_paging::Format;
+use bulkhead_paging::{Format, PagingError};
 use bulkhead_types::manifest::{self, MAX_GUESTS};
-use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE, VcpuId};
+use bulkhead_types::{Gpa, GuestId, PAGE_SIZE, VcpuId};
 use core::fmt;
 use core::marker::PhantomData;
-use core::sync::atomic::Ordering;
-use spin::Mutex;
+use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use spin::{Mutex, Once};
 
 /// Compartments on their way from the idle compartment to their own: tokens and addresses only.
 static MADE: [Mutex<Option<Compartment>>; MAX_GUESTS] = [const { Mutex::new(None) }; MAX_GUESTS];
+/// Where each compartment has its [`Common`], which is mapped there alone.
+static COMMON: [AtomicPtr<Common>; MAX_GUESTS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_GUESTS];
+
+fn index(id: GuestId) -> usize {
+    usize::from(id.number()).wrapping_sub(1)
+}
 
 /// Gives a compartment to the guest that will run in it.
 pub fn hand_over(id: GuestId, made: Compartment) {
-    if let Some(place) = usize::from(id.number()).checked_sub(1).and_then(|index| MADE.get(index)) {
+    if let Some(place) = MADE.get(index(id)) {
         *place.lock() = Some(made);
     }
 }
 
-/// Why a guest could not be started.
-pub enum StartError {
-    /// Its compartment can not be completed.
-    Build(BuildError),
-    /// Its kernel can not be loaded.
-    Load(load::LoadError),
-    /// Its memory has no room for what it must find there.
-    Memory(MemoryError),
-    /// The processor refuses.
-    Backend(BackendError),
-    /// Something else.
-    Missing(&'static str),
+/// What a guest's executions share. Its locks are this guest's own: each is held for the time of one access.
+pub struct Common {
+    pub(crate) compartment: Mutex<Compartment>,
+    /// There once the guest is made.
+    pub(crate) served: Once<Served>,
 }
 
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Build(error) => error.fmt(f),
-            Self::Load(error) => error.fmt(f),
-            Self::Memory(error) => write!(f, "firmware tables at {} do not fit its memory", error.gpa),
-            Self::Backend(error) => write!(f, "the processor refused {error}"),
-            Self::Missing(what) => f.write_str(what),
-        }
-    }
+/// A guest that was made.
+pub struct Served {
+    pub(crate) guest: Guest,
+    pub(crate) memory: WindowRam,
+    pub(crate) ram: GuestRam,
+    pub(crate) lazy: bool,
+    /// Components of the extended state that it can use.
+    pub(crate) components: u64,
+    pub(crate) console: Mutex<Console>,
+    /// What its vCPUs that have ended did.
+    pub(crate) done: Mutex<Counters>,
+    /// How many have.
+    pub(crate) ended: AtomicU8,
 }
 
-macro_rules! from {
-    ($($error:ty => $variant:ident),*) => {$(
-        impl From<$error> for StartError {
-            fn from(error: $error) -> Self {
-                Self::$variant(error)
-            }
-        }
-    )*};
-}
-from!(BuildError => Build, load::LoadError => Load, MemoryError => Memory, BackendError => Backend);
-
-/// What belongs to the guest beside its processor, memory and devices.
-struct Local {
-    ram: GuestRam,
-    lazy: bool,
-    console: GuestConsole,
-    extended: ExtendedState,
-    /// Bytes that went to the console, and came from there.
+/// The guest's end of the line, and how many bytes went there and came from there.
+pub struct Console {
+    line: GuestConsole,
     written: u64,
     read: u64,
 }
 
-/// The host, as this guest's run loop sees it.
+impl Console {
+    /// Of a guest that has written nothing.
+    pub const fn new(line: GuestConsole) -> Self {
+        Self { line, written: 0, read: 0 }
+    }
+}
+
+/// One vCPU, and what it needs.
+pub struct Cpu<'c, B: Backend> {
+    pub(crate) core: VirtualCpu<'c, B::Vcpu, WindowRam>,
+    pub(crate) common: &'c Common,
+    pub(crate) served: &'c Served,
+    pub(crate) extended: ExtendedState,
+}
+
+/// The host, as a vCPU's run loop sees it.
 struct Serving<'a, F> {
-    compartment: &'a mut Compartment,
-    local: &'a mut Local,
+    common: &'a Common,
+    served: &'a Served,
+    extended: &'a mut ExtendedState,
+    slot: &'static Slot,
     nested: PhantomData<F>,
 }
 
@@ -105,13 +106,15 @@ impl<F: Format> Host for Serving<'_, F> {
     }
 
     fn console(&mut self, byte: u8) {
-        self.local.written = self.local.written.wrapping_add(1);
-        self.local.console.send(byte);
+        let mut console = self.served.console.lock();
+        console.written = console.written.wrapping_add(1);
+        console.line.send(byte);
     }
 
     fn console_input(&mut self) -> Option<u8> {
-        let byte = self.local.console.receive();
-        self.local.read = self.local.read.wrapping_add(byte.is_some().into());
+        let mut console = self.served.console.lock();
+        let byte = console.line.receive();
+        console.read = console.read.wrapping_add(byte.is_some().into());
         byte
     }
 
@@ -120,23 +123,28 @@ impl<F: Format> Host for Serving<'_, F> {
     }
 
     fn set_xcr0(&mut self, value: u64) {
-        self.local.extended.set_guest_xcr0(value);
+        self.extended.set_guest_xcr0(value);
     }
 
     fn clear_debug_addresses(&mut self) {
-        self.local.extended.clear_debug_addresses();
+        self.extended.clear_debug_addresses();
     }
 
+    /// A page that another vCPU has mapped meanwhile is there, too: the guest tries again.
     fn populate(&mut self, gpa: Gpa) -> bool {
-        self.local.lazy
-            && self.compartment.map_nested::<F>(&self.local.ram, gpa.align_down(PAGE_SIZE), PAGE_SIZE).is_ok()
+        let at = gpa.align_down(PAGE_SIZE);
+        let Served { guest, lazy, ram, .. } = self.served;
+        *lazy
+            && match self.common.compartment.lock().map_nested::<F>(ram, at, PAGE_SIZE) {
+                Err(BuildError::Space(SpaceError::Paging(PagingError::Mapped(_)))) => guest.vcpus() > 1,
+                mapped => mapped.is_ok(),
+            }
     }
 
-    /// There is no other vCPU that runs or waits: those that the guest has beside this one are not started yet.
-    fn kick(&mut self, _: VcpuId) {}
+    fn kick(&mut self, vcpu: VcpuId) -> bool {
+        self.slot.task(vcpu).is_some_and(Task::kick)
+    }
 }
-
-type CpuOn<'g, B> = VirtualCpu<'g, <B as Backend>::Vcpu, WindowRam>;
 
 /// What the guests' compartments execute.
 pub fn program(capabilities: &Virtualization) -> extern "C" fn() -> ! {
@@ -146,110 +154,190 @@ pub fn program(capabilities: &Virtualization) -> extern "C" fn() -> ! {
     }
 }
 
-/// The guest whose compartment was just entered for the first time, and the compartment, which is its own from now on.
-#[must_use]
-pub fn take() -> Option<(GuestId, Compartment)> {
-    let id = GuestId::new(this_cpu().current.load(Ordering::Relaxed));
-    let place = MADE.get(usize::from(id.number()).checked_sub(1)?)?;
-    Some((id, place.lock().take()?))
+/// Whose execution was just entered for the first time, and what the machine has for it.
+pub struct Me {
+    pub(crate) facts: &'static Facts,
+    pub(crate) task: &'static Task,
+    pub(crate) id: GuestId,
+    pub(crate) slot: &'static Slot,
+    pub(crate) config: &'static manifest::Guest,
 }
 
-/// What a guest's compartment executes.
+impl Me {
+    fn find() -> Option<Self> {
+        let task = task::numbered(this_cpu().current.load(Ordering::Relaxed))?;
+        let (facts, id) = (FACTS.get()?, task.guest()?);
+        Some(Self { facts, task, id, slot: slot(id)?, config: facts.guest(id)? })
+    }
+
+    fn is_first(&self) -> bool {
+        self.task.vcpu() == VcpuId::BOOT
+    }
+}
+
+/// What a vCPU's execution in its guest's compartment does.
 extern "C" fn main<B: Backend>() -> ! {
-    let (Some((id, mut compartment)), Some(facts)) = (take(), FACTS.get()) else { cpu::stop() };
-    let (Some(config), Some(slot)) = (facts.guest(id), slot(id)) else { cpu::stop() };
-    let mut place = None;
-    let mut made = start::<B>(facts, id, config, &mut compartment).and_then(|made| {
-        let guest = place.insert(made.guest);
-        Ok((VirtualCpu::new(guest, VcpuId::BOOT, made.vcpu, made.memory)?, made.local))
-    });
+    let Some(me) = Me::find() else { cpu::stop() };
+    let (Some(made), Some(shown)) = (MADE.get(index(me.id)), COMMON.get(index(me.id))) else { cpu::stop() };
+    if !me.is_first() {
+        #[expect(unsafe_code, reason = "the executions of a compartment meet here")]
+        // SAFETY: the first execution of this compartment, which wakes the others, has shown it, and never returns from
+        // where it lies; all in it that changes is behind locks.
+        let common = unsafe { shown.load(Ordering::Acquire).as_ref() };
+        let Some(common) = common else { cpu::stop() };
+        live::<B>(&me, common)
+    }
+    let Some(compartment) = made.lock().take() else { cpu::stop() };
+    let common = Common { compartment: Mutex::new(compartment), served: Once::new() };
+    shown.store((&raw const common).cast_mut(), Ordering::Release);
+    live::<B>(&me, &common)
+}
+
+/// Makes the vCPU, and does what its execution is entered for, for ever.
+fn live<B: Backend>(me: &Me, common: &Common) -> ! {
+    let Me { id, task, slot, .. } = *me;
+    let mut made = make::vcpu::<B>(me, common);
     match &made {
-        Ok(_) => log!("event guest {id} {} started", config.name),
-        Err(error) => log!("event guest {id} {} ended killed can not start: {error}", config.name),
+        Ok(_) if me.is_first() => {
+            log!("event guest {id} {} started", me.config.name);
+            slot.tasks().skip(1).for_each(Task::ask_to_wake);
+        }
+        Ok(_) => {}
+        Err(error) if me.is_first() => {
+            log!("event guest {id} {} ended killed can not start: {error}", me.config.name);
+            // The others are never woken.
+            slot.left.store(1, Ordering::Relaxed);
+        }
+        Err(error) => {
+            log!("log guest {id} vCPU {}: can not be made: {error}", task.vcpu());
+            slot.order_end();
+        }
     }
     loop {
-        match (slot.command(), &mut made) {
-            (Command::Audit, _) => audit::audit_here(facts, id, &compartment, true),
-            (Command::Park, Ok((cpu, local))) => {
-                if park::<B>(cpu, local).is_err() {
-                    slot.set_state(State::Failed);
-                }
+        match (task.command(), &mut made) {
+            (Command::Audit, _) => audit::audit_here(me.facts, id, &common.compartment.lock(), true),
+            (Command::Park, Ok(cpu)) => {
+                let parked = cpu.park();
+                debug_assert!(parked.is_ok());
             }
-            (Command::Run, Ok((cpu, local))) => {
-                let mut serving = Serving { compartment: &mut compartment, local, nested: PhantomData::<B::Nested> };
-                slot.become_next(run::<B>(id, config, slot, cpu, &mut serving));
-            }
-            (_, Err(_)) => slot.become_next(State::Failed),
+            (Command::Dump, Ok(cpu)) => cpu.dump(me),
+            (Command::Run, Ok(cpu)) => task.become_next(cpu.turn(me)),
+            (_, Err(_)) => task.become_next(State::Absent),
         }
-        slot.leave();
+        task.leave();
     }
 }
 
-/// Gives the guest its turn; what it is after it.
-fn run<B: Backend>(
-    id: GuestId,
-    config: &manifest::Guest,
-    slot: &Slot,
-    cpu: &mut CpuOn<'_, B>,
-    serving: &mut Serving<'_, B::Nested>,
-) -> State {
-    let until = slot.wake.load(Ordering::Relaxed);
-    let order = slot.order();
-    let over = match load_state::<B>(id, cpu, serving.local) {
-        Ok(()) if matches!(order, Order::Kill | Order::Reset) => Yield::Ended(End::Stopped),
-        Ok(()) => cpu.run(serving, until),
-        Err(error) => Yield::Ended(error.into()),
-    };
-    let over = match over {
+impl<'c, B: Backend> Cpu<'c, B> {
+    /// Gives the vCPU its turn; what it is after it.
+    fn turn(&mut self, me: &Me) -> State {
+        let order = if me.is_first() { me.slot.order() } else { Order::None };
+        let mut over = match self.load(me.task) {
+            Ok(()) if order != Order::None => self.end(me, End::Stopped),
+            Ok(()) => {
+                let until = me.task.until.load(Ordering::Relaxed);
+                let (core, mut serving) = self.serving(me);
+                core.run(&mut serving, until)
+            }
+            Err(error) => self.end(me, error.into()),
+        };
+        if order == Order::Reset {
+            me.slot.again.store(true, Ordering::Relaxed);
+        }
         // Another processor may give it its next turn.
-        Yield::TurnOver | Yield::Waiting { .. } if ONLINE.load(Ordering::Relaxed) > 1 => {
-            park::<B>(cpu, serving.local).map_or_else(|error| Yield::Ended(error.into()), |()| over)
+        if !matches!(over, Yield::Ended(_))
+            && ONLINE.load(Ordering::Relaxed) > 1
+            && let Err(error) = self.park()
+        {
+            over = self.end(me, error.into());
         }
-        over => over,
-    };
-    serving.local.console.flush();
-    for (count, now) in
-        [(&slot.exits, cpu.counters.total()), (&slot.written, serving.local.written), (&slot.read, serving.local.read)]
-    {
-        count.store(now, Ordering::Relaxed);
-    }
-    match order {
-        Order::Dump => dump::<B>(&mut console::Log::open(), cpu),
-        Order::Reset => slot.again.store(true, Ordering::Relaxed),
-        Order::None | Order::Kill => {}
-    }
-    match over {
-        Yield::TurnOver => State::Ready,
-        Yield::Waiting { until } => {
-            slot.wake.store(until.unwrap_or(u64::MAX), Ordering::Relaxed);
-            State::Waiting
-        }
-        Yield::Ended(end) => {
-            serving.local.console.finish();
-            report_end::<B>(id, config, end, cpu);
-            // Its registers go out of the CPU with it; a refusal changes nothing any more.
-            let _ = park::<B>(cpu, serving.local);
-            *slot.ending.lock() = ending(end);
-            let well = matches!(end, End::PowerOff | End::Reset | End::TestExit(0) | End::Stopped);
-            if well { State::Ended } else { State::Failed }
+        self.tell(me);
+        match over {
+            Yield::TurnOver => State::Ready,
+            // What was made due for it by itself, after it had looked for the last time.
+            Yield::Waiting { .. } if self.served.guest.is_called(self.core.id) => State::Ready,
+            Yield::Waiting { until } => {
+                me.task.wake.store(until.unwrap_or(u64::MAX), Ordering::Relaxed);
+                State::Waiting
+            }
+            Yield::Ended(end) => {
+                self.finish(me, end);
+                State::Absent
+            }
         }
     }
-}
 
-/// Makes the guest's registers the CPU's, if they are not.
-fn load_state<B: Backend>(id: GuestId, cpu: &mut CpuOn<'_, B>, local: &Local) -> Result<(), BackendError> {
-    if this_cpu().loaded.swap(id.number(), Ordering::Relaxed) != id.number() {
-        local.extended.load();
-        cpu.vcpu.activate()?;
+    /// The vCPU, and the host that it sees.
+    fn serving(&mut self, me: &Me) -> (&mut VirtualCpu<'c, B::Vcpu, WindowRam>, Serving<'_, B::Nested>) {
+        let Self { core, common, served, extended } = self;
+        (core, Serving { common, served, extended, slot: me.slot, nested: PhantomData })
     }
-    Ok(())
-}
 
-/// Takes the guest's registers out of the CPU.
-fn park<B: Backend>(cpu: &mut CpuOn<'_, B>, local: &mut Local) -> Result<(), BackendError> {
-    this_cpu().loaded.store(0, Ordering::Relaxed);
-    local.extended.save();
-    cpu.vcpu.deactivate()
+    /// Ends the guest.
+    fn end(&mut self, me: &Me, end: End) -> Yield {
+        let (core, mut serving) = self.serving(me);
+        Yield::Ended(core.guest.end(end, core.id, &mut serving))
+    }
+
+    /// Says what it did so far.
+    fn tell(&self, me: &Me) {
+        me.task.exits.store(self.core.counters.total(), Ordering::Relaxed);
+        let mut console = self.served.console.lock();
+        console.line.flush();
+        me.slot.written.store(console.written, Ordering::Relaxed);
+        me.slot.read.store(console.read, Ordering::Relaxed);
+    }
+
+    /// Makes the vCPU's registers the CPU's, if they are not.
+    fn load(&mut self, task: &Task) -> Result<(), BackendError> {
+        let number = task.id().0.wrapping_add(1);
+        if this_cpu().loaded.swap(number, Ordering::Relaxed) != number {
+            self.extended.load();
+            self.core.vcpu.activate()?;
+        }
+        Ok(())
+    }
+
+    /// Takes the vCPU's registers out of the CPU.
+    fn park(&mut self) -> Result<(), BackendError> {
+        this_cpu().loaded.store(0, Ordering::Relaxed);
+        self.extended.save();
+        self.core.vcpu.deactivate()
+    }
+
+    /// The guest has ended, and this vCPU with it; with the last one it is said.
+    fn finish(&mut self, me: &Me, end: End) {
+        let Self { core, served, .. } = self;
+        let mut done = served.done.lock();
+        *done += core.counters;
+        if served.guest.was_ended_by(core.id) {
+            *me.slot.ending.lock() = ending(end);
+            if matches!(end, End::Killed(_) | End::TripleFault) {
+                let mut log = console::Log::open();
+                if matches!(end, End::Killed(Reason::Backend(BackendError::Entry { .. }))) {
+                    let _ = core.vcpu.explain_entry_failure(&mut DumpLines { log: &mut log, fresh: true });
+                }
+                dump(&mut log, &core.vcpu);
+            }
+        }
+        let last = served.ended.fetch_add(1, Ordering::Relaxed) + 1 == served.guest.vcpus();
+        if last {
+            served.console.lock().line.finish();
+            report_end(me, end, &done);
+        }
+        drop(done);
+        // Its registers go out of the CPU with it; a refusal changes nothing any more.
+        let _ = self.park();
+    }
+
+    /// Writes its registers to the log.
+    fn dump(&mut self, me: &Me) {
+        if self.load(me.task).is_ok() {
+            log!("log guest {} vCPU {}:", me.id, self.core.id);
+            dump(&mut console::Log::open(), &self.core.vcpu);
+        }
+        let _ = self.park();
+    }
 }
 
 /// How it ended, as events have it.
@@ -264,30 +352,24 @@ const fn ending(end: End) -> Ending {
     }
 }
 
-/// Writes the vCPU's registers to the log.
-fn dump<B: Backend>(log: &mut console::Log, cpu: &CpuOn<'_, B>) {
+/// Writes a vCPU's registers to the log.
+fn dump(log: &mut console::Log, vcpu: &impl Vcpu) {
     let mut dump = DumpLines { log, fresh: true };
-    let _ = bulkhead_core::dump::write(&cpu.vcpu, &mut dump);
-    let _ = cpu.vcpu.dump(&mut dump);
+    let _ = bulkhead_core::dump::write(vcpu, &mut dump);
+    let _ = vcpu.dump(&mut dump);
     let _ = fmt::Write::write_char(&mut dump, '\n');
 }
 
-fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, cpu: &CpuOn<'_, B>) {
+fn report_end(me: &Me, end: End, done: &Counters) {
     let mut log = console::Log::open();
-    if matches!(end, End::Killed(bulkhead_core::Reason::Backend(BackendError::Entry { .. }))) {
-        let _ = cpu.vcpu.explain_entry_failure(&mut DumpLines { log: &mut log, fresh: true });
-    }
-    if matches!(end, End::Killed(_) | End::TripleFault) {
-        dump::<B>(&mut log, cpu);
-    }
-    let _ = fmt::Write::write_fmt(&mut log, format_args!("log guest {id} exits:"));
-    for (kind, count) in cpu.counters.exits() {
+    let _ = fmt::Write::write_fmt(&mut log, format_args!("log guest {} exits:", me.id));
+    for (kind, count) in done.exits() {
         let _ = fmt::Write::write_fmt(&mut log, format_args!(" {kind} {count}"));
     }
-    let Counters { unknown_msr, emulated, .. } = &cpu.counters;
+    let Counters { unknown_msr, emulated, .. } = done;
     let _ = fmt::Write::write_fmt(&mut log, format_args!(" (unknown-msr {unknown_msr}, emulated {emulated})\n"));
     drop(log);
-    log!("event guest {id} {} ended {end}", config.name);
+    log!("event guest {} {} ended {end}", me.id, me.config.name);
 }
 
 /// Puts `dump ` in front of each line.
@@ -306,112 +388,4 @@ impl fmt::Write for DumpLines<'_> {
         }
         Ok(())
     }
-}
-
-/// A guest that was made, and its first vCPU.
-struct Made<B: Backend> {
-    guest: Guest,
-    vcpu: B::Vcpu,
-    memory: WindowRam,
-    local: Local,
-}
-
-/// Makes the guest: RAM, images, machine, vCPU, and its first registers.
-fn start<B: Backend>(
-    facts: &Facts,
-    id: GuestId,
-    config: &'static manifest::Guest,
-    compartment: &mut Compartment,
-) -> Result<Made<B>, StartError> {
-    let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
-    let largest = facts.capabilities.largest_page();
-    let (mut memory, ram) = compartment.add_ram::<B::Nested>(&mut frames, config.memory, config.lazy, largest)?;
-    let mut images = Images { facts, id, used: 0, compartment, frames: &mut frames };
-    let kernel = images.add(config.kernel)?;
-    let mut modules = heapless::Vec::<LoadModule<'static>, { manifest::MAX_MODULES }>::new();
-    for module in &config.modules {
-        let added = LoadModule { bytes: images.add(module.image)?, cmdline: &module.cmdline };
-        modules.push(added).map_err(|_| StartError::Missing("it has too many modules"))?;
-    }
-    drop(frames);
-    let machine = MachineConfig {
-        tsc: facts.tsc,
-        memory: config.memory,
-        wall_clock: facts.epoch.saturating_add(cpu::tsc() / facts.tsc.as_hertz()),
-        cpus: u8::try_from(config.vcpus).unwrap_or(1),
-        test_exit: config.test_exit,
-        test_device: config.test_device,
-    };
-    memory.write(RSDP, &acpi::tables(&machine))?;
-    memory.write(firmware::STUB_AT, &firmware::STUB)?;
-    memory.write(Gpa::new(0), &firmware::vectors())?;
-    let request = load::Request {
-        kernel,
-        load: config.load,
-        cmdline: &config.cmdline,
-        modules: &modules,
-        memory: config.memory,
-        rsdp: RSDP,
-    };
-    let first_state = load::load(&request, &mut memory)?;
-    let limits = Limits::of(&Asking, facts.tsc, config.memory);
-    let extended = ExtendedState::new(limits.xcr0.bits()).ok_or(StartError::Missing("the processor has no XSAVE"))?;
-    let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
-    let mut vcpu = B::vcpu(facts, id, compartment, &mut frames, memory)?;
-    drop(frames);
-    if let Err(error) = set_registers(&mut vcpu, &first_state) {
-        // Its control structure may not stay the processor's.
-        let _ = vcpu.deactivate();
-        return Err(error.into());
-    }
-    let guest = Guest::new(&machine, limits, cpu::tsc());
-    let console = GuestConsole::new(id, &config.name);
-    Ok(Made { guest, vcpu, memory, local: Local { ram, lazy: config.lazy, console, extended, written: 0, read: 0 } })
-}
-
-/// A guest's images on their way from the pack into its compartment.
-struct Images<'a, 'f> {
-    facts: &'a Facts,
-    id: GuestId,
-    used: u64,
-    compartment: &'a mut Compartment,
-    frames: &'a mut FrameTable<'f>,
-}
-
-impl Images<'_, '_> {
-    fn add(&mut self, image: manifest::Image) -> Result<&'static [u8], StartError> {
-        if image.bytes == 0 {
-            return Ok(&[]);
-        }
-        let first = Frame::containing(self.facts.pack.wrapping_add(image.offset));
-        let count = image.bytes.div_ceil(PAGE_SIZE);
-        let frames = self.frames.adopt(first, count, self.id).map_err(BuildError::from)?;
-        let bytes = self.compartment.add_images(self.used, &frames)?;
-        self.used += count * PAGE_SIZE;
-        let length = usize::try_from(image.bytes).unwrap_or(usize::MAX);
-        bytes.get(..length).ok_or(StartError::Missing("an image is too long"))
-    }
-}
-
-/// Puts the loader's registers into the vCPU.
-fn set_registers(vcpu: &mut impl Vcpu, state: &InitialState) -> Result<(), BackendError> {
-    for (name, segment) in SegmentName::ALL.into_iter().zip(state.segments) {
-        vcpu.set_segment(name, segment)?;
-    }
-    for (gpr, value) in Gpr::ALL.into_iter().zip(state.gpr) {
-        vcpu.set_gpr(gpr, value)?;
-    }
-    let registers = [
-        (Register::Cr4, state.cr4),
-        (Register::Cr3, state.cr3),
-        (Register::Cr0, state.cr0),
-        (Register::Efer, state.efer),
-        (Register::GdtBase, state.gdt.base),
-        (Register::GdtLimit, state.gdt.limit.into()),
-        (Register::IdtBase, state.idt.base),
-        (Register::IdtLimit, state.idt.limit.into()),
-        (Register::Rip, state.rip),
-        (Register::Rflags, state.rflags),
-    ];
-    registers.into_iter().try_for_each(|(register, value)| vcpu.write(register, value))
 }

@@ -16,6 +16,8 @@ mod dispatch;
 pub mod guest;
 mod lives;
 pub mod machine;
+mod make;
 mod operator;
 mod processors;
 pub mod start;
+mod task;

@@ -2,6 +2,7 @@
 
 use crate::backend::Virtualization;
 use crate::dispatch::Schedule;
+use crate::task::{TASKS, Task};
 use alloc::vec::Vec;
 use bulkhead_control::Ending;
 use bulkhead_core::barrier::Present;
@@ -10,8 +11,9 @@ use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_hw::compartment::Context;
 use bulkhead_hw::region::Region;
 use bulkhead_hw::startup::{FirstPage, Shared};
+use bulkhead_sched::Usage;
 use bulkhead_types::manifest::{Guest, MAX_GUESTS, Manifest};
-use bulkhead_types::{Frequency, GuestId, Hpa, MAX_CPUS};
+use bulkhead_types::{Frequency, GuestId, Hpa, MAX_CPUS, MAX_TASKS, MAX_VCPUS, VcpuId};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::{Mutex, Once};
 
@@ -33,7 +35,7 @@ pub struct Facts {
     /// What the guests' compartments execute.
     pub program: Program,
     /// Who runs where. Its lock is taken between turns, and when guests are made and ended.
-    pub scheduler: Mutex<Schedule>,
+    pub scheduler: &'static Mutex<Schedule>,
     /// Rate of the time-stamp counter.
     pub tsc: Frequency,
     /// Seconds since 1970 at count 0 of the time-stamp counter.
@@ -77,10 +79,12 @@ pub struct Cpu {
     pub idle: Context,
     /// The number of its local APIC.
     pub apic: AtomicU32,
-    /// The guest whose registers are in it, 0 for none.
+    /// The task whose registers are in it, plus 1; 0 for none.
     pub loaded: AtomicU16,
-    /// The guest whose compartment it has entered, 0 for none.
+    /// The task whose execution it has entered, plus 1; 0 for none.
     pub current: AtomicU16,
+    /// Tasks that it is to wake, each a bit: what its guests found for them.
+    pub wakes: [AtomicU64; MAX_TASKS.div_ceil(64)],
     /// The zone of the guest that ran last, or [`NO_ZONE`].
     pub zone: AtomicU16,
     /// The page that it needs for guests, on its way to it.
@@ -97,6 +101,7 @@ impl Cpu {
             apic: AtomicU32::new(0),
             loaded: AtomicU16::new(0),
             current: AtomicU16::new(0),
+            wakes: [const { AtomicU64::new(0) }; MAX_TASKS.div_ceil(64)],
             zone: AtomicU16::new(NO_ZONE),
             page: Mutex::new(None),
         }
@@ -109,62 +114,38 @@ pub fn this_cpu() -> &'static Cpu {
     CPUS.get(bulkhead_hw::cpu::number()).unwrap_or(first)
 }
 
-/// What a compartment is entered for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Command {
-    /// Run the guest until [`Slot::wake`].
-    Run = 0,
-    /// Take the guest's registers out of the CPU.
-    Park = 1,
-    /// Check all tables of the compartment.
-    Audit = 2,
-}
-
-/// Whether a guest can run.
+/// Whether there is a guest, and how it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum State {
     /// There is no such guest.
     Absent = 0,
-    /// It runs, or can run: the scheduler knows.
-    Ready = 1,
-    /// It can when the time has come, or input.
-    Waiting = 2,
+    /// It runs, or can run, or waits.
+    Alive = 1,
     /// It ended well.
-    Ended = 3,
+    Ended = 2,
     /// It ended badly.
-    Failed = 4,
+    Failed = 3,
 }
 
 impl State {
     const fn of(number: u8) -> Self {
         match number {
-            1 => Self::Ready,
-            2 => Self::Waiting,
-            3 => Self::Ended,
-            4 => Self::Failed,
+            1 => Self::Alive,
+            2 => Self::Ended,
+            3 => Self::Failed,
             _ => Self::Absent,
         }
     }
-
-    /// It is to have further turns.
-    pub const fn goes_on(self) -> bool {
-        matches!(self, Self::Ready | Self::Waiting)
-    }
 }
 
-/// A guest as the dispatcher sees it.
+/// A guest as the dispatcher sees it. Its vCPUs are [`crate::task::TASKS`].
 pub struct Slot {
-    /// Where its compartment was left.
-    pub context: Context,
     state: AtomicU8,
-    next: AtomicU8,
-    command: AtomicU8,
-    /// Host's time-stamp count: end of the turn when it is entered, when to wake it when it is left.
-    pub wake: AtomicU64,
-    /// Number of the processor that it ran on last, which wakes it.
-    pub cpu: AtomicUsize,
+    /// Numbers of its vCPUs' tasks, plus 1; 0 for none.
+    tasks: [AtomicU16; MAX_VCPUS],
+    /// vCPUs that have not ended.
+    pub left: AtomicU8,
     /// Times that it was made anew.
     pub restarts: AtomicU16,
     order: AtomicU8,
@@ -174,14 +155,14 @@ pub struct Slot {
     pub again: AtomicBool,
     /// Count of the time-stamp counter when it was made.
     pub started: AtomicU64,
-    /// Exits, up to its last turn's end.
-    pub exits: AtomicU64,
     /// Bytes that it wrote to its console.
     pub written: AtomicU64,
     /// Bytes that it read from there.
     pub read: AtomicU64,
     /// How it ended, when it has.
     pub ending: Mutex<Ending>,
+    /// Where the time of its vCPUs that have ended went.
+    pub spent: Mutex<Usage>,
 }
 
 /// What an operator wants of a guest.
@@ -194,29 +175,53 @@ pub enum Order {
     Kill = 1,
     /// It is to end, and to be made anew.
     Reset = 2,
-    /// Its registers are to be written to the log.
-    Dump = 3,
 }
 
 impl Slot {
     const fn empty() -> Self {
         Self {
-            context: Context::empty(),
             state: AtomicU8::new(State::Absent as u8),
-            next: AtomicU8::new(State::Ready as u8),
-            command: AtomicU8::new(Command::Run as u8),
-            wake: AtomicU64::new(0),
-            cpu: AtomicUsize::new(0),
+            tasks: [const { AtomicU16::new(0) }; MAX_VCPUS],
+            left: AtomicU8::new(0),
             restarts: AtomicU16::new(0),
             order: AtomicU8::new(Order::None as u8),
             paused: AtomicBool::new(false),
             again: AtomicBool::new(false),
             started: AtomicU64::new(0),
-            exits: AtomicU64::new(0),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),
+            spent: Mutex::new(Usage::ZERO),
         }
+    }
+
+    /// The task of one of its vCPUs.
+    pub fn task(&self, vcpu: VcpuId) -> Option<&'static Task> {
+        let number = self.tasks.get(vcpu.index())?.load(Ordering::Relaxed);
+        TASKS.get(usize::from(number).checked_sub(1)?)
+    }
+
+    /// The tasks of its vCPUs.
+    pub fn tasks(&self) -> impl Iterator<Item = &'static Task> + '_ {
+        VcpuId::all(VcpuId::MOST).map_while(|vcpu| self.task(vcpu))
+    }
+
+    /// Makes this task one of its vCPU's, or none.
+    pub fn set_task(&self, vcpu: VcpuId, task: Option<&Task>) {
+        if let Some(place) = self.tasks.get(vcpu.index()) {
+            place.store(task.map_or(0, |task| task.id().0 + 1), Ordering::Relaxed);
+        }
+    }
+
+    /// Has its first vCPU end it, as if an operator wanted it.
+    pub fn order_end(&self) {
+        self.give(Order::Kill);
+        self.task(VcpuId::BOOT).map(Task::kick);
+    }
+
+    /// Exits of all its vCPUs, up to their last turns' ends.
+    pub fn exits(&self) -> u64 {
+        self.tasks().map(|task| task.exits.load(Ordering::Relaxed)).sum()
     }
 
     /// What an operator wants of it, and it has not done.
@@ -224,7 +229,6 @@ impl Slot {
         match self.order.load(Ordering::Acquire) {
             1 => Order::Kill,
             2 => Order::Reset,
-            3 => Order::Dump,
             _ => Order::None,
         }
     }
@@ -234,60 +238,19 @@ impl Slot {
         self.order.store(order as u8, Ordering::Release);
     }
 
-    /// Whether it can run.
+    /// How it is.
     pub fn state(&self) -> State {
-        State::of(self.state.load(Ordering::Relaxed))
+        State::of(self.state.load(Ordering::Acquire))
     }
 
-    /// What it becomes once its turn is over and its compartment left. Before that no other processor may enter it.
-    pub fn become_next(&self, state: State) {
-        self.next.store(state as u8, Ordering::Relaxed);
+    /// It is to have further turns.
+    pub fn is_alive(&self) -> bool {
+        self.state() == State::Alive
     }
 
-    /// What its last turn made of it.
-    pub fn next(&self) -> State {
-        State::of(self.next.load(Ordering::Relaxed))
-    }
-
-    /// Sets whether it can run.
+    /// Sets how it is.
     pub fn set_state(&self, state: State) {
         self.state.store(state as u8, Ordering::Release);
-    }
-
-    /// Goes from `from` to `to`; whether it was this processor that did it. What the guest's last turn left in memory is
-    /// there to be seen.
-    pub fn change(&self, from: State, to: State) -> bool {
-        self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    /// When processor `number` has to wake it; never, if it does not wait or another one does.
-    pub fn is_due(&self, number: usize) -> u64 {
-        let mine = self.state() == State::Waiting && self.cpu.load(Ordering::Relaxed) == number;
-        if mine { self.wake.load(Ordering::Relaxed) } else { u64::MAX }
-    }
-
-    /// What it is entered for.
-    pub fn command(&self) -> Command {
-        match self.command.load(Ordering::Relaxed) {
-            1 => Command::Park,
-            2 => Command::Audit,
-            _ => Command::Run,
-        }
-    }
-
-    /// Enters its compartment from the idle one; returns when it comes back. To be called by the one processor that gives it
-    /// its turn, or while no other gives turns.
-    pub fn enter(&self, id: GuestId, command: Command) {
-        let cpu = this_cpu();
-        self.command.store(command as u8, Ordering::Relaxed);
-        cpu.current.store(id.number(), Ordering::Relaxed);
-        cpu.idle.switch(&self.context);
-        cpu.current.store(0, Ordering::Relaxed);
-    }
-
-    /// Leaves its compartment for the idle one; returns when it is entered again.
-    pub fn leave(&self) {
-        self.context.switch(&this_cpu().idle);
     }
 }
 
@@ -331,5 +294,7 @@ impl Host for Asking {
     fn populate(&mut self, _: bulkhead_types::Gpa) -> bool {
         false
     }
-    fn kick(&mut self, _: bulkhead_types::VcpuId) {}
+    fn kick(&mut self, _: bulkhead_types::VcpuId) -> bool {
+        false
+    }
 }

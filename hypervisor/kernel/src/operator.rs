@@ -122,24 +122,24 @@ impl Host<'_> {
         let (id, slot) = self.find(text)?;
         let state = shown(slot);
         let event = |kind| lives::event(facts, id, kind);
-        match (action, slot.state().goes_on()) {
+        match (action, slot.is_alive()) {
             (Action::Start, true) if state == bulkhead_control::State::Running => return Ok(false),
             (Action::Start, false) => lives::start(facts, id, by)?,
             (Action::Kill | Action::Stop, false) => return Ok(false),
-            (Action::Kill, true) => self.order(id, slot, Order::Kill),
-            (Action::Reset, true) => self.order(id, slot, Order::Reset),
+            (Action::Kill, true) => self.order(slot, Order::Kill),
+            (Action::Reset, true) => self.order(slot, Order::Reset),
             (Action::Pause, true) if slot.paused.swap(true, Ordering::Relaxed) => return Ok(false),
             (Action::Pause, true) => {
-                dispatch::hold(facts, id, true);
+                dispatch::hold(facts, slot, true);
                 event(EventKind::Paused(by));
             }
             (Action::Resume, true) if !slot.paused.swap(false, Ordering::Relaxed) => return Ok(false),
             (Action::Resume, true) => {
-                dispatch::hold(facts, id, false);
+                dispatch::hold(facts, slot, false);
                 event(EventKind::Resumed(by));
             }
             (Action::Destroy, false) => lives::forget(facts, id, by)?,
-            (Action::Dump, true) => self.order(id, slot, Order::Dump),
+            (Action::Dump, true) => dispatch::dump(slot),
             (Action::Stop | Action::Nmi | Action::Trace(_), _) => return Err(Refusal::Unsupported),
             _ => return Err(Refusal::Is(state)),
         }
@@ -147,13 +147,12 @@ impl Host<'_> {
     }
 
     /// Gives a guest an order, and the turn in which it obeys.
-    fn order(&self, id: GuestId, slot: &Slot, order: Order) {
+    fn order(&self, slot: &Slot, order: Order) {
         slot.give(order);
         if slot.paused.swap(false, Ordering::Relaxed) {
-            dispatch::hold(self.0, id, false);
+            dispatch::hold(self.0, slot, false);
         }
-        dispatch::wake_one(self.0, id, slot);
-        dispatch::kick(Some(dispatch::sched_cpu(slot.cpu.load(Ordering::Relaxed))));
+        dispatch::call(self.0, slot);
     }
 
     fn page<T>(&self, from: u16, item: impl Fn(GuestId, &Slot, &manifest::Guest) -> T) -> Page<T> {
@@ -193,8 +192,9 @@ impl Host<'_> {
     fn stats(&self, from: u16) -> Stats {
         let now = cpu::tsc();
         let guests = self.page(from, |id, slot, guest| {
-            let usage = self.0.scheduler.lock().usage(dispatch::task(id), now).unwrap_or_default();
-            let [exits, written, read] = [&slot.exits, &slot.written, &slot.read].map(|c| c.load(Ordering::Relaxed));
+            let usage = lives::usage(self.0, slot);
+            let [written, read] = [&slot.written, &slot.read].map(|c| c.load(Ordering::Relaxed));
+            let exits = slot.exits();
             let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
             let (id, name, memory) = (id.number(), name(&guest.name), guest.memory);
             Usage { id, name, used, stolen, waiting, exits, memory, written, read }
@@ -261,9 +261,9 @@ pub fn moment(facts: &Facts, ticks: u64) -> Moment {
 
 fn shown(slot: &Slot) -> bulkhead_control::State {
     match slot.state() {
-        State::Ready | State::Waiting if matches!(slot.order(), Order::Kill) => bulkhead_control::State::Stopping,
-        State::Ready | State::Waiting if slot.paused.load(Ordering::Relaxed) => bulkhead_control::State::Paused,
-        State::Ready | State::Waiting => bulkhead_control::State::Running,
+        State::Alive if matches!(slot.order(), Order::Kill) => bulkhead_control::State::Stopping,
+        State::Alive if slot.paused.load(Ordering::Relaxed) => bulkhead_control::State::Paused,
+        State::Alive => bulkhead_control::State::Running,
         State::Failed => bulkhead_control::State::Failed,
         State::Absent | State::Ended => bulkhead_control::State::Stopped,
     }
@@ -305,5 +305,5 @@ fn run(frames: &FrameTable<'_>, start: u64) -> (Owner, u64) {
 
 /// Whether no guest is left that goes on.
 pub fn all_ended() -> bool {
-    !SLOTS.iter().any(|slot| slot.state().goes_on())
+    !SLOTS.iter().any(Slot::is_alive)
 }

@@ -113,6 +113,11 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
     }
 
+    /// A turn is `slice` ticks from now on, where others wait.
+    pub const fn set_slice(&mut self, slice: Ticks) {
+        self.slice = if slice < 4 { 4 } else { slice };
+    }
+
     /// A CPU, a thread of `core`, is there. Accounted from now on.
     pub fn online(&mut self, cpu: Cpu, core: u16, now: u64) {
         let now = self.clock(now);

@@ -121,6 +121,24 @@ pub struct Usage {
     pub paused: Ticks,
 }
 
+impl Usage {
+    /// No time at all.
+    pub const ZERO: Self = Self { ran: 0, waiting: 0, blocked: 0, paused: 0 };
+}
+
+impl core::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        for (sum, more) in [
+            (&mut self.ran, other.ran),
+            (&mut self.waiting, other.waiting),
+            (&mut self.blocked, other.blocked),
+            (&mut self.paused, other.paused),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+}
+
 /// Where a CPU's time went, in ticks, since it is online.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct CpuUsage {

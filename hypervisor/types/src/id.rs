@@ -33,6 +33,9 @@ impl fmt::Display for GuestId {
     }
 }
 
+/// Most vCPUs that all guests can have together.
+pub const MAX_TASKS: usize = 128;
+
 /// Most vCPUs that a guest can have.
 pub const MAX_VCPUS: usize = VcpuId::MOST as usize;
 

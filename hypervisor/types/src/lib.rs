@@ -17,7 +17,7 @@ mod width;
 
 pub use addr::{Frame, Gpa, Gva, Hpa, Hva, PAGE_BITS, PAGE_SIZE};
 pub use barrier::Barriers;
-pub use id::{GuestId, MAX_CPUS, MAX_VCPUS, VcpuId};
+pub use id::{GuestId, MAX_CPUS, MAX_TASKS, MAX_VCPUS, VcpuId};
 pub use memory::{GuestMemory, MemoryError};
 pub use time::{Frequency, Ticks};
 pub use width::Width;

@@ -4,7 +4,7 @@
 //! each at a page boundary. Offsets count from the start of the pack. The host tool writes it from a TOML file that it
 //! has checked; the hypervisor checks it again with [`Manifest::check`], since nothing tells it who packed it.
 
-use crate::{Barriers, PAGE_SIZE};
+use crate::{Barriers, PAGE_SIZE, VcpuId};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -338,7 +338,7 @@ impl Guest {
             (self.modules.len() <= MAX_MODULES && self.modules.iter().all(module_fits), "modules"),
             (is_cmdline(&self.cmdline), "cmdline"),
             (self.memory.is_multiple_of(PAGE_SIZE) && (MIN_MEMORY..=MAX_MEMORY).contains(&self.memory), "memory"),
-            (self.vcpus == 1, "vcpus"),
+            ((1..=u16::from(VcpuId::MOST)).contains(&self.vcpus), "vcpus"),
             (self.cpu.is_sound(), "cpu time (share, cap, burst or reservation)"),
         ];
         checks.into_iter().find_map(|(right, field)| (!right).then_some(field))
@@ -389,13 +389,14 @@ mod tests {
             assert_eq!(with_module.check(8192), Err(ManifestError::Guest { index: 0, field: "modules" }));
         }
         let cpu = "cpu time (share, cap, burst or reservation)";
-        let wrong: [(Spoil, &str); 10] = [
+        let wrong: [(Spoil, &str); 11] = [
             (|g| g.name.push(' '), "name"),
             (|g| g.zone = 1, "zone"),
             (|g| g.kernel.bytes = 1 << 40, "kernel"),
             (|g| g.kernel.offset = u64::MAX - 4095, "kernel"),
             (|g| g.memory = 4095, "memory"),
             (|g| g.vcpus = 0, "vcpus"),
+            (|g| g.vcpus = 9, "vcpus"),
             (|g| g.cpu.share = 0, cpu),
             (|g| g.cpu.cap = 64_001, cpu),
             (|g| g.cpu.budget = 1, cpu),

@@ -85,7 +85,9 @@ impl Host for Scarce {
         self.pages = left.unwrap_or(0);
         left.is_some()
     }
-    fn kick(&mut self, _: VcpuId) {}
+    fn kick(&mut self, _: VcpuId) -> bool {
+        false
+    }
 }
 
 /// How the guest ends with these faults and so many pages.

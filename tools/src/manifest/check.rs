@@ -6,11 +6,11 @@ use super::time::{parse_percent, parse_time};
 use super::toml_file::{self, Barrier, File, Load};
 use super::{Guest, ImageRef, Machine, Module, parse_size};
 use bulkhead_control::mac;
-use bulkhead_types::Barriers;
 use bulkhead_types::manifest::{
     ConsoleMode, CpuTime, LoadAs, MAX_CAP, MAX_CMDLINE, MAX_GUESTS, MAX_MEMORY, MAX_MODULES, MAX_SHARE, MAX_TIME,
     MIN_MEMORY, Zone, is_name,
 };
+use bulkhead_types::{Barriers, MAX_VCPUS};
 use std::path::Path;
 use toml::Spanned;
 
@@ -201,10 +201,11 @@ fn cpu_time(written: &toml_file::Guest) -> Result<CpuTime, Diagnostic> {
 fn vcpus(count: Option<Spanned<u16>>) -> Result<u16, Diagnostic> {
     match count {
         None => Ok(1),
-        Some(count) if *count.get_ref() == 1 => Ok(1),
+        Some(count) if (1..=MAX_VCPUS).contains(&usize::from(*count.get_ref())) => Ok(*count.get_ref()),
         Some(count) => {
-            let message = format!("{} virtual CPUs", count.get_ref());
-            Err(Diagnostic::new(count.span(), message, "a guest has 1 for now"))
+            let (message, hint) =
+                (format!("{} virtual CPUs", count.get_ref()), format!("a guest has 1 to {MAX_VCPUS}"));
+            Err(Diagnostic::new(count.span(), message, hint))
         }
     }
 }

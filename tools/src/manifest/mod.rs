@@ -194,7 +194,7 @@ mod tests {
             (format!("{guest}kernal = \"k\"\n"), "dir/m.toml:4:1: ", "kernel"),
             (format!("{guest}zone = \"rd\"\n[[zone]]\nname = \"red\"\n"), "dir/m.toml:4:8: ", "red"),
             (format!("{guest}[[zone]]\nname = \"z\"\nbarriers = [\"l2d\"]\n"), "dir/m.toml:6:13: ", "l1d"),
-            (format!("{guest}vcpus = 2\n"), "dir/m.toml:4:9: ", "1"),
+            (format!("{guest}vcpus = 9\n"), "dir/m.toml:4:9: ", "1 to 8"),
             (format!("{guest}{guest}"), "dir/m.toml:5:8: ", "another"),
             (format!("{guest}share = 0\n"), "dir/m.toml:4:9: ", "1 to 10000"),
             (format!("{guest}cap = \"half\"\n"), "dir/m.toml:4:7: ", "one processor"),

@@ -13,8 +13,8 @@ use crate::manifest::{self, Guest, ImageRef, Machine, Module};
 use crate::session::{Finish, Report, Session};
 use crate::workspace::Workspace;
 use crate::{ctl, style, symbols, terminal};
-use bulkhead_types::Barriers;
 use bulkhead_types::manifest::{ConsoleMode, CpuTime, LoadAs, Zone};
+use bulkhead_types::{Barriers, MAX_VCPUS};
 use clap::Args;
 use std::io::{IsTerminal as _, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -196,8 +196,9 @@ pub fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
     };
     let memory = args.memory.as_ref().map(size).transpose();
     let memory = memory.map_err(|m| Failure::usage(m).hint("give --memory 2M to 1T, like 256M"))?;
-    if args.vcpus.is_some_and(|n| n != 1) {
-        return Err(Failure::usage("more than one virtual CPU").hint("give --vcpus 1: that is all there is for now"));
+    let vcpus = args.vcpus.unwrap_or(1);
+    if !(1..=MAX_VCPUS).contains(&usize::from(vcpus)) {
+        return Err(Failure::usage(format!("{vcpus} virtual CPUs")).hint(format!("give --vcpus 1 to {MAX_VCPUS}")));
     }
     let guest = Guest {
         name: "guest".to_owned(),
@@ -207,7 +208,7 @@ pub fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
         modules,
         cmdline: args.cmdline.clone().unwrap_or_default(),
         memory: memory.unwrap_or(manifest::DEFAULT_MEMORY),
-        vcpus: 1,
+        vcpus,
         cpu: CpuTime::default(),
         restarts: 0,
         lazy: args.lazy,

@@ -52,6 +52,8 @@ pub struct Case {
     pub lazy: bool,
     /// Machine of several guests.
     pub manifest: Option<String>,
+    /// Virtual CPUs of its only guest, if not one.
+    pub vcpus: Option<u16>,
     /// Processors of the machine, if not one.
     pub cpus: Option<u16>,
     /// What must be seen of its only guest.
@@ -122,7 +124,7 @@ impl Case {
             memory: self.memory.clone(),
             flat: self.flat,
             lazy: self.lazy,
-            vcpus: None,
+            vcpus: self.vcpus,
             test_device: true,
         }
     }

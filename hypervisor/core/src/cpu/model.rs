@@ -352,7 +352,9 @@ impl Host for Clock {
     fn populate(&mut self, _: Gpa) -> bool {
         true
     }
-    fn kick(&mut self, _: VcpuId) {}
+    fn kick(&mut self, _: VcpuId) -> bool {
+        false
+    }
 }
 
 /// The system in one state.
@@ -448,10 +450,10 @@ impl System<'_> {
             }
         }
         let mut printer = Printer(DefaultHasher::new());
-        let VirtualCpu { guest, vcpu, halted, due, windows, preempted, .. } = &self.cpu;
-        let (shared, called) = (guest.lock(&self.clock).0, guest.is_called(VcpuId::BOOT));
+        let VirtualCpu { guest, vcpu, halted, due, windows, flags, .. } = &self.cpu;
+        let shared = guest.lock(&self.clock).0;
         let interrupts = shared.machine.interrupts();
-        write!(printer, "{vcpu:?}{interrupts:?}{halted}{due:?}{windows:?}{preempted}{called}").unwrap();
+        write!(printer, "{vcpu:?}{interrupts:?}{halted}{due:?}{windows:?}{flags:?}").unwrap();
         printer.0.finish()
     }
 }

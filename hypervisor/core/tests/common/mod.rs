@@ -313,7 +313,9 @@ impl Host for Clock {
         false
     }
 
-    fn kick(&mut self, _: VcpuId) {}
+    fn kick(&mut self, _: VcpuId) -> bool {
+        false
+    }
 }
 
 /// A guest, and the one who gives it its turns.

@@ -392,7 +392,7 @@ impl Host for Everything {
         false
     }
 
-    fn kick(&mut self, vcpu: VcpuId) {
+    fn kick(&mut self, vcpu: VcpuId) -> bool {
         panic!("there is no vCPU {vcpu}");
     }
 }

@@ -31,7 +31,7 @@ fn assert_good(manifest: &Manifest, pack_bytes: u64) {
         }
         assert!(is_name(&guest.name) && usize::from(guest.zone) < manifest.zones.len());
         assert!((MIN_MEMORY..=MAX_MEMORY).contains(&guest.memory) && guest.memory.is_multiple_of(PAGE_SIZE));
-        assert!(guest.kernel.bytes > 0 && guest.vcpus == 1 && guest.modules.len() <= 16);
+        assert!(guest.kernel.bytes > 0 && (1..=8).contains(&guest.vcpus) && guest.modules.len() <= 16);
         for cmdline in guest.modules.iter().map(|module| &module.cmdline).chain([&guest.cmdline]) {
             assert!(cmdline.len() <= MAX_CMDLINE && !cmdline.contains('\0'), "a command line of {}", cmdline.len());
         }
@@ -80,7 +80,7 @@ fn guest(feed: &mut Feed<'_>) -> Guest {
         modules: (0..feed.u8() & 3).map(|_| Module { image: image(feed), cmdline: text(feed) }).collect(),
         memory: if feed.flag() { feed.magnitude() } else { u64::from(feed.u8()) << 20 },
         lazy: feed.flag(),
-        vcpus: u16::from(feed.u8() & 1),
+        vcpus: u16::from(feed.u8() % 10),
         cpu: if feed.flag() { CpuTime::default() } else { cpu(feed) },
         restarts: feed.u16(),
         test_exit: feed.flag(),
