@@ -18,7 +18,6 @@ use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
 use bulkhead_devices::machine::{Machine, earlier};
 use bulkhead_emulate::DecodeCache;
 use bulkhead_types::{GuestMemory, Ticks, VcpuId};
-use core::sync::atomic::Ordering;
 
 /// One vCPU.
 #[derive(Debug)]
@@ -97,15 +96,19 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
     }
 
     fn turn(&mut self, host: &mut impl Host, until: u64) -> Result<Yield, End> {
-        let (mut shared, _) = self.guest.lock_at(0);
-        shared.take_input(host);
-        self.guest.release(shared, self.id, host);
+        if self.id == VcpuId::BOOT {
+            let (mut shared, _) = self.guest.lock_at(0);
+            shared.take_input(host);
+            self.guest.release(shared, self.id, host);
+        }
         let mut next = 0;
         loop {
             let now = host.tsc();
-            if now >= next || self.flags.called.load(Ordering::SeqCst) {
+            if now >= next || self.flags.any() {
                 match self.attend(host, now, until)? {
                     Attended::Yield(over) => return Ok(over),
+                    // What was found for others may end this turn, once the processor has what was delivered.
+                    Attended::Enter { .. } if self.flags.is_preempted() => next = now,
                     Attended::Enter { before } => next = before.min(until),
                 }
             } else if let Some(event) = self.due.take() {
@@ -169,7 +172,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         if self.halted && !self.wake(machine)? {
             return Ok((Attended::Yield(Yield::Waiting { until: before }), call));
         }
-        if over || self.flags.preempted.swap(false, Ordering::Relaxed) {
+        if over || self.flags.take_preempted() {
             return Ok((Attended::Yield(Yield::TurnOver), call));
         }
         self.deliver(machine)?;

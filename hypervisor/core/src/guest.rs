@@ -30,7 +30,7 @@ use crate::host::Host;
 use bulkhead_arch::{Cr4, Xcr0};
 use bulkhead_devices::machine::{Machine, MachineConfig, Request};
 use bulkhead_types::{Frequency, MAX_VCPUS, Ticks, VcpuId};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 /// Why a vCPU's turn is over.
@@ -136,16 +136,32 @@ impl Shared {
 
 /// What a vCPU is told by others, or by itself for later.
 #[derive(Debug)]
-pub(crate) struct Flags {
-    /// It has to look at the machine.
-    pub(crate) called: AtomicBool,
-    /// Its turn is to end.
-    pub(crate) preempted: AtomicBool,
-}
+pub(crate) struct Flags(AtomicU8);
 
 impl Flags {
+    /// It has to look at the machine.
+    const CALLED: u8 = 1;
+    /// Its turn is to end.
+    const PREEMPTED: u8 = 2;
+
     const fn new() -> Self {
-        Self { called: AtomicBool::new(true), preempted: AtomicBool::new(false) }
+        Self(AtomicU8::new(Self::CALLED))
+    }
+
+    /// Whether there is anything.
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        self.0.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether its turn is to end.
+    pub(crate) fn is_preempted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & Self::PREEMPTED != 0
+    }
+
+    /// The same, and no more from now on.
+    pub(crate) fn take_preempted(&self) -> bool {
+        self.is_preempted() && self.0.fetch_and(!Self::PREEMPTED, Ordering::Relaxed) & Self::PREEMPTED != 0
     }
 }
 
@@ -222,7 +238,8 @@ impl Guest {
     /// Calls the vCPUs of `set`, on behalf of vCPU `by`.
     pub(crate) fn call(&self, set: u32, by: VcpuId, host: &mut impl Host) {
         for id in VcpuId::in_set(set) {
-            if !self.flags(id).called.swap(true, Ordering::SeqCst) && id != by && host.kick(id) {
+            let called = self.flags(id).0.fetch_or(Flags::CALLED, Ordering::SeqCst) & Flags::CALLED != 0;
+            if !called && id != by && host.kick(id) {
                 self.preempt(by);
             }
         }
@@ -231,24 +248,23 @@ impl Guest {
     /// Whether vCPU `id` has to look at the machine, and therefore must not wait.
     #[must_use]
     pub fn is_called(&self, id: VcpuId) -> bool {
-        self.flags(id).called.load(Ordering::SeqCst)
+        self.flags(id).0.load(Ordering::SeqCst) & Flags::CALLED != 0
     }
 
     /// Clears the flag of a vCPU that is about to look at the machine.
     pub(crate) fn answer(&self, id: VcpuId) {
-        self.flags(id).called.swap(false, Ordering::SeqCst);
+        self.flags(id).0.fetch_and(!Flags::CALLED, Ordering::SeqCst);
     }
 
     /// vCPU `id` has to look at the machine once more, by its own doing.
     pub(crate) fn look_again(&self, id: VcpuId) {
-        self.flags(id).called.store(true, Ordering::SeqCst);
+        self.flags(id).0.fetch_or(Flags::CALLED, Ordering::SeqCst);
     }
 
     /// Ends the turn of vCPU `id`, which it is: the host has work. Whoever gives out turns does it; until then the guest
     /// could not be entered again.
     pub(crate) fn preempt(&self, id: VcpuId) {
-        self.flags(id).preempted.store(true, Ordering::Relaxed);
-        self.look_again(id);
+        self.flags(id).0.fetch_or(Flags::PREEMPTED, Ordering::Relaxed);
     }
 
     /// The flags of a vCPU.
