@@ -4,14 +4,21 @@ use super::{Kind, Medium, Ports, Spec};
 use crate::failure::Outcome;
 use std::process::Command;
 
+const CPU: &str = "max,+svm,+npt";
 const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
+
+fn host_cpus() -> u16 {
+    std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(u16::MAX))
+}
 
 /// The command that starts the machine.
 pub fn command(kind: Kind, spec: &Spec, ports: &Ports) -> Outcome<Command> {
     let mut command = Command::new("qemu-system-x86_64");
     let (accelerator, cpu) = match kind {
         Kind::Kvm => ("kvm", "host"),
-        Kind::Bochs | Kind::Qemu => ("tcg", "max,+svm,+npt"),
+        // Where they can not all run at once, a processor that waits for another one is to give way to it (PAUSE).
+        Kind::Bochs | Kind::Qemu if spec.cpus > host_cpus() => ("tcg,thread=single", CPU),
+        Kind::Bochs | Kind::Qemu => ("tcg", CPU),
     };
     command.args(["-machine", "q35", "-accel", accelerator, "-cpu", spec.cpu.as_deref().unwrap_or(cpu)]);
     if spec.counted && kind == Kind::Qemu {
