@@ -156,18 +156,31 @@ pub fn program(capabilities: &Virtualization) -> extern "C" fn() -> ! {
 
 /// Whose execution was just entered for the first time, and what the machine has for it.
 pub struct Me {
-    pub(crate) facts: &'static Facts,
-    pub(crate) task: &'static Task,
-    pub(crate) id: GuestId,
-    pub(crate) slot: &'static Slot,
-    pub(crate) config: &'static manifest::Guest,
+    /// What start-up found.
+    pub facts: &'static Facts,
+    /// The vCPU.
+    pub task: &'static Task,
+    /// Its guest.
+    pub id: GuestId,
+    /// The same, as the dispatcher sees it.
+    pub slot: &'static Slot,
+    /// The same, as the manifest has it.
+    pub config: &'static manifest::Guest,
 }
 
 impl Me {
-    fn find() -> Option<Self> {
+    /// Called in a guest's compartment.
+    #[must_use]
+    pub fn find() -> Option<Self> {
         let task = task::numbered(this_cpu().current.load(Ordering::Relaxed))?;
         let (facts, id) = (FACTS.get()?, task.guest()?);
         Some(Self { facts, task, id, slot: slot(id)?, config: facts.guest(id)? })
+    }
+
+    /// The compartment, which is its first execution's from now on.
+    #[must_use]
+    pub fn take_compartment(&self) -> Option<Compartment> {
+        MADE.get(index(self.id))?.lock().take()
     }
 
     fn is_first(&self) -> bool {
@@ -178,7 +191,7 @@ impl Me {
 /// What a vCPU's execution in its guest's compartment does.
 extern "C" fn main<B: Backend>() -> ! {
     let Some(me) = Me::find() else { cpu::stop() };
-    let (Some(made), Some(shown)) = (MADE.get(index(me.id)), COMMON.get(index(me.id))) else { cpu::stop() };
+    let Some(shown) = COMMON.get(index(me.id)) else { cpu::stop() };
     if !me.is_first() {
         #[expect(unsafe_code, reason = "the executions of a compartment meet here")]
         // SAFETY: the first execution of this compartment, which wakes the others, has shown it, and never returns from
@@ -187,7 +200,7 @@ extern "C" fn main<B: Backend>() -> ! {
         let Some(common) = common else { cpu::stop() };
         live::<B>(&me, common)
     }
-    let Some(compartment) = made.lock().take() else { cpu::stop() };
+    let Some(compartment) = me.take_compartment() else { cpu::stop() };
     let common = Common { compartment: Mutex::new(compartment), served: Once::new() };
     shown.store((&raw const common).cast_mut(), Ordering::Release);
     live::<B>(&me, &common)

@@ -22,10 +22,12 @@ mod vendor;
 
 use bulkhead_conformance::real::Real;
 use bulkhead_conformance::{Verdict, Way, ask, caught};
+use bulkhead_control::Ending;
 use bulkhead_hw::cpu;
 use bulkhead_kernel::backend::Virtualization;
-use bulkhead_kernel::machine::{Command, FACTS, State, slot};
-use bulkhead_kernel::{audit, backtrace, guest, log, start};
+use bulkhead_kernel::guest::Me;
+use bulkhead_kernel::task::{Command, State};
+use bulkhead_kernel::{audit, backtrace, log, start};
 use place::Place;
 use vendor::{Svm, Vendor, Vmx};
 
@@ -52,25 +54,26 @@ fn program(capabilities: &Virtualization) -> extern "C" fn() -> ! {
 
 /// What the guest's compartment executes.
 extern "C" fn main<V: Vendor>() -> ! {
-    let (Some((id, mut compartment)), Some(facts)) = (guest::take(), FACTS.get()) else { cpu::stop() };
-    let (Some(config), Some(slot)) = (facts.guest(id), slot(id)) else { cpu::stop() };
+    let Some(me) = Me::find() else { cpu::stop() };
+    let Some(mut compartment) = me.take_compartment() else { cpu::stop() };
+    let Me { facts, task, id, slot, config } = me;
     log!("event guest {id} {} started", config.name);
     let asked = Place::<V>::new(facts, id, config.memory, &mut compartment).map(|place| suite(&mut Real::new(place)));
     match asked {
         Ok(well) => {
             log!("event guest {id} {} ended test-exit {}", config.name, u8::from(!well));
-            slot.become_next(if well { State::Ended } else { State::Failed });
+            *slot.ending.lock() = Ending::TestExit((!well).into());
         }
         Err(error) => {
             log!("event guest {id} {} ended killed can not start: {error}", config.name);
-            slot.become_next(State::Failed);
         }
     }
+    task.become_next(State::Absent);
     loop {
-        if slot.command() == Command::Audit {
+        if task.command() == Command::Audit {
             audit::audit_here(facts, id, &compartment, true);
         }
-        slot.leave();
+        task.leave();
     }
 }
 
