@@ -213,6 +213,11 @@ impl Slot {
         }
     }
 
+    /// Notes that it ended by the test exit.
+    pub fn exit_by_test(&self, value: u32) {
+        *self.ending.lock() = Ending::TestExit(value);
+    }
+
     /// Has its first vCPU end it, as if an operator wanted it.
     pub fn order_end(&self) {
         self.give(Order::Kill);

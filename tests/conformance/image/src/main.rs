@@ -22,7 +22,6 @@ mod vendor;
 
 use bulkhead_conformance::real::Real;
 use bulkhead_conformance::{Verdict, Way, ask, caught};
-use bulkhead_control::Ending;
 use bulkhead_hw::cpu;
 use bulkhead_kernel::backend::Virtualization;
 use bulkhead_kernel::guest::Me;
@@ -62,7 +61,7 @@ extern "C" fn main<V: Vendor>() -> ! {
     match asked {
         Ok(well) => {
             log!("event guest {id} {} ended test-exit {}", config.name, u8::from(!well));
-            *slot.ending.lock() = Ending::TestExit((!well).into());
+            slot.exit_by_test((!well).into());
         }
         Err(error) => {
             log!("event guest {id} {} ended killed can not start: {error}", config.name);
