@@ -111,7 +111,7 @@ pub fn hold(facts: &Facts, slot: &Slot, hold: bool) {
 
 /// Audits everything, while no guest runs.
 pub fn audit(facts: &Facts) {
-    quiet(|| {
+    quiet(facts, || {
         if let Some(idle) = &*IDLE_SPACE.lock() {
             audit::audit_all(facts, idle);
         }
@@ -119,8 +119,8 @@ pub fn audit(facts: &Facts) {
 }
 
 /// Writes the registers of a guest's vCPUs to the log, while no guest runs.
-pub fn dump(slot: &Slot) {
-    quiet(|| {
+pub fn dump(facts: &Facts, slot: &Slot) {
+    quiet(facts, || {
         park_unless(None);
         slot.tasks().filter(|task| task.state() != State::Absent).for_each(|task| task.enter(Command::Dump));
     });

@@ -139,7 +139,7 @@ impl Host<'_> {
                 event(EventKind::Resumed(by));
             }
             (Action::Destroy, false) => lives::forget(facts, id, by)?,
-            (Action::Dump, true) => dispatch::dump(slot),
+            (Action::Dump, true) => dispatch::dump(facts, slot),
             (Action::Stop | Action::Nmi | Action::Trace(_), _) => return Err(Refusal::Unsupported),
             _ => return Err(Refusal::Is(state)),
         }

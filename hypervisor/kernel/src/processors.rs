@@ -184,8 +184,9 @@ pub fn rest() {
     }
 }
 
-/// Does `act` while all other processors rest in the idle compartment.
-pub fn quiet<R>(act: impl FnOnce() -> R) -> R {
+/// Does `act` while all other processors rest in the idle compartment. One that does not come there is said, each second: no
+/// guest can keep it from it, so that it stands still or the hypervisor is wrong.
+pub fn quiet<R>(facts: &Facts, act: impl FnOnce() -> R) -> R {
     let _one = loop {
         match QUIET.try_lock() {
             Some(guard) => break guard,
@@ -200,8 +201,10 @@ pub fn quiet<R>(act: impl FnOnce() -> R) -> R {
             apic::kick(other.apic.load(Ordering::Relaxed));
         }
     }
-    while RESTING.load(Ordering::SeqCst) != others {
-        core::hint::spin_loop();
+    let second = facts.tsc.as_hertz();
+    while !wait(second, || RESTING.load(Ordering::SeqCst) == others) {
+        let missing = others.saturating_sub(RESTING.load(Ordering::SeqCst));
+        log!("event processor stopped: {missing} of {others} do not answer");
     }
     let result = act();
     WANTED.store(false, Ordering::SeqCst);
