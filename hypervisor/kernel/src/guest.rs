@@ -8,12 +8,14 @@ use crate::backend::{Backend, Svm, Virtualization, Vmx};
 use crate::console::GuestConsole;
 use crate::log;
 use crate::machine::{FACTS, Facts, ONLINE, Order, Slot, cpuid, slot, this_cpu};
+use crate::make::{self, StartError};
 use crate::task::{self, Command, State, Task};
-use crate::{audit, console, make};
+use crate::{audit, console};
 use bulkhead_control::Ending;
 use bulkhead_core::counters::Counters;
 use bulkhead_core::frames::SpaceError;
 use bulkhead_core::host::{CpuidResult, Host};
+use bulkhead_core::load::InitialState;
 use bulkhead_core::{BackendError, End, Guest, Reason, Vcpu, VirtualCpu, Yield};
 use bulkhead_hw::compartment::{BuildError, Compartment, GuestRam};
 use bulkhead_hw::cpu;
@@ -25,7 +27,7 @@ use bulkhead_types::{Gpa, GuestId, PAGE_SIZE, VcpuId};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
-use spin::{Mutex, Once};
+use spin::Mutex;
 
 /// Compartments on their way from the idle compartment to their own: tokens and addresses only.
 static MADE: [Mutex<Option<Compartment>>; MAX_GUESTS] = [const { Mutex::new(None) }; MAX_GUESTS];
@@ -46,8 +48,7 @@ pub fn hand_over(id: GuestId, made: Compartment) {
 /// What a guest's executions share. Its locks are this guest's own: each is held for the time of one access.
 pub struct Common {
     pub(crate) compartment: Mutex<Compartment>,
-    /// There once the guest is made.
-    pub(crate) served: Once<Served>,
+    pub(crate) served: Served,
 }
 
 /// A guest that was made.
@@ -183,6 +184,13 @@ impl Me {
         MADE.get(index(self.id))?.lock().take()
     }
 
+    /// Its guest does not start.
+    fn fail(&self, error: &StartError) {
+        log!("event guest {} {} ended killed can not start: {error}", self.id, self.config.name);
+        // The other vCPUs are never woken.
+        self.slot.left.store(1, Ordering::Relaxed);
+    }
+
     fn is_first(&self) -> bool {
         self.task.vcpu() == VcpuId::BOOT
     }
@@ -198,29 +206,39 @@ extern "C" fn main<B: Backend>() -> ! {
         // where it lies; all in it that changes is behind locks.
         let common = unsafe { shown.load(Ordering::Acquire).as_ref() };
         let Some(common) = common else { cpu::stop() };
-        live::<B>(&me, common)
+        live::<B>(&me, common, None)
     }
-    let Some(compartment) = me.take_compartment() else { cpu::stop() };
-    let common = Common { compartment: Mutex::new(compartment), served: Once::new() };
-    shown.store((&raw const common).cast_mut(), Ordering::Release);
-    live::<B>(&me, &common)
+    let Some(mut compartment) = me.take_compartment() else { cpu::stop() };
+    match make::guest::<B>(&me, &mut compartment) {
+        Ok((served, state)) => {
+            let common = Common { compartment: Mutex::new(compartment), served };
+            shown.store((&raw const common).cast_mut(), Ordering::Release);
+            live::<B>(&me, &common, Some(&state))
+        }
+        Err(error) => {
+            me.fail(&error);
+            me.task.become_next(State::Absent);
+            loop {
+                if me.task.command() == Command::Audit {
+                    audit::audit_here(me.facts, me.id, &compartment, true);
+                }
+                me.task.leave();
+            }
+        }
+    }
 }
 
 /// Makes the vCPU, and does what its execution is entered for, for ever.
-fn live<B: Backend>(me: &Me, common: &Common) -> ! {
+fn live<B: Backend>(me: &Me, common: &Common, state: Option<&InitialState>) -> ! {
     let Me { id, task, slot, .. } = *me;
-    let mut made = make::vcpu::<B>(me, common);
+    let mut made = make::vcpu::<B>(me, common, state);
     match &made {
         Ok(_) if me.is_first() => {
             log!("event guest {id} {} started", me.config.name);
             slot.tasks().skip(1).for_each(Task::ask_to_wake);
         }
         Ok(_) => {}
-        Err(error) if me.is_first() => {
-            log!("event guest {id} {} ended killed can not start: {error}", me.config.name);
-            // The others are never woken.
-            slot.left.store(1, Ordering::Relaxed);
-        }
+        Err(error) if me.is_first() => me.fail(error),
         Err(error) => {
             log!("log guest {id} vCPU {}: can not be made: {error}", task.vcpu());
             slot.order_end();

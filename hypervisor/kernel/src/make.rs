@@ -15,7 +15,7 @@ use bulkhead_hw::compartment::{BuildError, Compartment};
 use bulkhead_hw::cpu;
 use bulkhead_hw::xstate::ExtendedState;
 use bulkhead_types::manifest;
-use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE, VcpuId};
+use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
 use core::fmt;
 use core::sync::atomic::AtomicU8;
 use spin::Mutex;
@@ -58,7 +58,11 @@ macro_rules! from {
 from!(BuildError => Build, load::LoadError => Load, MemoryError => Memory, BackendError => Backend);
 
 /// Makes the guest: RAM, images, machine; and says how its first vCPU begins.
-fn guest<B: Backend>(me: &Me, compartment: &mut Compartment) -> Result<(Served, InitialState), StartError> {
+///
+/// # Errors
+/// [`StartError`].
+#[inline(never)]
+pub fn guest<B: Backend>(me: &Me, compartment: &mut Compartment) -> Result<(Served, InitialState), StartError> {
     let Me { facts, id, config, .. } = *me;
     let mut frames = FRAMES.get().ok_or(NO_FRAMES)?.lock();
     let largest = facts.capabilities.largest_page();
@@ -99,30 +103,28 @@ fn guest<B: Backend>(me: &Me, compartment: &mut Compartment) -> Result<(Served, 
     Ok((Served { guest, memory, ram, lazy, components, console, done, ended }, first_state))
 }
 
-/// Makes a vCPU, the first one with its guest.
+/// Makes a vCPU, which begins in `state`, or waits to be started.
 ///
 /// # Errors
 /// [`StartError`].
-pub fn vcpu<'c, B: Backend>(me: &Me, common: &'c Common) -> Result<Cpu<'c, B>, StartError> {
-    let id = me.task.vcpu();
-    let first = if id == VcpuId::BOOT { Some(guest::<B>(me, &mut common.compartment.lock())?) } else { None };
-    let (made, state) = first.unzip();
-    let served = match made {
-        Some(made) => common.served.call_once(|| made),
-        None => common.served.get().ok_or(StartError::Missing("its guest was not made"))?,
-    };
+pub fn vcpu<'c, B: Backend>(
+    me: &Me,
+    common: &'c Common,
+    state: Option<&InitialState>,
+) -> Result<Cpu<'c, B>, StartError> {
+    let served = &common.served;
     let extended = ExtendedState::new(served.components).ok_or(StartError::Missing("the processor has no XSAVE"))?;
     let mut compartment = common.compartment.lock();
     let mut frames = FRAMES.get().ok_or(NO_FRAMES)?.lock();
     let tag = me.task.id().0.wrapping_add(1);
     let mut vcpu = B::vcpu(me.facts, tag, &mut compartment, &mut frames, served.memory)?;
     drop((compartment, frames));
-    if let Err(error) = state.map_or(Ok(()), |state| set_registers(&mut vcpu, &state)) {
+    if let Err(error) = state.map_or(Ok(()), |state| set_registers(&mut vcpu, state)) {
         // Its control structure may not stay the processor's.
         let _ = vcpu.deactivate();
         return Err(error.into());
     }
-    Ok(Cpu { core: VirtualCpu::new(&served.guest, id, vcpu, served.memory)?, common, served, extended })
+    Ok(Cpu { core: VirtualCpu::new(&served.guest, me.task.vcpu(), vcpu, served.memory)?, common, served, extended })
 }
 
 const NO_FRAMES: StartError = StartError::Missing("there is no frame table");
