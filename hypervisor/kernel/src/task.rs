@@ -11,6 +11,14 @@
 //! begins. A kick that finds Running interrupts the processor; one that finds Waiting has the task woken; one that finds
 //! neither came between clearing and Running, or before, and is seen by the turn that begins, too. One that found Running
 //! just before Waiting is seen by the second look.
+//!
+//! | a hostile guest may | and then |
+//! |---|---|
+//! | send interrupts without end | a kick of a vCPU that waits ends the kicker's own turn; a kick of one that runs interrupts a processor that runs this guest; one that was called already is not kicked again |
+//! | let a vCPU never exit | it is interrupted for its guest's end, and at its turn's end at the latest |
+//! | end by several vCPUs at once | the first one counts; the last one out tells, and only then is anything taken back |
+//! | let its vCPUs contend for its devices | they wait for each other, in the order in which they came, in their own turns |
+//! | use several vCPUs to get more time | they divide their guest's share, cap and reservation |
 
 use crate::machine::{CPUS, this_cpu};
 use bulkhead_hw::apic;
