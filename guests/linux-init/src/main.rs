@@ -1,15 +1,19 @@
-//! First program of the guest Linux: says when it began, then starts busybox.
+//! First program of the guest Linux: says when it began, then starts busybox. Run again from there, it is a load for all
+//! processors ([`smp`]).
 //!
 //! The line `bulkhead-init tsc=N` on the console has the time-stamp counter at the program's first instruction, which
-//! `hv bench boot` subtracts from. There is no C library below: three system calls are all it needs (x86-64 numbers of
+//! `hv bench boot` subtracts from. There is no C library below: four system calls are all that the first program needs (x86-64 numbers of
 //! Linux' arch/x86/entry/syscalls/syscall_64.tbl).
 #![no_std]
 #![no_main]
+
+mod smp;
 
 use core::arch::{asm, global_asm};
 use core::panic::PanicInfo;
 
 const WRITE: u64 = 1;
+const GETPID: u64 = 39;
 const EXECVE: u64 = 59;
 const EXIT: u64 = 60;
 const STANDARD_OUTPUT: u64 = 1;
@@ -30,6 +34,10 @@ global_asm!(
 );
 
 extern "C" fn start(tsc: u64) -> ! {
+    // SAFETY: getpid takes no pointer.
+    if unsafe { system_call(GETPID, 0, 0, 0) } != 1 {
+        exit(u64::from(!smp::run()));
+    }
     let mut digits = [0; DIGITS];
     print(b"bulkhead-init tsc=");
     print(decimal(tsc, &mut digits));
@@ -42,7 +50,7 @@ extern "C" fn start(tsc: u64) -> ! {
     // live to the end of this function.
     unsafe { system_call(EXECVE, program.as_ptr() as u64, arrays.0, arrays.1) };
     print(b"bulkhead-init: there is no /bin/busybox\n");
-    exit()
+    exit(1)
 }
 
 /// The decimal digits of `value`, in the end of `digits`.
@@ -64,10 +72,10 @@ fn print(text: &[u8]) {
     unsafe { system_call(WRITE, STANDARD_OUTPUT, text.as_ptr() as u64, text.len() as u64) };
 }
 
-fn exit() -> ! {
+fn exit(code: u64) -> ! {
     loop {
         // SAFETY: exit takes no pointer.
-        unsafe { system_call(EXIT, 1, 0, 0) };
+        unsafe { system_call(EXIT, code, 0, 0) };
     }
 }
 
@@ -75,9 +83,9 @@ fn exit() -> ! {
 /// The arguments must be what system call `number` takes.
 unsafe fn system_call(number: u64, first: u64, second: u64, third: u64) -> u64 {
     let result;
-    // SAFETY: the x86-64 system call convention: number in RAX, arguments in RDI, RSI, RDX, and RCX and R11 are lost.
+    // SAFETY: the x86-64 system call convention: number in RAX, arguments in RDI, RSI, RDX, R10 (none is needed there), and RCX and R11 are lost.
     unsafe {
-        asm!("syscall", inlateout("rax") number => result, in("rdi") first, in("rsi") second, in("rdx") third,
+        asm!("syscall", inlateout("rax") number => result, in("rdi") first, in("rsi") second, in("rdx") third, in("r10") 0_u64,
              lateout("rcx") _, lateout("r11") _, options(nostack));
     }
     result
@@ -85,5 +93,5 @@ unsafe fn system_call(number: u64, first: u64, second: u64, third: u64) -> u64 {
 
 #[panic_handler]
 fn panic(_: &PanicInfo<'_>) -> ! {
-    exit()
+    exit(1)
 }

@@ -32,6 +32,8 @@ pub mod register {
 }
 use register::{COMMAND, COMMAND_HIGH, EOI, IRR, ISR, SPURIOUS as SPURIOUS_VECTOR};
 
+/// Command: not yet accepted by the destination (xAPIC).
+const PENDING: u32 = 1 << 12;
 const BASE_MSR: u32 = 0x1B;
 const X2APIC_MSR: u32 = 0x800;
 /// The deadline register.
@@ -88,6 +90,18 @@ pub fn send(command: u32) {
         write(COMMAND_HIGH, 0);
     }
     write(COMMAND, command);
+}
+
+/// Sends `command` (low half of the interrupt command register) to the destination `to`. An interrupt handler that sends, too,
+/// must not come in between.
+pub fn send_to(to: u32, command: u32) {
+    if x2apic() {
+        let _ = cpu::wrmsr(X2APIC_MSR + COMMAND, u64::from(to) << 32 | u64::from(command));
+        return;
+    }
+    write(COMMAND_HIGH, to << 24);
+    write(COMMAND, command);
+    while read(COMMAND) & PENDING != 0 {}
 }
 
 /// Sends this processor the interrupt `vector` (destination shorthand "self").

@@ -163,3 +163,37 @@ pub fn memory_map() -> impl Iterator<Item = (u64, u64, u32)> {
         Some(entry)
     })
 }
+
+/// Local APIC ids of the processors that can be used, as ACPI's MADT lists them; none where there is no ACPI.
+///
+/// ACPI 6.5, 5.2.5.1 "Finding the RSDP on IA-PC Systems", 5.2.12.2 "Processor Local APIC Structure".
+pub fn local_apics() -> impl Iterator<Item = u32> {
+    let word = |at: usize| {
+        // SAFETY: reads of the firmware's tables, which lie in RAM below 4 GiB, all of which is mapped.
+        unsafe { core::ptr::read_unaligned(at as *const u32) }
+    };
+    let byte = move |at: usize| word(at) & 0xFF;
+    let root = (0xE_0000..0x10_0000).step_by(16).find(|at| word(*at) == tag(*b"RSD ") && word(at + 4) == tag(*b"PTR "));
+    let table = root.and_then(|root| {
+        let rsdt = word(root + 16) as usize;
+        let entries = (rsdt + 36..rsdt + word(rsdt + 4) as usize).step_by(4);
+        entries.map(|entry| word(entry) as usize).find(|table| word(*table) == tag(*b"APIC"))
+    });
+    let mut at = table.map_or(0, |table| table + 44);
+    let end = table.map_or(0, |table| table + word(table + 4) as usize);
+    core::iter::from_fn(move || {
+        while at < end {
+            let entry = at;
+            at += byte(entry + 1).max(2) as usize;
+            if byte(entry) == 0 && word(entry + 4) & 1 != 0 {
+                return Some(byte(entry + 3));
+            }
+        }
+        None
+    })
+}
+
+/// The signature of a table as a number.
+fn tag(name: [u8; 4]) -> u32 {
+    u32::from_le_bytes(name)
+}

@@ -3,7 +3,7 @@
 //! A guest is a multiboot 1 kernel of one segment at 1 MiB. The same file boots in Bulkhead, in QEMU by `-kernel` and
 //! through GRUB, so that what a scenario expects can be held against other machines. It is entered in 32-bit mode,
 //! sets up long mode with the first 4 GiB mapped one to one (2-MiB pages), its own descriptor tables and one stack, and
-//! calls the scenario. There is one processor and no interrupt is enabled until the scenario enables it.
+//! calls the scenario. There is one processor until the scenario starts the others ([`smp`]), and no interrupt is enabled until it enables it.
 //!
 //! What is printed on COM1 is the protocol: `ok NAME` or `FAIL FILE:LINE NAME` for each check, `skip NAME` for
 //! what this machine can not show (the case table says why), and `PASS` as the last line if nothing failed. The exit code (0 or 1) goes to port 0xF4.
@@ -26,6 +26,7 @@ pub mod port;
 pub mod report;
 pub mod segments;
 pub mod serial;
+pub mod smp;
 pub mod time;
 pub mod trap;
 pub mod user;

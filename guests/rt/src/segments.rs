@@ -138,6 +138,13 @@ pub(crate) fn load() {
     reload();
 }
 
+/// Loads the table alone: for a processor whose segment registers hold the same descriptors already, and without task state.
+pub(crate) fn load_table() {
+    let pointer = gdt_pointer();
+    // SAFETY: the table is static, and its code and data descriptors are those in use.
+    unsafe { asm!("lgdt [{}]", in(reg) &raw const pointer, options(nostack, preserves_flags)) };
+}
+
 /// Loads the table, all segment registers and the task register again, with the task marked available.
 pub fn reload() {
     let pointer = gdt_pointer();

@@ -4,7 +4,7 @@
 //! the state of the caller is saved as by `setjmp`, and the trap handler returns into it.
 
 use crate::segments::{CODE, DATA, TablePointer};
-use crate::{cpu, exit, println};
+use crate::{cpu, exit, println, smp};
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::mem::transmute;
@@ -153,14 +153,14 @@ impl Exception {
 #[repr(C, align(16))]
 struct Shared<T>(UnsafeCell<T>);
 
-// SAFETY: one processor, and each value is written either before its reader can run or by the trap handler alone, which
-// reads it only after that.
+// SAFETY: the table is written by one processor, before its reader can run; what was caught has a place for each processor,
+// which its trap handler alone writes and its catch() reads only after that.
 unsafe impl<T> Sync for Shared<T> {}
 
 static IDT: Shared<[[u64; 2]; 256]> = Shared(UnsafeCell::new([[0; 2]; 256]));
-static CAUGHT: Shared<Option<Exception>> = Shared(UnsafeCell::new(None));
-/// Stack pointer of the innermost catch(), 0 outside.
-static CONTEXT: AtomicU64 = AtomicU64::new(0);
+static CAUGHT: [Shared<Option<Exception>>; smp::MOST] = [const { Shared(UnsafeCell::new(None)) }; smp::MOST];
+/// Stack pointer of the innermost catch() of each processor, 0 outside.
+static CONTEXT: [AtomicU64; smp::MOST] = [const { AtomicU64::new(0) }; smp::MOST];
 static HANDLERS: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
 static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
@@ -208,7 +208,7 @@ pub fn off(vector: u8) {
     HANDLERS[usize::from(vector)].store(0, Ordering::Relaxed);
 }
 
-/// How often `vector` was delivered.
+/// How often `vector` was delivered, on all processors.
 #[must_use]
 pub fn count(vector: u8) -> u32 {
     COUNTS[usize::from(vector)].load(Ordering::Relaxed)
@@ -225,13 +225,14 @@ extern "sysv64" fn trap(frame: &mut Frame) {
         return;
     }
     let exception = Exception { frame: *frame, cr2: cpu::cr2() };
-    let context = CONTEXT.load(Ordering::Relaxed);
+    let number = smp::number();
+    let context = CONTEXT[number].load(Ordering::Relaxed);
     if context == 0 || index >= 32 {
-        println!("FAIL unexpected vector {index}, cr2 {:#x}, {frame:#x?}", exception.cr2);
+        println!("FAIL processor {number}: unexpected vector {index}, cr2 {:#x}, {frame:#x?}", exception.cr2);
         exit(1);
     }
-    // SAFETY: catch() reads this only after the return from here (one processor).
-    unsafe { *CAUGHT.0.get() = Some(exception) };
+    // SAFETY: catch() reads this only after the return from here, on the same processor.
+    unsafe { *CAUGHT[number].0.get() = Some(exception) };
     frame.rip = catch_resume as *const () as u64;
     frame.rsp = context;
     frame.cs = u64::from(CODE);
@@ -249,14 +250,15 @@ pub fn catch<F: FnOnce()>(code: F) -> Option<Exception> {
         }
     }
     let mut code = Some(code);
-    let outer = CONTEXT.load(Ordering::Relaxed);
+    let number = smp::number();
+    let outer = CONTEXT[number].load(Ordering::Relaxed);
     // SAFETY: catch_call saves the callee-saved registers and flags and runs `run::<F>` on `code`. A fault comes back as
     // its second return, with the saved registers in place; frames in between are abandoned, not unwound.
-    let faulted = unsafe { catch_call(CONTEXT.as_ptr(), run::<F>, (&raw mut code).cast()) };
-    CONTEXT.store(outer, Ordering::Relaxed);
+    let faulted = unsafe { catch_call(CONTEXT[number].as_ptr(), run::<F>, (&raw mut code).cast()) };
+    CONTEXT[number].store(outer, Ordering::Relaxed);
     if faulted == 0 {
         return None;
     }
     // SAFETY: the trap handler wrote it before it resumed catch_call, and nothing else refers to it.
-    unsafe { (*CAUGHT.0.get()).take() }
+    unsafe { (*CAUGHT[number].0.get()).take() }
 }

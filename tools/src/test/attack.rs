@@ -56,6 +56,8 @@ pub struct Attack {
     /// Whether its memory is mapped when first touched.
     #[serde(default)]
     lazy: bool,
+    /// Its processors, if not one.
+    vcpus: Option<u16>,
     /// Pieces of its console beside the protocol's.
     #[serde(default)]
     lines: Vec<String>,
@@ -149,11 +151,12 @@ impl Attack {
     }
 
     fn program(&self) -> String {
-        let Self { family, name, cmdline, memory, lazy, .. } = self;
+        let Self { family, name, cmdline, memory, lazy, vcpus, .. } = self;
         let (family, name) = if self.lie.is_some() { ("memory", "edge") } else { (family.as_str(), name.as_str()) };
         format!(
             "kernel = \"@hostile/{family}\"\ncmdline = \"attack={name} witness={SEED} {cmdline}\"\nmemory = \"{memory}\"\n\
-             lazy = {lazy}\n"
+             lazy = {lazy}\nvcpus = {}\n",
+            vcpus.unwrap_or(1)
         )
     }
 
