@@ -18,6 +18,8 @@
 #![forbid(unsafe_code)]
 
 mod group;
+#[cfg(test)]
+mod tree;
 mod types;
 
 use group::Group;
