@@ -1,6 +1,7 @@
 //! A guest's claim: virtual time, tokens below a cap, a reserving server.
 
-use crate::types::{Cpu, CpuSet, Params, Ticks};
+use crate::tree::Entry;
+use crate::types::{Cpu, CpuSet, Params, TaskId, Ticks};
 
 /// Units of virtual time for a tick at share 1.
 pub(crate) const SCALE: i128 = 1 << 40;
@@ -12,8 +13,14 @@ pub(crate) struct Group {
     rate: i128,
     /// Tasks that exist.
     pub tasks: u16,
-    /// Tasks ready or running.
-    pub runnable: u16,
+    /// Tasks that run, or wait to.
+    pub active: u16,
+    /// CPUs of any of its tasks; of those that wait.
+    pub cpus: u64,
+    pub waiting: u64,
+    /// The first and the last task that waits.
+    pub head: Option<TaskId>,
+    pub tail: Option<TaskId>,
     /// Virtual time.
     pub time: i128,
     /// Thousandths of a tick.
@@ -34,7 +41,11 @@ impl Group {
             params,
             rate,
             tasks: 0,
-            runnable: 0,
+            active: 0,
+            cpus: 0,
+            waiting: 0,
+            head: None,
+            tail: None,
             time: 0,
             tokens: depth,
             filled: now,
@@ -110,9 +121,23 @@ impl Group {
         u64::try_from(self.budget).ok().filter(|b| *b > 0 && self.home == cpu)
     }
 
-    /// The one CPU it may run on, if it is pinned.
-    pub fn pinned(&self) -> Option<Cpu> {
-        let CpuSet(bits) = self.params.cpus;
-        (bits.count_ones() == 1).then(|| Cpu(u16::try_from(bits.trailing_zeros()).unwrap_or(0)))
+    /// Where it stands among those that wait: by virtual time if it may run, by deadline where it has a budget left, and
+    /// the time at which that changes by itself. `ready`: since when its first task waits.
+    pub fn places(&self, now: u64, slice: Ticks, ready: u64) -> [Option<Entry>; 3] {
+        if self.head.is_none() {
+            return [None; 3];
+        }
+        let entry = |time: i128, ready, cpus| Some(Entry { key: (time, ready), cpus, zone: self.params.zone });
+        let home = CpuSet::one(self.home).0 & self.waiting;
+        let replenished = self.params.reservation.filter(|_| home != 0).map(|_| self.deadline);
+        match self.allowance(now, slice) {
+            Err(at) => [None, None, entry(at.into(), 0, self.waiting)],
+            Ok(_) => {
+                let urgent = self.reserve(self.home).filter(|_| home != 0);
+                let urgent = urgent.and_then(|_| entry(self.deadline.into(), ready, home));
+                let timer = replenished.and_then(|at| entry(at.into(), 0, home));
+                [entry(self.time, ready, self.waiting), urgent, timer]
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@
 //! taken. The least runs. A guest that wakes starts at the present virtual time at the earliest, so sleep earns nothing,
 //! and one that cannot use its share falls behind by two slices at most. Guests pinned to a CPU are measured by that
 //! CPU's virtual time. Above it, reservations by earliest deadline on the CPU that admitted them; below it, caps by a
-//! bucket of tokens. A decision looks at each task once.
+//! bucket of tokens. All who wait are in search trees, so a decision takes O(log n) steps and a look at the CPUs of a core.
 //!
 //! Zones: a thread runs only the zone that its core's other threads run. A task kept waiting for two slices by that
 //! empties the core for its zone.
@@ -17,16 +17,22 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod choose;
 mod group;
-#[cfg(test)]
+mod inner;
+mod queue;
 mod tree;
 mod types;
 
 use group::Group;
+use tree::Tree;
 pub use types::{AddError, Cpu, CpuSet, CpuUsage, Decision, Outcome, Params, Reservation, TaskId, Ticks, Usage};
 
 /// Of a CPU, in parts of 2^20, that reservations may take: 15/16.
 const RESERVABLE: u128 = 15 << 16;
+
+/// Ticks of the longest slice and period.
+const LONGEST: Ticks = 1 << 48;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -44,8 +50,11 @@ struct Task {
     group: u16,
     /// Since when the state is accounted.
     since: u64,
-    /// When it last became ready, for turns among a guest's own.
+    /// When it last became ready.
     ready: u64,
+    /// The guest's tasks that became ready before and after it.
+    before: Option<TaskId>,
+    after: Option<TaskId>,
     usage: Usage,
 }
 
@@ -59,12 +68,16 @@ struct Run {
 
 #[derive(Clone, Copy)]
 struct Processor {
-    core: u16,
+    core_number: u16,
+    /// All CPUs of that core.
+    core: u64,
+    /// Of this CPU, in parts of 2^20.
+    reserved: u128,
     run: Option<Run>,
     since: u64,
     until: u64,
     usage: CpuUsage,
-    /// Virtual time, for guests pinned here.
+    /// Virtual time: the latest at which a turn began.
     time: i128,
     /// The zone that this core is being emptied for.
     wanted: Option<u16>,
@@ -76,27 +89,28 @@ pub struct Scheduler<const TASKS: usize, const CPUS: usize> {
     tasks: [Option<Task>; TASKS],
     groups: [Option<Group>; TASKS],
     cpus: [Option<Processor>; CPUS],
-    /// Tasks and CPUs have numbers below these.
-    used: (usize, usize),
-    /// Virtual time, for guests that float.
+    /// Guests of which a task waits and may run: all by virtual time, those with a budget left by deadline.
+    fair: Tree<TASKS>,
+    urgent: Tree<TASKS>,
+    /// Guests that wait for tokens, or whose budget is renewed: by the time of that.
+    timers: Tree<TASKS>,
+    /// CPUs that are online; those of them that idle or run without end.
+    present: u64,
+    open: u64,
+    /// Virtual time of the CPU that is furthest.
     time: i128,
     now: u64,
     steps: u64,
 }
 
-/// What a look at all tasks found for a CPU.
-struct Found {
-    best: Option<(Key, TaskId)>,
-    /// Kept out by the zone of the core only.
-    barred: Option<(Key, TaskId)>,
-    /// Another waits that may run here.
-    contended: bool,
-    /// When that may change by itself.
-    event: u64,
+/// The CPUs of a set.
+fn bits(mut set: u64) -> impl Iterator<Item = Cpu> {
+    core::iter::from_fn(move || {
+        let n = u16::try_from(set.trailing_zeros()).ok().filter(|n| *n < 64)?;
+        set &= set - 1;
+        Some(Cpu(n))
+    })
 }
-
-/// Reserved first, by deadline; then by virtual time; then who waits longest.
-type Key = (bool, u64, i128, u64);
 
 impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     /// No CPUs and no tasks; a turn is `slice` ticks where others wait.
@@ -104,11 +118,15 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     pub const fn new(slice: Ticks) -> Self {
         let slice = if slice < 4 { 4 } else { slice };
         Self {
-            slice,
+            slice: if slice > LONGEST { LONGEST } else { slice },
             tasks: [None; TASKS],
             groups: [None; TASKS],
             cpus: [None; CPUS],
-            used: (0, 0),
+            fair: Tree::new(),
+            urgent: Tree::new(),
+            timers: Tree::new(),
+            present: 0,
+            open: 0,
             time: 0,
             now: 0,
             steps: 0,
@@ -123,11 +141,27 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     /// A CPU, a thread of `core`, is there. Accounted from now on.
     pub fn online(&mut self, cpu: Cpu, core: u16, now: u64) {
         let now = self.clock(now);
-        let time = self.time;
-        if let Some(slot) = self.cpus.get_mut(usize::from(cpu.0)).filter(|c| c.is_none() && cpu.0 < 64) {
-            let usage = CpuUsage::default();
-            *slot = Some(Processor { core, run: None, since: now, until: 0, usage, time, wanted: None });
-            self.used.1 = self.used.1.max(usize::from(cpu.0) + 1);
+        let (time, bit) = (self.time, CpuSet::one(cpu).0);
+        let Some(slot) = self.cpus.get_mut(usize::from(cpu.0)).filter(|c| c.is_none() && bit != 0) else { return };
+        let usage = CpuUsage::default();
+        let idle = Processor {
+            core_number: core,
+            core: 0,
+            reserved: 0,
+            run: None,
+            since: now,
+            until: 0,
+            usage,
+            time,
+            wanted: None,
+        };
+        *slot = Some(idle);
+        self.present |= bit;
+        self.open |= bit;
+        let all = (0u16..).zip(&self.cpus).filter(|(_, c)| c.is_some_and(|c| c.core_number == core));
+        let all = all.fold(0, |set, (n, _)| set | CpuSet::one(Cpu(n)).0);
+        for p in self.cpus.iter_mut().flatten().filter(|p| p.core_number == core) {
+            p.core = all;
         }
     }
 
@@ -145,29 +179,35 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             Some(Some(_)) => return Err(AddError::Taken),
             Some(None) => {}
         }
-        let sound = params.reservation.is_none_or(|r| r.budget > 0 && r.budget <= r.period);
-        if params.share == 0 || params.cap == Some(0) || !sound {
+        let sound = |r: Reservation| r.budget > 0 && r.budget <= r.period && r.period <= LONGEST;
+        let other = self.group(params.group).is_some_and(|g| g.params.zone != params.zone);
+        if params.share == 0 || params.cap == Some(0) || !params.reservation.is_none_or(sound) || other {
             return Err(AddError::Params);
         }
-        if !self.present().any(|c| params.cpus.has(c)) {
+        if self.present & params.cpus.0 == 0 {
             return Err(AddError::NoCpu);
         }
         if self.group(params.group).is_none() {
             let home = self.admit(&params).ok_or(AddError::Overcommitted)?;
             let group = Group::new(params, now, self.slice, home);
+            if let Some(p) = self.cpu_mut(home) {
+                p.reserved += Group::reserved(&params);
+            }
             if let Some(slot) = self.groups.get_mut(usize::from(params.group)) {
                 *slot = Some(group);
             }
         }
         if let Some(group) = self.group_mut(params.group) {
             group.tasks += 1;
+            group.cpus |= params.cpus.0;
         }
         let Params { cpus, zone, group, .. } = params;
         let usage = Usage::default();
-        let task = Task { state: State::Blocked, paused: false, cpus, zone, group, since: now, ready: now, usage };
+        let state = State::Blocked;
+        let (before, after) = (None, None);
+        let task = Task { state, paused: false, cpus, zone, group, since: now, ready: now, before, after, usage };
         if let Some(slot) = self.tasks.get_mut(usize::from(id.0)) {
             *slot = Some(task);
-            self.used.0 = self.used.0.max(usize::from(id.0) + 1);
         }
         Ok(())
     }
@@ -178,14 +218,16 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         if self.task(id).is_none_or(|t| matches!(t.state, State::Running(_))) {
             return false;
         }
-        self.shift(id, State::Blocked, now);
+        self.shift(id, State::Blocked, false, now);
         let Some(task) = self.tasks.get_mut(usize::from(id.0)).and_then(Option::take) else { return false };
-        if let Some(slot) = self.groups.get_mut(usize::from(task.group))
-            && let Some(group) = slot
-        {
-            group.tasks -= 1;
-            if group.tasks == 0 {
-                *slot = None;
+        let Some(slot) = self.groups.get_mut(usize::from(task.group)) else { return false };
+        let Some(group) = slot else { return false };
+        group.tasks -= 1;
+        if group.tasks == 0 {
+            let (home, reserved) = (group.home, Group::reserved(&group.params));
+            *slot = None;
+            if let Some(p) = self.cpu_mut(home) {
+                p.reserved -= reserved;
             }
         }
         true
@@ -198,17 +240,15 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     /// Ends a pause. The CPU to kick, if it is ready.
     pub fn resume(&mut self, id: TaskId, now: u64) -> Option<Cpu> {
-        self.hold(id, false, now)?;
+        self.hold(id, false, now);
         self.kicked(id)
     }
 
     /// A task has something to do. The CPU to kick: one that idles, or whose task it preempts.
     pub fn wake(&mut self, id: TaskId, now: u64) -> Option<Cpu> {
         let now = self.clock(now);
-        if self.task(id)?.state != State::Blocked {
-            return None;
-        }
-        self.shift(id, State::Ready, now);
+        let task = *self.task(id).filter(|t| t.state == State::Blocked)?;
+        self.shift(id, State::Ready, task.paused, now);
         self.kicked(id)
     }
 
@@ -217,25 +257,26 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let now = self.clock(now);
         self.yielded(cpu, now, Outcome::Ready);
         let mut found = self.look(cpu, now);
-        let patient = |key: &Key| now.saturating_sub(key.3) >= 2 * self.slice;
-        if let Some((_, id)) = found.barred.filter(|(k, _)| patient(k) && found.best.is_none_or(|(b, _)| *k < b)) {
-            let zone = self.task(id).map(|t| t.zone);
-            self.want(cpu, zone);
-            found.best = None;
-        }
-        if found.barred.is_some() {
-            let others = self.siblings(cpu).filter_map(|c| self.cpu(c).filter(|p| p.run.is_some()).map(|p| p.until));
-            found.event = found.event.min(others.min().unwrap_or(u64::MAX).max(now + 1));
-        }
-        let Some((key, id)) = found.best else {
-            let kick = found.barred.and_then(|_| self.siblings(cpu).find(|c| self.endless(*c)));
-            if let Some(p) = self.cpu_mut(cpu) {
-                p.until = found.event;
+        let mut kick = None;
+        if let Some(barred) = found.barred {
+            // Who has a budget, or waited for two slices, gets the core emptied.
+            let patience = if barred.reserved { 0 } else { 2 * self.slice };
+            let due = self.task(barred.task).map_or(u64::MAX, |t| t.ready.saturating_add(patience));
+            if due <= now {
+                self.want(cpu, self.task(barred.task).map(|t| t.zone));
+                found.best = None;
+                kick = bits(self.siblings(cpu)).find(|c| self.endless(*c));
+            } else {
+                found.event = found.event.min(due);
             }
-            return Decision { task: None, until: found.event, kick };
+            let siblings = bits(self.siblings(cpu)).filter_map(|c| self.cpu(c).filter(|p| p.run.is_some()));
+            found.event = found.event.min(siblings.map(|p| p.until).min().unwrap_or(u64::MAX).max(now + 1));
+        }
+        let until = match found.best {
+            Some(best) => self.start(cpu, best, &found, now),
+            None => self.idle(cpu, found.event),
         };
-        let until = self.start(cpu, id, key, &found, now);
-        Decision { task: Some(id), until, kick: self.spare(cpu) }
+        Decision { task: found.best.map(|b| b.task), until, kick: kick.or_else(|| self.spare(cpu)) }
     }
 
     /// How the CPU's task came back. It is charged for its time.
@@ -243,22 +284,22 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let now = self.clock(now);
         self.settle(cpu, now);
         let Some(run) = self.cpu_mut(cpu).and_then(|p| p.run.take()) else { return };
-        match outcome {
-            Outcome::Ready => self.shift(run.task, State::Ready, now),
-            Outcome::Blocked => self.shift(run.task, State::Blocked, now),
-            Outcome::Gone => {
-                self.shift(run.task, State::Blocked, now);
-                self.remove(run.task, now);
-            }
+        self.open |= CpuSet::one(cpu).0;
+        let paused = self.task(run.task).is_some_and(|t| t.paused);
+        let state = if outcome == Outcome::Ready { State::Ready } else { State::Blocked };
+        self.shift(run.task, state, paused, now);
+        if outcome == Outcome::Gone {
+            self.remove(run.task, now);
         }
     }
 
     /// Where the task's time went, up to now.
     pub fn usage(&mut self, id: TaskId, now: u64) -> Option<Usage> {
         let now = self.clock(now);
-        match self.task(id)?.state {
+        let task = *self.task(id)?;
+        match task.state {
             State::Running(cpu) => self.settle(cpu, now),
-            state => self.shift(id, state, now),
+            state => self.shift(id, state, task.paused, now),
         }
         self.task(id).map(|t| t.usage)
     }
@@ -270,11 +311,9 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         self.cpu(cpu).map(|p| p.usage)
     }
 
-    /// Tasks and CPUs looked at so far: the cost of all decisions.
+    /// Guests, tasks and CPUs looked at so far: the cost of all decisions.
     #[must_use]
     pub const fn steps(&self) -> u64 {
-        self.steps
+        self.steps + self.fair.steps + self.urgent.steps + self.timers.steps
     }
 }
-
-mod inner;

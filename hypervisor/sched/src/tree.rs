@@ -148,6 +148,7 @@ impl<const N: usize> Tree<N> {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test")]
 mod tests {
     use super::{Entry, Query, Tree};
 
@@ -156,20 +157,20 @@ mod tests {
         let mut tree = Tree::<512>::new();
         let mut list = [None; 512];
         let mut seed = 1u64;
-        let mut random = |below: u64| {
+        let mut random = |below: u16| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (seed >> 33) % below
+            u16::try_from((seed >> 33) % u64::from(below)).unwrap_or(0)
         };
         for round in 0..20_000 {
-            let n = random(512) as u16;
-            let entry = Entry { key: (random(50).into(), 0), cpus: random(256), zone: random(100) as u16 };
+            let n = random(512);
+            let entry = Entry { key: (random(50).into(), 0), cpus: random(256).into(), zone: random(100) };
             let entry = (random(4) > 0).then_some(entry);
             let before = tree.steps;
             tree.set(n, entry);
             list[usize::from(n)] = entry;
             assert!(tree.steps - before < 200, "{} steps", tree.steps - before);
-            let zone = (round % 2 == 0).then(|| random(100) as u16);
-            let query = Query { cpus: 1 << random(8), zone, but: Some(random(512) as u16) };
+            let zone = (round % 2 == 0).then(|| random(100));
+            let query = Query { cpus: 1 << random(8), zone, but: Some(random(512)) };
             let fits = |e: &Entry| e.cpus & query.cpus != 0 && zone.is_none_or(|z| z == e.zone);
             let all = (0..512).filter(|n| query.but != Some(*n)).filter_map(|n| Some((list[usize::from(n)]?, n)));
             let want = all.filter(|(e, _)| fits(e)).map(|(e, n)| (e.key, n)).min().map(|(_, n)| n);
