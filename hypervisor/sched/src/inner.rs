@@ -3,6 +3,9 @@
 use crate::choose::{Choice, Found};
 use crate::{Cpu, CpuSet, Group, Params, Processor, RESERVABLE, Run, Scheduler, State, Task, TaskId, bits};
 
+/// Slices that a guest may be behind the present virtual time, so that one that could not use its share saves up no more.
+const BEHIND: i128 = 8;
+
 impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     pub(crate) fn clock(&mut self, now: u64) -> u64 {
         self.now = self.now.max(now);
@@ -188,21 +191,21 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             return;
         };
         p.usage.ran += spent;
-        let (id, due) = (run.task, i128::from(spent) - i128::from(run.ahead));
-        run.ahead = 0;
+        let (id, due) = (run.task, spent.saturating_sub(run.ahead));
+        run.ahead = run.ahead.saturating_sub(spent);
+        let ahead = i128::from(run.ahead);
         let Some(task) = self.task(id).copied() else { return };
         self.shift(id, State::Running(cpu), task.paused, now);
         let slice = i128::from(self.slice);
         let Some(group) = self.group_mut(task.group) else { return };
-        group.charge(due);
+        group.charge(i128::from(due));
         let group = *group;
-        // Behind by two slices at most.
-        let time = group.time.max(self.present_time(&group) - group.span(2 * slice));
+        let time = group.time.max(self.present_time(&group) - group.span(BEHIND * slice));
         if let Some(g) = self.group_mut(task.group) {
             g.time = time;
         }
         if self.endless(cpu) {
-            self.advance(cpu, time);
+            self.advance(cpu, time - group.span(ahead));
         }
         self.place(task.group, now);
     }

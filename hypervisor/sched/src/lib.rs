@@ -7,7 +7,7 @@
 //! Start-time fair queueing over guests (groups): each has one virtual time, which advances by what all its vCPUs ran
 //! over its share, and is charged for a whole turn in advance; what was not used is given back, what was overrun is
 //! taken. The least runs. A guest that wakes starts at the present virtual time at the earliest, so sleep earns nothing,
-//! and one that cannot use its share falls behind by two slices at most. Guests pinned to a CPU are measured by that
+//! and one that cannot use its share falls behind by eight slices at most. Guests pinned to a CPU are measured by that
 //! CPU's virtual time. Above it, reservations by earliest deadline on the CPU that admitted them; below it, caps by a
 //! bucket of tokens. All who wait are in search trees, so a decision takes O(log n) steps and a look at the CPUs of a core.
 //!
@@ -259,15 +259,16 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let mut found = self.look(cpu, now);
         let mut kick = None;
         if let Some(barred) = found.barred {
-            // Who has a budget, or waited for two slices, gets the core emptied.
+            // Who has a budget, or waited for two slices, gets the core emptied, one after the other.
             let patience = if barred.reserved { 0 } else { 2 * self.slice };
             let due = self.task(barred.task).map_or(u64::MAX, |t| t.ready.saturating_add(patience));
-            if due <= now {
+            found.event = found.event.min(now.saturating_add(self.slice));
+            if due > now {
+                found.event = found.event.min(due);
+            } else if self.cpu(cpu).is_some_and(|p| p.wanted.is_none()) {
                 self.want(cpu, self.task(barred.task).map(|t| t.zone));
                 found.best = None;
                 kick = bits(self.siblings(cpu)).find(|c| self.endless(*c));
-            } else {
-                found.event = found.event.min(due);
             }
             let siblings = bits(self.siblings(cpu)).filter_map(|c| self.cpu(c).filter(|p| p.run.is_some()));
             found.event = found.event.min(siblings.map(|p| p.until).min().unwrap_or(u64::MAX).max(now + 1));
@@ -285,9 +286,13 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         self.settle(cpu, now);
         let Some(run) = self.cpu_mut(cpu).and_then(|p| p.run.take()) else { return };
         self.open |= CpuSet::one(cpu).0;
-        let paused = self.task(run.task).is_some_and(|t| t.paused);
+        let Some(Task { paused, group, .. }) = self.task(run.task).copied() else { return };
+        if let Some(group) = self.group_mut(group) {
+            group.charge(-i128::from(run.ahead));
+        }
         let state = if outcome == Outcome::Ready { State::Ready } else { State::Blocked };
         self.shift(run.task, state, paused, now);
+        self.place(group, now);
         if outcome == Outcome::Gone {
             self.remove(run.task, now);
         }

@@ -148,7 +148,6 @@ impl<const N: usize> Tree<N> {
 }
 
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, reason = "a test")]
 mod tests {
     use super::{Entry, Query, Tree};
 
