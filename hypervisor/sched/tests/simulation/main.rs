@@ -9,9 +9,10 @@
 
 mod attacks;
 mod caps;
+mod cost;
 mod life;
 mod machine;
-mod random;
+
 mod reservations;
 mod shares;
 mod wakes;
