@@ -37,6 +37,15 @@ fn who_is_behind_preempts_at_once() {
     assert_eq!(m.work[0].latency, 0);
 }
 
+/// Beside two, another may be as far behind and have waited longer: then it comes first.
+#[test]
+fn who_is_behind_preempts_one_of_two() {
+    let loads = [(params(0, 4), Load::new(100, 50_000, true)), (params(1, 1), HOG), (params(2, 1), HOG)];
+    let mut m = Machine::<4, 1>::new(1, &loads, 1);
+    m.run(END);
+    assert!(m.work[0].latency <= SLICE, "{}", m.work[0].latency);
+}
+
 /// A CPU that idles or runs without end is kicked at once.
 #[test]
 fn a_free_cpu_is_found_at_once() {
