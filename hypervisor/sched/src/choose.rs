@@ -1,6 +1,6 @@
 //! Who runs next on a CPU, and whose turn there ends for it.
 
-use crate::tree::Query;
+use crate::order::Query;
 use crate::{Cpu, CpuSet, Scheduler, State, TaskId, bits};
 
 /// A task that may run.
@@ -167,7 +167,11 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     /// A CPU that idles or runs without end, where it should look again.
     pub(crate) fn spare(&mut self, but: Cpu) -> Option<Cpu> {
-        let open = self.open & !CpuSet::one(but).0 & (self.fair.cpus() | self.timers.cpus());
+        let open = self.open & !CpuSet::one(but).0;
+        let query = Query { cpus: open, zone: None, but: None };
+        if open == 0 || self.fair.first(query).or_else(|| self.timers.first(query)).is_none() {
+            return None;
+        }
         bits(open).find(|cpu| {
             self.steps += 1;
             let until = self.cpu(*cpu).map_or(0, |p| p.until);

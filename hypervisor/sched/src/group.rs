@@ -1,6 +1,6 @@
 //! A guest's claim: virtual time, tokens below a cap, a reserving server.
 
-use crate::tree::Entry;
+use crate::order::Entry;
 use crate::types::{Cpu, CpuSet, Params, TaskId, Ticks};
 
 /// Units of virtual time for a tick at share 1.
@@ -121,22 +121,26 @@ impl Group {
         u64::try_from(self.budget).ok().filter(|b| *b > 0 && self.home == cpu)
     }
 
+    /// Its place in an order.
+    pub const fn entry(&self, time: i128, ready: u64, cpus: u64) -> Option<Entry> {
+        Some(Entry { key: (time, ready), cpus, zone: self.params.zone })
+    }
+
     /// Where it stands among those that wait: by virtual time if it may run, by deadline where it has a budget left, and
     /// the time at which that changes by itself. `ready`: since when its first task waits.
     pub fn places(&self, now: u64, slice: Ticks, ready: u64) -> [Option<Entry>; 3] {
         if self.head.is_none() {
             return [None; 3];
         }
-        let entry = |time: i128, ready, cpus| Some(Entry { key: (time, ready), cpus, zone: self.params.zone });
         let home = CpuSet::one(self.home).0 & self.waiting;
         let replenished = self.params.reservation.filter(|_| home != 0).map(|_| self.deadline);
         match self.allowance(now, slice) {
-            Err(at) => [None, None, entry(at.into(), 0, self.waiting)],
+            Err(at) => [None, None, self.entry(at.into(), 0, self.waiting)],
             Ok(_) => {
                 let urgent = self.reserve(self.home).filter(|_| home != 0);
-                let urgent = urgent.and_then(|_| entry(self.deadline.into(), ready, home));
-                let timer = replenished.and_then(|at| entry(at.into(), 0, home));
-                [entry(self.time, ready, self.waiting), urgent, timer]
+                let urgent = urgent.and_then(|_| self.entry(self.deadline.into(), ready, home));
+                let timer = replenished.and_then(|at| self.entry(at.into(), 0, home));
+                [self.entry(self.time, ready, self.waiting), urgent, timer]
             }
         }
     }

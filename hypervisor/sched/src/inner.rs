@@ -54,8 +54,8 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     }
 
     /// The virtual time that counts for a group: that of the furthest CPU where it may run.
-    fn present_time(&mut self, group: &Group) -> i128 {
-        let cpus = group.cpus & self.present;
+    fn present_time(&mut self, cpus: u64) -> i128 {
+        let cpus = cpus & self.present;
         if cpus == self.present {
             return self.time;
         }
@@ -71,7 +71,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
     }
 
-    /// Accounts a task's state up to now and changes it.
+    /// Accounts a task's state up to now and changes it. Its group is to be placed after that.
     pub(crate) fn shift(&mut self, id: TaskId, to: State, paused: bool, now: u64) {
         let Some(task) = self.task_mut(id) else { return };
         let spent = now - task.since;
@@ -103,25 +103,22 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             }
             _ => {}
         }
-        if waited != waits {
-            self.place(group, now);
-        }
     }
 
     /// A task of the group woke: if it is the first, the group starts at the present virtual time.
     fn rise(&mut self, number: u16, now: u64) {
-        let Some(group) = self.group(number).copied() else { return };
-        if group.active == 0 {
+        let Some((active, cpus)) = self.group_mut(number).map(|g| (g.active, g.cpus)) else { return };
+        if active == 0 {
             // Those that run without end have not been charged yet.
-            for cpu in bits(self.open & group.cpus) {
+            for cpu in bits(self.open & cpus) {
                 if self.endless(cpu) {
                     self.settle(cpu, now);
                 }
             }
         }
-        let (time, slice) = (self.present_time(&group), self.slice);
+        let (time, slice) = (self.present_time(cpus), self.slice);
         let Some(group) = self.group_mut(number) else { return };
-        if group.active == 0 {
+        if active == 0 {
             group.time = group.time.max(time);
             group.refill(now, slice);
             group.woke(now);
@@ -137,6 +134,8 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             self.settle(cpu, now);
         }
         self.shift(id, state, paused, now);
+        let group = self.task(id)?.group;
+        self.place(group, now);
         match state {
             State::Running(cpu) => Some(cpu),
             _ => None,
@@ -183,30 +182,37 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     /// Charges what the CPU ran, or idled, up to now.
     pub(crate) fn settle(&mut self, cpu: Cpu, now: u64) {
-        let Some(p) = self.cpu_mut(cpu) else { return };
+        if let Some(group) = self.charge_run(cpu, now) {
+            self.place(group, now);
+        }
+    }
+
+    /// Charges what the CPU ran, or idled, up to now; the group, which is to be placed after that.
+    pub(crate) fn charge_run(&mut self, cpu: Cpu, now: u64) -> Option<u16> {
+        let p = self.cpu_mut(cpu)?;
         let spent = now - p.since;
-        p.since = now;
         let Some(run) = p.run.as_mut() else {
-            p.usage.idle += spent;
-            return;
+            p.rest(now);
+            return None;
         };
+        p.since = now;
         p.usage.ran += spent;
         let (id, due) = (run.task, spent.saturating_sub(run.ahead));
         run.ahead = run.ahead.saturating_sub(spent);
         let ahead = i128::from(run.ahead);
-        let Some(task) = self.task(id).copied() else { return };
-        self.shift(id, State::Running(cpu), task.paused, now);
-        let slice = i128::from(self.slice);
-        let Some(group) = self.group_mut(task.group) else { return };
+        let task = self.task_mut(id)?;
+        task.usage.ran += now - task.since;
+        task.since = now;
+        let number = task.group;
+        let cpus = self.group_mut(number)?.cpus;
+        let (present, slice) = (self.present_time(cpus), i128::from(self.slice));
+        let group = self.group_mut(number)?;
         group.charge(i128::from(due));
-        let group = *group;
-        let time = group.time.max(self.present_time(&group) - group.span(BEHIND * slice));
-        if let Some(g) = self.group_mut(task.group) {
-            g.time = time;
-        }
+        group.time = group.time.max(present - group.span(BEHIND * slice));
+        let reached = group.time - group.span(ahead);
         if self.endless(cpu) {
-            self.advance(cpu, time - group.span(ahead));
+            self.advance(cpu, reached);
         }
-        self.place(task.group, now);
+        Some(number)
     }
 }

@@ -9,7 +9,7 @@
 //! taken. The least runs. A guest that wakes starts at the present virtual time at the earliest, so sleep earns nothing,
 //! and one that cannot use its share falls behind by eight slices at most. Guests pinned to a CPU are measured by that
 //! CPU's virtual time. Above it, reservations by earliest deadline on the CPU that admitted them; below it, caps by a
-//! bucket of tokens. All who wait are in search trees, so a decision takes O(log n) steps and a look at the CPUs of a core.
+//! bucket of tokens. All who wait are in sorted lists, so a decision looks at few of them.
 //!
 //! Zones: a thread runs only the zone that its core's other threads run. A task kept waiting for two slices by that
 //! empties the core for its zone.
@@ -20,12 +20,12 @@
 mod choose;
 mod group;
 mod inner;
+mod order;
 mod queue;
-mod tree;
 mod types;
 
 use group::Group;
-use tree::Tree;
+use order::Order;
 pub use types::{AddError, Cpu, CpuSet, CpuUsage, Decision, Outcome, Params, Reservation, TaskId, Ticks, Usage};
 
 /// Of a CPU, in parts of 2^20, that reservations may take: 15/16.
@@ -83,6 +83,14 @@ struct Processor {
     wanted: Option<u16>,
 }
 
+impl Processor {
+    /// Accounts that it idled until now.
+    const fn rest(&mut self, now: u64) {
+        self.usage.idle += now - self.since;
+        self.since = now;
+    }
+}
+
 /// The scheduler of a machine with up to `CPUS` (64 at most) CPUs, for up to `TASKS` vCPUs.
 pub struct Scheduler<const TASKS: usize, const CPUS: usize> {
     slice: Ticks,
@@ -90,10 +98,10 @@ pub struct Scheduler<const TASKS: usize, const CPUS: usize> {
     groups: [Option<Group>; TASKS],
     cpus: [Option<Processor>; CPUS],
     /// Guests of which a task waits and may run: all by virtual time, those with a budget left by deadline.
-    fair: Tree<TASKS>,
-    urgent: Tree<TASKS>,
+    fair: Order<TASKS>,
+    urgent: Order<TASKS>,
     /// Guests that wait for tokens, or whose budget is renewed: by the time of that.
-    timers: Tree<TASKS>,
+    timers: Order<TASKS>,
     /// CPUs that are online; those of them that idle or run without end.
     present: u64,
     open: u64,
@@ -101,6 +109,14 @@ pub struct Scheduler<const TASKS: usize, const CPUS: usize> {
     time: i128,
     now: u64,
     steps: u64,
+}
+
+const fn bounded(slice: Ticks) -> Ticks {
+    match slice {
+        0..4 => 4,
+        4..=LONGEST => slice,
+        _ => LONGEST,
+    }
 }
 
 /// The CPUs of a set.
@@ -113,18 +129,17 @@ fn bits(mut set: u64) -> impl Iterator<Item = Cpu> {
 }
 
 impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
-    /// No CPUs and no tasks; a turn is `slice` ticks where others wait.
+    /// No CPUs and no tasks; a turn is `slice` ticks where others wait. It is large: best made in place.
     #[must_use]
     pub const fn new(slice: Ticks) -> Self {
-        let slice = if slice < 4 { 4 } else { slice };
         Self {
-            slice: if slice > LONGEST { LONGEST } else { slice },
+            slice: bounded(slice),
             tasks: [None; TASKS],
             groups: [None; TASKS],
             cpus: [None; CPUS],
-            fair: Tree::new(),
-            urgent: Tree::new(),
-            timers: Tree::new(),
+            fair: Order::new(),
+            urgent: Order::new(),
+            timers: Order::new(),
             present: 0,
             open: 0,
             time: 0,
@@ -133,9 +148,9 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
     }
 
-    /// A turn is `slice` ticks from now on, where others wait.
+    /// Another length of turns; before any task is added.
     pub const fn set_slice(&mut self, slice: Ticks) {
-        self.slice = if slice < 4 { 4 } else { slice };
+        self.slice = bounded(slice);
     }
 
     /// A CPU, a thread of `core`, is there. Accounted from now on.
@@ -220,6 +235,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
         self.shift(id, State::Blocked, false, now);
         let Some(task) = self.tasks.get_mut(usize::from(id.0)).and_then(Option::take) else { return false };
+        self.place(task.group, now);
         let Some(slot) = self.groups.get_mut(usize::from(task.group)) else { return false };
         let Some(group) = slot else { return false };
         group.tasks -= 1;
@@ -249,13 +265,17 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let now = self.clock(now);
         let task = *self.task(id).filter(|t| t.state == State::Blocked)?;
         self.shift(id, State::Ready, task.paused, now);
+        self.place(task.group, now);
         self.kicked(id)
     }
 
     /// What the CPU runs next. What it ran counts as [`Outcome::Ready`] if nothing else was said.
     pub fn pick(&mut self, cpu: Cpu, now: u64) -> Decision {
         let now = self.clock(now);
-        self.yielded(cpu, now, Outcome::Ready);
+        match self.cpu_mut(cpu) {
+            Some(p) if p.run.is_none() => p.rest(now),
+            _ => self.yielded(cpu, now, Outcome::Ready),
+        }
         let mut found = self.look(cpu, now);
         let mut kick = None;
         if let Some(barred) = found.barred {
@@ -283,10 +303,10 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     /// How the CPU's task came back. It is charged for its time.
     pub fn yielded(&mut self, cpu: Cpu, now: u64, outcome: Outcome) {
         let now = self.clock(now);
-        self.settle(cpu, now);
+        self.charge_run(cpu, now);
         let Some(run) = self.cpu_mut(cpu).and_then(|p| p.run.take()) else { return };
         self.open |= CpuSet::one(cpu).0;
-        let Some(Task { paused, group, .. }) = self.task(run.task).copied() else { return };
+        let Some((paused, group)) = self.task(run.task).map(|t| (t.paused, t.group)) else { return };
         if let Some(group) = self.group_mut(group) {
             group.charge(-i128::from(run.ahead));
         }

@@ -1,4 +1,4 @@
-//! Who waits: a list for each guest in the order of becoming ready, and the guests in their trees.
+//! Who waits: a list for each guest in the order of becoming ready, and where the guests stand.
 
 use crate::{Cpu, Scheduler, TaskId};
 
@@ -20,29 +20,28 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     /// Takes a task out of its guest's list.
     pub(crate) fn dequeue(&mut self, id: TaskId) {
-        let Some(task) = self.task(id).copied() else { return };
-        if let Some(before) = task.before.and_then(|b| self.task_mut(b)) {
-            before.after = task.after;
+        let Some((number, before, after)) = self.task(id).map(|t| (t.group, t.before, t.after)) else { return };
+        if let Some(before) = before.and_then(|b| self.task_mut(b)) {
+            before.after = after;
         }
-        if let Some(after) = task.after.and_then(|a| self.task_mut(a)) {
-            after.before = task.before;
+        if let Some(after) = after.and_then(|a| self.task_mut(a)) {
+            after.before = before;
         }
-        let Some(group) = self.group_mut(task.group) else { return };
+        let Some(group) = self.group_mut(number) else { return };
         if group.head == Some(id) {
-            group.head = task.after;
+            group.head = after;
         }
         if group.tail == Some(id) {
-            group.tail = task.before;
+            group.tail = before;
         }
-        let (mut next, mut waiting) = (group.head, 0);
+        let (mut next, all, mut waiting) = (group.head, group.cpus, 0);
         while let Some(t) = next.and_then(|n| self.task(n)) {
             waiting |= t.cpus.0;
             // The others add nothing if one may run wherever any of the guest may.
-            let all = self.group(task.group).is_some_and(|g| g.cpus == waiting);
-            next = t.after.filter(|_| !all);
+            next = t.after.filter(|_| all != waiting);
             self.steps += 1;
         }
-        if let Some(group) = self.group_mut(task.group) {
+        if let Some(group) = self.group_mut(number) {
             group.waiting = waiting;
         }
     }
@@ -64,10 +63,13 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     /// Brings a guest up to date and puts it where it belongs among those that wait.
     pub(crate) fn place(&mut self, number: u16, now: u64) {
         let slice = self.slice;
-        let Some(group) = self.group_mut(number) else { return };
+        let Some(Some(group)) = self.groups.get_mut(usize::from(number)) else { return };
+        let head = group.head.and_then(|h| self.tasks.get(usize::from(h.0))?.as_ref());
+        let ready = head.map_or(0, |t| t.ready);
+        if group.params.cap.is_none() && group.params.reservation.is_none() {
+            return self.fair.set(number, head.and_then(|_| group.entry(group.time, ready, group.waiting)));
+        }
         group.refill(now, slice);
-        let group = *group;
-        let ready = group.head.and_then(|h| self.task(h)).map_or(0, |t| t.ready);
         let [fair, urgent, timer] = group.places(now, slice, ready);
         self.fair.set(number, fair);
         self.urgent.set(number, urgent);
