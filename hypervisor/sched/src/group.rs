@@ -55,6 +55,18 @@ impl Group {
         }
     }
 
+    /// Takes over what the one in this place owed: a new life is no new claim.
+    pub fn inherit(&mut self, left: &Self, slice: Ticks) {
+        self.time = left.time;
+        if self.params.cap.is_some() && left.params.cap.is_some() {
+            let depth = (i128::from(self.params.burst) + i128::from(slice)) * 1000;
+            (self.tokens, self.filled) = (left.tokens.min(depth), left.filled);
+        }
+        if self.params.reservation == left.params.reservation {
+            (self.deadline, self.budget) = (left.deadline, left.budget);
+        }
+    }
+
     /// Parts in 2^20 of a CPU reserved, rounded up.
     pub fn reserved(params: &Params) -> u128 {
         params.reservation.map_or(0, |r| (u128::from(r.budget) << 20).div_ceil(u128::from(r.period.max(1))))

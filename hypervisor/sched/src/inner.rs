@@ -54,7 +54,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     }
 
     /// The virtual time that counts for a group: that of the furthest CPU where it may run.
-    fn present_time(&mut self, cpus: u64) -> i128 {
+    pub(crate) fn present_time(&mut self, cpus: u64) -> i128 {
         let cpus = cpus & self.present;
         if cpus == self.present {
             return self.time;

@@ -195,16 +195,20 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             Some(None) => {}
         }
         let sound = |r: Reservation| r.budget > 0 && r.budget <= r.period && r.period <= LONGEST;
-        let other = self.group(params.group).is_some_and(|g| g.params.zone != params.zone);
+        let other = self.group(params.group).is_some_and(|g| g.tasks != 0 && g.params.zone != params.zone);
         if params.share == 0 || params.cap == Some(0) || !params.reservation.is_none_or(sound) || other {
             return Err(AddError::Params);
         }
         if self.present & params.cpus.0 == 0 {
             return Err(AddError::NoCpu);
         }
-        if self.group(params.group).is_none() {
+        let left = self.group(params.group).filter(|g| g.tasks == 0).copied();
+        if left.is_some() || self.group(params.group).is_none() {
             let home = self.admit(&params).ok_or(AddError::Overcommitted)?;
-            let group = Group::new(params, now, self.slice, home);
+            let mut group = Group::new(params, now, self.slice, home);
+            if let Some(left) = left {
+                group.inherit(&left, self.slice);
+            }
             if let Some(p) = self.cpu_mut(home) {
                 p.reserved += Group::reserved(&params);
             }
@@ -236,12 +240,11 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         self.shift(id, State::Blocked, false, now);
         let Some(task) = self.tasks.get_mut(usize::from(id.0)).and_then(Option::take) else { return false };
         self.place(task.group, now);
-        let Some(slot) = self.groups.get_mut(usize::from(task.group)) else { return false };
-        let Some(group) = slot else { return false };
+        let Some(group) = self.group_mut(task.group) else { return false };
         group.tasks -= 1;
         if group.tasks == 0 {
+            // What it owes stays.
             let (home, reserved) = (group.home, Group::reserved(&group.params));
-            *slot = None;
             if let Some(p) = self.cpu_mut(home) {
                 p.reserved -= reserved;
             }
@@ -316,6 +319,20 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         if outcome == Outcome::Gone {
             self.remove(run.task, now);
         }
+    }
+
+    /// Charges a guest, or one that was, with `ticks` that were spent for it outside its turns.
+    pub fn charge(&mut self, group: u16, ticks: Ticks, now: u64) {
+        let (now, slice) = (self.clock(now), self.slice);
+        let Some((idle, cpus)) = self.group(group).map(|g| (g.active == 0, g.cpus)) else { return };
+        let present = self.present_time(cpus);
+        let Some(guest) = self.group_mut(group) else { return };
+        guest.refill(now, slice);
+        if idle {
+            guest.time = guest.time.max(present);
+        }
+        guest.charge(i128::from(ticks.min(LONGEST)));
+        self.place(group, now);
     }
 
     /// Where the task's time went, up to now.

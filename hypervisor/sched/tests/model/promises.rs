@@ -90,6 +90,7 @@ pub fn run(data: &[u8]) {
             8 => m.look(id, cpu),
             9 => m.now += u64::from(byte()),
             10 => m.now += 16 * u64::from(byte()),
+            15 => m.sched.charge(id, 64 * u64::from(byte()), m.now),
             11 => m.now = m.now.max(m.until[usize::from(cpu)].min(m.now + 100_000)),
             _ => m.pick(cpu),
         }

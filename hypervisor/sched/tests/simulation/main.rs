@@ -11,6 +11,7 @@ mod attacks;
 mod caps;
 mod cost;
 mod life;
+mod lives;
 mod machine;
 
 mod reservations;
