@@ -113,3 +113,38 @@ fn pinned_guests_share_their_cpu() {
     near(m.ran(1), END * 3 / 4);
     near(m.ran(2), END);
 }
+
+/// One guest of four vCPUs beside one of a single vCPU: by their shares, but for a vCPU's one CPU at most. What each vCPU of the
+/// first had is equal.
+fn four_beside_one<const C: usize>(shares: (u32, u32)) {
+    let mut loads: Vec<_> = (0..4).map(|_| (params(0, shares.0), HOG)).collect();
+    loads.push((params(1, shares.1), HOG));
+    let mut m = Machine::<8, C>::new(1, &loads, 1);
+    m.run(END);
+    let one = END.min(C as u64 * END * u64::from(shares.1) / u64::from(shares.0 + shares.1));
+    let four = (C as u64 * END - one).min(4 * END);
+    near(m.ran(4), one);
+    near((0..4).map(|n| m.ran(n)).sum(), four);
+    (0..4).for_each(|n| near(m.ran(n), four / 4));
+}
+
+#[test]
+fn a_guest_of_four_beside_one_has_its_fair_share_on_one_two_and_four_cpus() {
+    for shares in [(1, 1), (1, 3), (3, 1), (5, 2)] {
+        four_beside_one::<1>(shares);
+        four_beside_one::<2>(shares);
+        four_beside_one::<4>(shares);
+    }
+}
+
+#[test]
+fn a_cap_counts_over_all_of_a_guests_vcpus() {
+    for cap in [300, 1000, 2500] {
+        let capped = Params { cap: Some(cap), ..params(0, 1) };
+        let loads = [(capped, HOG), (capped, HOG), (capped, HOG), (capped, HOG), (params(1, 1), HOG)];
+        let mut m = Machine::<8, 4>::new(1, &loads, 1);
+        m.run(END);
+        near((0..4).map(|n| m.ran(n)).sum(), END * u64::from(cap) / 1000);
+        near(m.ran(4), END);
+    }
+}
