@@ -21,6 +21,8 @@ pub(crate) struct Group {
     /// The first and the last task that waits.
     pub head: Option<TaskId>,
     pub tail: Option<TaskId>,
+    /// What all its tasks ran.
+    pub ran: Ticks,
     /// Virtual time.
     pub time: i128,
     /// Thousandths of a tick.
@@ -46,6 +48,7 @@ impl Group {
             waiting: 0,
             head: None,
             tail: None,
+            ran: 0,
             time: 0,
             tokens: depth,
             filled: now,
@@ -57,7 +60,7 @@ impl Group {
 
     /// Takes over what the one in this place owed: a new life is no new claim.
     pub fn inherit(&mut self, left: &Self, slice: Ticks) {
-        self.time = left.time;
+        (self.time, self.ran) = (left.time, left.ran);
         if self.params.cap.is_some() && left.params.cap.is_some() {
             let depth = (i128::from(self.params.burst) + i128::from(slice)) * 1000;
             (self.tokens, self.filled) = (left.tokens.min(depth), left.filled);

@@ -176,7 +176,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     fn occupy(&mut self, cpu: Cpu, run: Option<Run>, until: u64) {
         if let Some(p) = self.cpu_mut(cpu) {
-            (p.run, p.until) = (run, until);
+            (p.run, p.until, p.rests) = (run, until, run.is_none());
         }
     }
 
@@ -208,6 +208,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let (present, slice) = (self.present_time(cpus), i128::from(self.slice));
         let group = self.group_mut(number)?;
         group.charge(i128::from(due));
+        group.ran += spent;
         group.time = group.time.max(present - group.span(BEHIND * slice));
         let reached = group.time - group.span(ahead);
         if self.endless(cpu) {

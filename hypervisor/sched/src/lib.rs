@@ -77,6 +77,8 @@ struct Processor {
     since: u64,
     until: u64,
     usage: CpuUsage,
+    /// It waits since its last decision.
+    rests: bool,
     /// Virtual time: the latest at which a turn began.
     time: i128,
     /// The zone that this core is being emptied for.
@@ -84,9 +86,14 @@ struct Processor {
 }
 
 impl Processor {
-    /// Accounts that it idled until now.
+    /// Accounts what it did beside turns until now.
     const fn rest(&mut self, now: u64) {
-        self.usage.idle += now - self.since;
+        let spent = now - self.since;
+        if self.rests {
+            self.usage.idle += spent;
+        } else {
+            self.usage.own += spent;
+        }
         self.since = now;
     }
 }
@@ -167,6 +174,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             since: now,
             until: 0,
             usage,
+            rests: false,
             time,
             wanted: None,
         };
@@ -272,6 +280,15 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         self.kicked(id)
     }
 
+    /// The CPU does not wait any more, and does something until it asks what to run.
+    pub fn awake(&mut self, cpu: Cpu, now: u64) {
+        let now = self.clock(now);
+        if let Some(p) = self.cpu_mut(cpu).filter(|p| p.run.is_none()) {
+            p.rest(now);
+            p.rests = false;
+        }
+    }
+
     /// What the CPU runs next. What it ran counts as [`Outcome::Ready`] if nothing else was said.
     pub fn pick(&mut self, cpu: Cpu, now: u64) -> Decision {
         let now = self.clock(now);
@@ -344,6 +361,12 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             state => self.shift(id, state, task.paused, now),
         }
         self.task(id).map(|t| t.usage)
+    }
+
+    /// What a guest ran in all its lives, on each CPU up to the time when that was last asked for its usage or a decision.
+    #[must_use]
+    pub fn ran(&self, group: u16) -> Ticks {
+        self.group(group).map_or(0, |g| g.ran)
     }
 
     /// Where the CPU's time went, up to now.

@@ -144,6 +144,8 @@ impl core::ops::AddAssign for Usage {
 pub struct CpuUsage {
     /// It ran tasks.
     pub ran: Ticks,
-    /// It had none.
+    /// It had none, and waited.
     pub idle: Ticks,
+    /// It did something else: between two turns, or after it had waited.
+    pub own: Ticks,
 }

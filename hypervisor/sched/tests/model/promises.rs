@@ -57,6 +57,9 @@ struct Model {
     until: [u64; 4],
     since: [u64; 4],
     usage: [CpuUsage; 4],
+    rests: [bool; 4],
+    /// What each guest ran in all its lives.
+    ran: [u64; 8],
     threads: u16,
     now: u64,
 }
@@ -72,6 +75,8 @@ pub fn run(data: &[u8]) {
         until: [0; 4],
         since: [0; 4],
         usage: [CpuUsage::default(); 4],
+        rests: [false; 4],
+        ran: [0; 8],
         threads,
         now: 0,
     };
@@ -90,13 +95,16 @@ pub fn run(data: &[u8]) {
             8 => m.look(id, cpu),
             9 => m.now += u64::from(byte()),
             10 => m.now += 16 * u64::from(byte()),
+            14 => m.awake(cpu),
             15 => m.sched.charge(id, 64 * u64::from(byte()), m.now),
             11 => m.now = m.now.max(m.until[usize::from(cpu)].min(m.now + 100_000)),
             _ => m.pick(cpu),
         }
     }
     (0..TASKS).for_each(|id| m.look(id, id % CPUS));
+    (0..8).for_each(|n| assert_eq!(m.sched.ran(n), m.ran[usize::from(n)]));
     let ran = m.usage.iter().map(|u| u.ran).sum::<u64>();
+    assert_eq!(ran, m.ran.iter().sum(), "the guests' time is the CPUs'");
     let guests = m.guests.iter().flatten().map(|g| g.ran).sum::<u64>();
     assert!(guests <= ran, "guests ran more than the CPUs");
 }
@@ -205,11 +213,13 @@ impl Model {
         let late = now.saturating_sub(self.until[c].max(self.since[c]));
         self.since[c] = now;
         let Some(id) = self.on(cpu) else {
-            self.usage[c].idle += spent;
+            let time = if self.rests[c] { &mut self.usage[c].idle } else { &mut self.usage[c].own };
+            *time += spent;
             return;
         };
         self.usage[c].ran += spent;
         let group = self.tasks[usize::from(id)].as_ref().map_or(0, |t| usize::from(t.params.group));
+        self.ran[group] += spent;
         if let Some(g) = &mut self.guests[group] {
             g.ran += spent;
             g.late += late;
@@ -247,12 +257,22 @@ impl Model {
         assert_eq!(got, want);
         self.account(cpu);
         assert_eq!(self.sched.cpu_usage(Cpu(cpu), now), Some(self.usage[usize::from(cpu)]));
-        assert_eq!(self.usage[usize::from(cpu)].ran + self.usage[usize::from(cpu)].idle, now);
+        let usage = self.usage[usize::from(cpu)];
+        assert_eq!(usage.ran + usage.idle + usage.own, now);
+    }
+
+    fn awake(&mut self, cpu: u16) {
+        self.sched.awake(Cpu(cpu), self.now);
+        if self.on(cpu).is_none() {
+            self.account(cpu);
+            self.rests[usize::from(cpu)] = false;
+        }
     }
 
     fn pick(&mut self, cpu: u16) {
         let decision = self.sched.pick(Cpu(cpu), self.now);
         self.ended(cpu, Outcome::Ready);
+        self.rests[usize::from(cpu)] = decision.task.is_none();
         assert!(decision.until > self.now, "a turn of nothing");
         assert!(decision.kick.is_none_or(|c| c.0 != cpu && c.0 < CPUS));
         self.until[usize::from(cpu)] = decision.until;

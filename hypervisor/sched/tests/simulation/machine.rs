@@ -183,7 +183,7 @@ impl<const T: usize, const C: usize> Machine<T, C> {
             tasks += u.ran;
         }
         let cpus: Vec<_> = (0..C).map(|n| self.sched.cpu_usage(Cpu(n as u16), self.now).unwrap()).collect();
-        assert!(cpus.iter().all(|u| u.ran + u.idle == self.now));
+        assert!(cpus.iter().all(|u| u.ran + u.idle == self.now && u.own == 0));
         assert_eq!(cpus.iter().map(|u| u.ran).sum::<u64>(), tasks);
     }
 
