@@ -28,6 +28,8 @@ pub(crate) struct Group {
     /// Thousandths of a tick.
     tokens: i128,
     filled: u64,
+    /// It ran out of tokens, and waits for those of a whole slice, so that its turns are not many and short.
+    throttled: bool,
     /// The server's deadline and what is left of its budget until then.
     pub deadline: u64,
     budget: i128,
@@ -52,6 +54,7 @@ impl Group {
             time: 0,
             tokens: depth,
             filled: now,
+            throttled: false,
             deadline: now,
             budget: 0,
             home,
@@ -64,6 +67,7 @@ impl Group {
         if self.params.cap.is_some() && left.params.cap.is_some() {
             let depth = (i128::from(self.params.burst) + i128::from(slice)) * 1000;
             (self.tokens, self.filled) = (left.tokens.min(depth), left.filled);
+            self.throttled = left.throttled;
         }
         if self.params.reservation == left.params.reservation {
             (self.deadline, self.budget) = (left.deadline, left.budget);
@@ -89,6 +93,16 @@ impl Group {
         self.budget -= ticks;
     }
 
+    /// A turn ended.
+    pub fn stopped(&mut self, slice: Ticks) {
+        self.throttled |= self.params.cap.is_some() && self.tokens < Self::least(slice);
+    }
+
+    /// Thousandths of a tick without which it is not worth a turn.
+    fn least(slice: Ticks) -> i128 {
+        i128::from((slice / 4).max(1)) * 1000
+    }
+
     /// Brings tokens and budget up to date.
     pub fn refill(&mut self, now: u64, slice: Ticks) {
         if let Some(cap) = self.params.cap {
@@ -96,6 +110,7 @@ impl Group {
             let more = i128::from(now.saturating_sub(self.filled)) * i128::from(cap);
             self.tokens = (self.tokens + more).min(depth);
             self.filled = self.filled.max(now);
+            self.throttled &= self.tokens < i128::from(slice) * 1000;
         }
         if let Some(r) = self.params.reservation
             && now >= self.deadline
@@ -122,7 +137,7 @@ impl Group {
     /// Ticks that it may run now (`Ok`, at most a slice), or when it may again.
     pub fn allowance(&self, now: u64, slice: Ticks) -> Result<Ticks, u64> {
         let Some(cap) = self.params.cap else { return Ok(slice) };
-        let least = i128::from((slice / 4).max(1)) * 1000;
+        let least = if self.throttled { i128::from(slice) * 1000 } else { Self::least(slice) };
         if self.tokens >= least {
             return Ok(u64::try_from(self.tokens / 1000).unwrap_or(u64::MAX).min(slice));
         }

@@ -322,13 +322,14 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     /// How the CPU's task came back. It is charged for its time.
     pub fn yielded(&mut self, cpu: Cpu, now: u64, outcome: Outcome) {
-        let now = self.clock(now);
+        let (now, slice) = (self.clock(now), self.slice);
         self.charge_run(cpu, now);
         let Some(run) = self.cpu_mut(cpu).and_then(|p| p.run.take()) else { return };
         self.open |= CpuSet::one(cpu).0;
         let Some((paused, group)) = self.task(run.task).map(|t| (t.paused, t.group)) else { return };
         if let Some(group) = self.group_mut(group) {
             group.charge(-i128::from(run.ahead));
+            group.stopped(slice);
         }
         let state = if outcome == Outcome::Ready { State::Ready } else { State::Blocked };
         self.shift(run.task, state, paused, now);
