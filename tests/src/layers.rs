@@ -29,7 +29,10 @@ const MAY: [(&str, &[&str]); 23] = [
     ("bulkhead-audit", &[]),
     ("hv", &["types", "core", "control", "audit"]),
     ("bulkhead-tests", &[]),
-    ("bulkhead-fuzz", &["types", "arch", "paging", "devices", "emulate", "core", "control", "vmx", "svm", "boot"]),
+    (
+        "bulkhead-fuzz",
+        &["types", "arch", "paging", "devices", "emulate", "sched", "core", "control", "vmx", "svm", "boot"],
+    ),
     ("bulkhead-conformance", &["types", "arch", "core", "hw", "vmx", "svm"]),
     ("bulkhead-conformance-image", &["types", "core", "paging", "hw", "vmx", "svm", "kernel", "conformance"]),
 ];

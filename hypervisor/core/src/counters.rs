@@ -1,4 +1,4 @@
-//! How often a guest left, and why.
+//! How often a guest left, why, and how long it was served for that.
 
 use crate::exit::Exit;
 
@@ -43,6 +43,10 @@ kinds! {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
     exits: [u64; Kind::ALL.len()],
+    /// Ticks from the exit to the next entry, or to the end of the turn.
+    ticks: [u64; Kind::ALL.len()],
+    /// What is served, and up to when that was counted.
+    served: Option<(Kind, u64)>,
     /// Accesses to model-specific registers that this machine does not have.
     pub unknown_msr: u64,
     /// Instructions carried out by the emulator.
@@ -51,8 +55,9 @@ pub struct Counters {
 
 impl core::ops::AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
-        for (sum, more) in self.exits.iter_mut().zip(other.exits) {
-            *sum = sum.wrapping_add(more);
+        let others = other.exits.iter().chain(&other.ticks);
+        for (sum, more) in self.exits.iter_mut().chain(&mut self.ticks).zip(others) {
+            *sum = sum.wrapping_add(*more);
         }
         self.unknown_msr = self.unknown_msr.wrapping_add(other.unknown_msr);
         self.emulated = self.emulated.wrapping_add(other.emulated);
@@ -60,11 +65,33 @@ impl core::ops::AddAssign for Counters {
 }
 
 impl Counters {
-    /// Counts an exit.
-    pub fn count(&mut self, exit: &Exit) {
-        if let Some(count) = self.exits.get_mut(Kind::of(exit) as usize) {
+    /// Counts an exit, which was at this time.
+    pub fn count(&mut self, exit: &Exit, at: u64) {
+        let kind = Kind::of(exit);
+        if let Some(count) = self.exits.get_mut(kind as usize) {
             *count = count.wrapping_add(1);
         }
+        self.served = Some((kind, at));
+    }
+
+    /// The exit has been served up to now.
+    pub fn serve(&mut self, now: u64) {
+        if let Some((kind, since)) = &mut self.served
+            && let Some(ticks) = self.ticks.get_mut(*kind as usize)
+        {
+            *ticks = ticks.wrapping_add(now.wrapping_sub(*since));
+            *since = now;
+        }
+    }
+
+    /// A turn begins; what is before that was no exit's.
+    pub const fn begin(&mut self) {
+        self.served = None;
+    }
+
+    /// Kinds with the ticks that they took, those that are not zero.
+    pub fn ticks(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        named(&self.ticks)
     }
 
     /// All exits.
@@ -75,6 +102,10 @@ impl Counters {
 
     /// Kinds with their counts, those that are not zero.
     pub fn exits(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        Kind::ALL.iter().zip(self.exits).filter(|(_, count)| *count != 0).map(|((_, name), count)| (*name, count))
+        named(&self.exits)
     }
+}
+
+fn named(counts: &[u64]) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+    Kind::ALL.iter().zip(counts).filter(|(_, count)| **count != 0).map(|((_, name), count)| (*name, *count))
 }

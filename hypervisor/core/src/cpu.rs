@@ -102,8 +102,10 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             self.guest.release(shared, self.id, host);
         }
         let mut next = 0;
+        self.counters.begin();
         loop {
             let now = host.tsc();
+            self.counters.serve(now);
             if now >= next || self.flags.any() {
                 match self.attend(host, now, until)? {
                     Attended::Yield(over) => return Ok(over),
@@ -111,14 +113,16 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
                     Attended::Enter { .. } if self.flags.is_preempted() => next = now,
                     Attended::Enter { before } => next = before.min(until),
                 }
+                self.counters.serve(host.tsc());
             } else if let Some(event) = self.due.take() {
                 self.vcpu.inject(event)?;
             }
             self.vcpu.set_timer(next.saturating_sub(now))?;
             let exit = self.vcpu.run();
+            let left = host.tsc();
             let exit = exit.as_ref().map_err(|&error| error)?;
             self.due = self.vcpu.take_interrupted();
-            self.counters.count(exit);
+            self.counters.count(exit, left);
             self.act(exit, host)?;
         }
     }

@@ -32,6 +32,11 @@ const SLICES_PER_SECOND: u64 = 100;
 /// Slices that a processor goes without a look at what others want of it, if they could not kick it.
 const LONGEST: u64 = 10;
 
+/// Of the time, one part is the most that audits after the ends of guests that come again may take.
+const AUDIT_PARTS: u64 = 100;
+/// No earlier than this is the next of them.
+static NEXT_AUDIT: AtomicU64 = AtomicU64::new(0);
+
 /// Times that a CPU went from one zone to another.
 pub static CROSSINGS: AtomicU64 = AtomicU64::new(0);
 /// Who runs where.
@@ -66,6 +71,7 @@ pub fn sched_cpu(number: usize) -> Cpu {
 pub fn serve(facts: &Facts) -> ! {
     let me = cpu::number();
     let slice = facts.tsc.as_hertz() / SLICES_PER_SECOND;
+    let mut minute = cpu::tsc().saturating_add(60 * facts.tsc.as_hertz());
     let mut operator = (me == 0).then(|| Operator::new(facts));
     loop {
         // What came while a guest ran ended its turn or waits until here.
@@ -84,7 +90,14 @@ pub fn serve(facts: &Facts) -> ! {
         match decision.task {
             Some(TaskId(number)) => turn(facts, number, me, until),
             None if operator.as_ref().is_some_and(|operator| !operator.has_line()) && all_ended() => finish(facts),
-            None => wait(until),
+            None => {
+                wait(until);
+                facts.scheduler.lock().awake(sched_cpu(me), cpu::tsc());
+            }
+        }
+        if me == 0 && cpu::tsc() >= minute {
+            minute = minute.saturating_add(60 * facts.tsc.as_hertz());
+            lives::minute(facts);
         }
     }
 }
@@ -205,19 +218,34 @@ fn turn(facts: &Facts, number: u16, me: usize, until: u64) {
     }
 }
 
-/// A vCPU has ended; with the last one its guest.
+/// A vCPU has ended; with the last one its guest. What is done about that is charged to it, so that coming anew again and again
+/// takes nothing from others; the audit with the time of all processors, which rest for it, but not more than one part in
+/// [`AUDIT_PARTS`].
 fn over(facts: &Facts, id: GuestId, task: &Task) {
     let Some(slot) = slot(id) else { return };
     lives::vcpu_ended(facts, slot, task);
     if slot.left.fetch_sub(1, Ordering::AcqRel) != 1 {
         return;
     }
-    lives::ended(facts, id, slot);
+    let begun = cpu::tsc();
+    let again = lives::ended(facts, id, slot);
+    let mut rested = 0;
+    let due = !again || cpu::tsc() >= NEXT_AUDIT.load(Ordering::Relaxed);
     // The audit after the last one's end is that at the machine's.
-    if facts.manifest.audit && SLOTS.iter().any(Slot::is_alive) {
+    if facts.manifest.audit && due && SLOTS.iter().any(Slot::is_alive) {
+        let begun = cpu::tsc();
         audit(facts);
+        let end = cpu::tsc();
+        let took = end.wrapping_sub(begun);
+        NEXT_AUDIT.store(end.saturating_add(took.saturating_mul(AUDIT_PARTS)), Ordering::Relaxed);
+        rested = took.saturating_mul(processors::others() as u64);
     }
-    lives::restart(facts, id);
+    if again {
+        lives::remake(facts, id);
+        let now = cpu::tsc();
+        let spent = now.wrapping_sub(begun).saturating_add(rested);
+        facts.scheduler.lock().charge(lives::group(id), spent, now);
+    }
 }
 
 /// Puts the barriers between the guest that runs next and what ran before, unless that was of the same zone.

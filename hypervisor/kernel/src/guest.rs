@@ -399,6 +399,11 @@ fn report_end(me: &Me, end: End, done: &Counters) {
     }
     let Counters { unknown_msr, emulated, .. } = done;
     let _ = fmt::Write::write_fmt(&mut log, format_args!(" (unknown-msr {unknown_msr}, emulated {emulated})\n"));
+    let _ = fmt::Write::write_fmt(&mut log, format_args!("log guest {} exits' ticks:", me.id));
+    for (kind, ticks) in done.ticks() {
+        let _ = fmt::Write::write_fmt(&mut log, format_args!(" {kind} {ticks}"));
+    }
+    let _ = fmt::Write::write_char(&mut log, '\n');
     drop(log);
     log!("event guest {} {} ended {end}", me.id, me.config.name);
 }

@@ -1,9 +1,10 @@
 //! The lives of guests: made, ended, made anew; where their time went.
 
-use crate::dispatch::{call, sched_cpu};
+use crate::console::Log;
+use crate::dispatch::{call, hold, sched_cpu};
 use crate::guest;
 use crate::log;
-use crate::machine::{FRAMES, Facts, ONLINE, Order, Slot, State, slot};
+use crate::machine::{CPUS, FRAMES, Facts, ONLINE, Order, Slot, State, slot};
 use crate::operator::moment;
 use crate::start::IDLE_SPACE;
 use crate::task::{self, Task};
@@ -12,10 +13,10 @@ use bulkhead_control::event::Ring;
 use bulkhead_control::{Ending, EventKind, Refusal, Source};
 use bulkhead_hw::compartment::{BuildError, Compartment, Needs};
 use bulkhead_hw::cpu;
-use bulkhead_sched::{AddError, CpuSet, Outcome, Params, Reservation, Usage};
-use bulkhead_types::manifest::{CpuTime, Guest};
+use bulkhead_sched::{AddError, CpuSet, CpuUsage, Outcome, Params, Reservation, Usage};
+use bulkhead_types::manifest::{CpuTime, Guest, MAX_GUESTS};
 use bulkhead_types::{Frequency, GuestId, MAX_TASKS, PAGE_SIZE, VcpuId};
-use core::fmt;
+use core::fmt::{self, Write as _};
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
 
@@ -50,6 +51,10 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     (*slot.ending.lock(), *slot.spent.lock()) = (Ending::Failed, Usage::ZERO);
     event(facts, id, EventKind::Started(by));
     slot.set_state(State::Alive);
+    // An operator may have wanted that while it was made.
+    if slot.paused.load(Ordering::Relaxed) {
+        hold(facts, slot, true);
+    }
     call(facts, slot);
 }
 
@@ -117,8 +122,13 @@ fn params(facts: &Facts, id: GuestId, guest: &Guest) -> Params {
         reservation: (period != 0).then(|| Reservation { period: ticks(period).max(1), budget: ticks(budget).max(1) }),
         cpus: if cpus == 0 { CpuSet::ALL } else { CpuSet(cpus) },
         zone: guest.zone,
-        group: id.number().wrapping_sub(1),
+        group: group(id),
     }
+}
+
+/// The guest, as the scheduler knows it.
+pub fn group(id: GuestId) -> u16 {
+    id.number().wrapping_sub(1)
 }
 
 /// A vCPU's turn, on this processor, was its last.
@@ -132,8 +142,8 @@ pub fn vcpu_ended(facts: &Facts, slot: &Slot, task: &Task) {
     task.set_state(task::State::Absent);
 }
 
-/// A guest's last vCPU has ended: says where its time went.
-pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) {
+/// A guest's last vCPU has ended: says where its time went. Whether it is to be made anew.
+pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     let Usage { ran, waiting, blocked, .. } = *slot.spent.lock();
     log!("log guest {id} ticks: ran {ran} waited {waiting} slept {blocked}");
     slot.give(Order::None);
@@ -141,7 +151,14 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) {
     let ending = *slot.ending.lock();
     event(facts, id, EventKind::Ended(ending));
     let well = matches!(ending, Ending::PowerOff | Ending::Reset | Ending::TestExit(0) | Ending::Stopped);
-    slot.set_state(if well { State::Ended } else { State::Failed });
+    let restarts = facts.guest(id).map_or(0, |guest| guest.restarts);
+    let again = slot.again.swap(false, Ordering::Relaxed) || slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
+    slot.set_state(match (again, well) {
+        (true, _) => State::Remade,
+        (false, true) => State::Ended,
+        (false, false) => State::Failed,
+    });
+    again
 }
 
 /// Where the time of all of a guest's vCPUs went, up to now.
@@ -157,22 +174,17 @@ pub fn usage(facts: &Facts, slot: &Slot) -> Usage {
 fn destroy(facts: &Facts, id: GuestId) {
     let (Some(slot), Some(guest)) = (slot(id), facts.guest(id)) else { return };
     let count = dissolve(facts, id, slot);
-    slot.set_state(State::Absent);
+    if slot.state() != State::Remade {
+        slot.set_state(State::Absent);
+    }
     log!("event guest {id} {} destroyed frames={count}", guest.name);
 }
 
-/// Makes a guest anew that has ended, if it is to be.
-pub fn restart(facts: &Facts, id: GuestId) {
-    let (Some(slot), Some(guest)) = (slot(id), facts.guest(id)) else { return };
+/// Makes a guest anew whose state is [`State::Remade`], which nobody else changes.
+pub fn remake(facts: &Facts, id: GuestId) {
     let _one = LIVES.lock();
-    // An operator may have been faster.
-    if matches!(slot.state(), State::Alive | State::Absent) {
-        return;
-    }
-    if slot.again.swap(false, Ordering::Relaxed) || slot.restarts.fetch_add(1, Ordering::Relaxed) < guest.restarts {
-        destroy(facts, id);
-        create(facts, id, Source::Manifest);
-    }
+    destroy(facts, id);
+    create(facts, id, Source::Manifest);
 }
 
 /// Makes a guest, or makes it anew, that an operator wants.
@@ -185,7 +197,7 @@ pub fn start(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     match slot.state() {
         State::Absent => {}
         State::Ended | State::Failed => destroy(facts, id),
-        State::Alive => return Err(Refusal::Is(bulkhead_control::State::Running)),
+        State::Alive | State::Remade => return Err(Refusal::Is(bulkhead_control::State::Running)),
     }
     create(facts, id, by);
     if slot.state() == State::Failed { Err(Refusal::NoRoom) } else { Ok(()) }
@@ -201,7 +213,7 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     match slot.state() {
         State::Absent => return Err(Refusal::NoGuest),
         State::Ended | State::Failed => destroy(facts, id),
-        State::Alive => return Err(Refusal::Is(bulkhead_control::State::Running)),
+        State::Alive | State::Remade => return Err(Refusal::Is(bulkhead_control::State::Running)),
     }
     event(facts, id, EventKind::Destroyed(by));
     Ok(())
@@ -221,12 +233,48 @@ pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
     }
 }
 
+/// What was written down of the processors' time so far.
+static TOLD: Mutex<Told> = Mutex::new(Told { minutes: 0, ran: [0; MAX_GUESTS], idle: 0, own: 0 });
+
+struct Told {
+    minutes: u64,
+    ran: [u64; MAX_GUESTS],
+    idle: u64,
+    own: u64,
+}
+
+/// Writes down where the time of all processors went since this was done last.
+pub fn minute(facts: &Facts) {
+    let mut told = TOLD.lock();
+    let mut scheduler = facts.scheduler.lock();
+    let now = cpu::tsc();
+    let (mut idle, mut own, mut ran) = (0, 0, told.ran);
+    for number in 0..ONLINE.load(Ordering::Relaxed) {
+        let usage = scheduler.cpu_usage(sched_cpu(number), now).unwrap_or_default();
+        (idle, own) = (idle + usage.idle, own + usage.own);
+    }
+    facts.guests().zip(&mut ran).for_each(|(id, ran)| *ran = scheduler.ran(group(id)));
+    drop(scheduler);
+    let mut log = Log::open();
+    let _ = write!(log, "log minute {} ticks: idle {} own {}", told.minutes, idle - told.idle, own - told.own);
+    for ((id, now), before) in facts.guests().zip(ran).zip(told.ran).filter(|((_, now), before)| now != before) {
+        let _ = write!(log, " guest {id} {}", now - before);
+    }
+    let _ = writeln!(log);
+    *told = Told { minutes: told.minutes + 1, ran, idle, own };
+}
+
 /// Where the processors' time went, and how much memory is free.
 pub fn report(facts: &Facts) {
-    for number in 0..ONLINE.load(Ordering::Relaxed) {
-        let usage = facts.scheduler.lock().cpu_usage(sched_cpu(number), cpu::tsc());
-        if let Some(usage) = usage {
-            log!("log processor {number} ticks: ran {} idle {}", usage.ran, usage.idle);
+    minute(facts);
+    for (number, processor) in CPUS.iter().enumerate().take(ONLINE.load(Ordering::Relaxed)) {
+        let mut scheduler = facts.scheduler.lock();
+        let now = cpu::tsc();
+        let usage = scheduler.cpu_usage(sched_cpu(number), now);
+        drop(scheduler);
+        if let Some(CpuUsage { ran, idle, own }) = usage {
+            let all = now.saturating_sub(processor.since.load(Ordering::Relaxed));
+            log!("log processor {number} ticks: ran {ran} idle {idle} own {own} of {all}");
         }
     }
     if let Some(frames) = FRAMES.get() {

@@ -79,6 +79,8 @@ pub struct Cpu {
     pub idle: Context,
     /// The number of its local APIC.
     pub apic: AtomicU32,
+    /// Count of the time-stamp counter since which it is accounted.
+    pub since: AtomicU64,
     /// The task whose registers are in it, plus 1; 0 for none.
     pub loaded: AtomicU16,
     /// The task whose execution it has entered, plus 1; 0 for none.
@@ -99,6 +101,7 @@ impl Cpu {
         Self {
             idle: Context::empty(),
             apic: AtomicU32::new(0),
+            since: AtomicU64::new(0),
             loaded: AtomicU16::new(0),
             current: AtomicU16::new(0),
             wakes: [const { AtomicU64::new(0) }; MAX_TASKS.div_ceil(64)],
@@ -126,6 +129,8 @@ pub enum State {
     Ended = 2,
     /// It ended badly.
     Failed = 3,
+    /// It ended, and the processor that it ran on last is about to make it anew.
+    Remade = 4,
 }
 
 impl State {
@@ -134,6 +139,7 @@ impl State {
             1 => Self::Alive,
             2 => Self::Ended,
             3 => Self::Failed,
+            4 => Self::Remade,
             _ => Self::Absent,
         }
     }
@@ -250,7 +256,7 @@ impl Slot {
 
     /// It is to have further turns.
     pub fn is_alive(&self) -> bool {
-        self.state() == State::Alive
+        matches!(self.state(), State::Alive | State::Remade)
     }
 
     /// Sets how it is.

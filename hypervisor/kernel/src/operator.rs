@@ -261,9 +261,9 @@ pub fn moment(facts: &Facts, ticks: u64) -> Moment {
 
 fn shown(slot: &Slot) -> bulkhead_control::State {
     match slot.state() {
-        State::Alive if matches!(slot.order(), Order::Kill) => bulkhead_control::State::Stopping,
-        State::Alive if slot.paused.load(Ordering::Relaxed) => bulkhead_control::State::Paused,
-        State::Alive => bulkhead_control::State::Running,
+        _ if slot.is_alive() && matches!(slot.order(), Order::Kill) => bulkhead_control::State::Stopping,
+        _ if slot.is_alive() && slot.paused.load(Ordering::Relaxed) => bulkhead_control::State::Paused,
+        State::Alive | State::Remade => bulkhead_control::State::Running,
         State::Failed => bulkhead_control::State::Failed,
         State::Absent | State::Ended => bulkhead_control::State::Stopped,
     }

@@ -7,7 +7,7 @@
 use crate::backend::Virtualization;
 use crate::dispatch::{sched_cpu, serve};
 use crate::log;
-use crate::machine::{CPUS, FACTS, FRAMES, Facts, ONLINE};
+use crate::machine::{CPUS, FACTS, FRAMES, Facts, ONLINE, this_cpu};
 use crate::start::{IDLE_SPACE, refuse};
 use bulkhead_core::frames::{Owner, Part};
 use bulkhead_hw::startup::{FirstPage, lead_to};
@@ -156,7 +156,10 @@ fn set_up(facts: &Facts, number: usize) -> Result<(), &'static str> {
     }
     let page = CPUS.get(number).and_then(|cpu| cpu.page.lock().take()).ok_or("it has no page for guests")?;
     facts.capabilities.enable(page).map_err(|_| "its virtualization can not be switched on")?;
-    facts.scheduler.lock().online(sched_cpu(number), cpu::core(), cpu::tsc());
+    let mut scheduler = facts.scheduler.lock();
+    let now = cpu::tsc();
+    scheduler.online(sched_cpu(number), cpu::core(), now);
+    this_cpu().since.store(now, Ordering::Relaxed);
     Ok(())
 }
 
@@ -184,6 +187,11 @@ pub fn rest() {
     }
 }
 
+/// How many processors give turns beside this one.
+pub fn others() -> usize {
+    ONLINE.load(Ordering::Relaxed).saturating_sub(1)
+}
+
 /// Does `act` while all other processors rest in the idle compartment. One that does not come there is said, each second: no
 /// guest can keep it from it, so that it stands still or the hypervisor is wrong.
 pub fn quiet<R>(facts: &Facts, act: impl FnOnce() -> R) -> R {
@@ -193,7 +201,7 @@ pub fn quiet<R>(facts: &Facts, act: impl FnOnce() -> R) -> R {
             None => rest(),
         }
     };
-    let others = ONLINE.load(Ordering::Relaxed).saturating_sub(1);
+    let others = others();
     WANTED.store(true, Ordering::SeqCst);
     let me = cpu::number();
     for (number, other) in CPUS.iter().take(others + 1).enumerate() {

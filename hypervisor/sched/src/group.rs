@@ -1,6 +1,7 @@
 //! A guest's claim: virtual time, tokens below a cap, a reserving server.
 
-use crate::types::{Cpu, CpuSet, Params, Ticks};
+use crate::order::Entry;
+use crate::types::{Cpu, CpuSet, Params, TaskId, Ticks};
 
 /// Units of virtual time for a tick at share 1.
 pub(crate) const SCALE: i128 = 1 << 40;
@@ -12,13 +13,23 @@ pub(crate) struct Group {
     rate: i128,
     /// Tasks that exist.
     pub tasks: u16,
-    /// Tasks ready or running.
-    pub runnable: u16,
+    /// Tasks that run, or wait to.
+    pub active: u16,
+    /// CPUs of any of its tasks; of those that wait.
+    pub cpus: u64,
+    pub waiting: u64,
+    /// The first and the last task that waits.
+    pub head: Option<TaskId>,
+    pub tail: Option<TaskId>,
+    /// What all its tasks ran.
+    pub ran: Ticks,
     /// Virtual time.
     pub time: i128,
     /// Thousandths of a tick.
     tokens: i128,
     filled: u64,
+    /// It ran out of tokens, and waits for those of a whole slice, so that its turns are not many and short.
+    throttled: bool,
     /// The server's deadline and what is left of its budget until then.
     pub deadline: u64,
     budget: i128,
@@ -34,13 +45,32 @@ impl Group {
             params,
             rate,
             tasks: 0,
-            runnable: 0,
+            active: 0,
+            cpus: 0,
+            waiting: 0,
+            head: None,
+            tail: None,
+            ran: 0,
             time: 0,
             tokens: depth,
             filled: now,
+            throttled: false,
             deadline: now,
             budget: 0,
             home,
+        }
+    }
+
+    /// Takes over what the one in this place owed: a new life is no new claim.
+    pub fn inherit(&mut self, left: &Self, slice: Ticks) {
+        (self.time, self.ran) = (left.time, left.ran);
+        if self.params.cap.is_some() && left.params.cap.is_some() {
+            let depth = (i128::from(self.params.burst) + i128::from(slice)) * 1000;
+            (self.tokens, self.filled) = (left.tokens.min(depth), left.filled);
+            self.throttled = left.throttled;
+        }
+        if self.params.reservation == left.params.reservation {
+            (self.deadline, self.budget) = (left.deadline, left.budget);
         }
     }
 
@@ -63,6 +93,16 @@ impl Group {
         self.budget -= ticks;
     }
 
+    /// A turn ended.
+    pub fn stopped(&mut self, slice: Ticks) {
+        self.throttled |= self.params.cap.is_some() && self.tokens < Self::least(slice);
+    }
+
+    /// Thousandths of a tick without which it is not worth a turn.
+    fn least(slice: Ticks) -> i128 {
+        i128::from((slice / 4).max(1)) * 1000
+    }
+
     /// Brings tokens and budget up to date.
     pub fn refill(&mut self, now: u64, slice: Ticks) {
         if let Some(cap) = self.params.cap {
@@ -70,6 +110,7 @@ impl Group {
             let more = i128::from(now.saturating_sub(self.filled)) * i128::from(cap);
             self.tokens = (self.tokens + more).min(depth);
             self.filled = self.filled.max(now);
+            self.throttled &= self.tokens < i128::from(slice) * 1000;
         }
         if let Some(r) = self.params.reservation
             && now >= self.deadline
@@ -96,7 +137,7 @@ impl Group {
     /// Ticks that it may run now (`Ok`, at most a slice), or when it may again.
     pub fn allowance(&self, now: u64, slice: Ticks) -> Result<Ticks, u64> {
         let Some(cap) = self.params.cap else { return Ok(slice) };
-        let least = i128::from((slice / 4).max(1)) * 1000;
+        let least = if self.throttled { i128::from(slice) * 1000 } else { Self::least(slice) };
         if self.tokens >= least {
             return Ok(u64::try_from(self.tokens / 1000).unwrap_or(u64::MAX).min(slice));
         }
@@ -110,9 +151,27 @@ impl Group {
         u64::try_from(self.budget).ok().filter(|b| *b > 0 && self.home == cpu)
     }
 
-    /// The one CPU it may run on, if it is pinned.
-    pub fn pinned(&self) -> Option<Cpu> {
-        let CpuSet(bits) = self.params.cpus;
-        (bits.count_ones() == 1).then(|| Cpu(u16::try_from(bits.trailing_zeros()).unwrap_or(0)))
+    /// Its place in an order.
+    pub const fn entry(&self, time: i128, ready: u64, cpus: u64) -> Option<Entry> {
+        Some(Entry { key: (time, ready), cpus, zone: self.params.zone })
+    }
+
+    /// Where it stands among those that wait: by virtual time if it may run, by deadline where it has a budget left, and
+    /// the time at which that changes by itself. `ready`: since when its first task waits.
+    pub fn places(&self, now: u64, slice: Ticks, ready: u64) -> [Option<Entry>; 3] {
+        if self.head.is_none() {
+            return [None; 3];
+        }
+        let home = CpuSet::one(self.home).0 & self.waiting;
+        let replenished = self.params.reservation.filter(|_| home != 0).map(|_| self.deadline);
+        match self.allowance(now, slice) {
+            Err(at) => [None, None, self.entry(at.into(), 0, self.waiting)],
+            Ok(_) => {
+                let urgent = self.reserve(self.home).filter(|_| home != 0);
+                let urgent = urgent.and_then(|_| self.entry(self.deadline.into(), ready, home));
+                let timer = replenished.and_then(|at| self.entry(at.into(), 0, home));
+                [self.entry(self.time, ready, self.waiting), urgent, timer]
+            }
+        }
     }
 }

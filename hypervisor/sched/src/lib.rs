@@ -7,9 +7,9 @@
 //! Start-time fair queueing over guests (groups): each has one virtual time, which advances by what all its vCPUs ran
 //! over its share, and is charged for a whole turn in advance; what was not used is given back, what was overrun is
 //! taken. The least runs. A guest that wakes starts at the present virtual time at the earliest, so sleep earns nothing,
-//! and one that cannot use its share falls behind by two slices at most. Guests pinned to a CPU are measured by that
+//! and one that cannot use its share falls behind by eight slices at most. Guests pinned to a CPU are measured by that
 //! CPU's virtual time. Above it, reservations by earliest deadline on the CPU that admitted them; below it, caps by a
-//! bucket of tokens. A decision looks at each task once.
+//! bucket of tokens. All who wait are in sorted lists, so a decision looks at few of them.
 //!
 //! Zones: a thread runs only the zone that its core's other threads run. A task kept waiting for two slices by that
 //! empties the core for its zone.
@@ -17,14 +17,22 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod choose;
 mod group;
+mod inner;
+mod order;
+mod queue;
 mod types;
 
 use group::Group;
+use order::Order;
 pub use types::{AddError, Cpu, CpuSet, CpuUsage, Decision, Outcome, Params, Reservation, TaskId, Ticks, Usage};
 
 /// Of a CPU, in parts of 2^20, that reservations may take: 15/16.
 const RESERVABLE: u128 = 15 << 16;
+
+/// Ticks of the longest slice and period.
+const LONGEST: Ticks = 1 << 48;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -42,8 +50,11 @@ struct Task {
     group: u16,
     /// Since when the state is accounted.
     since: u64,
-    /// When it last became ready, for turns among a guest's own.
+    /// When it last became ready.
     ready: u64,
+    /// The guest's tasks that became ready before and after it.
+    before: Option<TaskId>,
+    after: Option<TaskId>,
     usage: Usage,
 }
 
@@ -57,15 +68,34 @@ struct Run {
 
 #[derive(Clone, Copy)]
 struct Processor {
-    core: u16,
+    core_number: u16,
+    /// All CPUs of that core.
+    core: u64,
+    /// Of this CPU, in parts of 2^20.
+    reserved: u128,
     run: Option<Run>,
     since: u64,
     until: u64,
     usage: CpuUsage,
-    /// Virtual time, for guests pinned here.
+    /// It waits since its last decision.
+    rests: bool,
+    /// Virtual time: the latest at which a turn began.
     time: i128,
     /// The zone that this core is being emptied for.
     wanted: Option<u16>,
+}
+
+impl Processor {
+    /// Accounts what it did beside turns until now.
+    const fn rest(&mut self, now: u64) {
+        let spent = now - self.since;
+        if self.rests {
+            self.usage.idle += spent;
+        } else {
+            self.usage.own += spent;
+        }
+        self.since = now;
+    }
 }
 
 /// The scheduler of a machine with up to `CPUS` (64 at most) CPUs, for up to `TASKS` vCPUs.
@@ -74,58 +104,87 @@ pub struct Scheduler<const TASKS: usize, const CPUS: usize> {
     tasks: [Option<Task>; TASKS],
     groups: [Option<Group>; TASKS],
     cpus: [Option<Processor>; CPUS],
-    /// Tasks and CPUs have numbers below these.
-    used: (usize, usize),
-    /// Virtual time, for guests that float.
+    /// Guests of which a task waits and may run: all by virtual time, those with a budget left by deadline.
+    fair: Order<TASKS>,
+    urgent: Order<TASKS>,
+    /// Guests that wait for tokens, or whose budget is renewed: by the time of that.
+    timers: Order<TASKS>,
+    /// CPUs that are online; those of them that idle or run without end.
+    present: u64,
+    open: u64,
+    /// Virtual time of the CPU that is furthest.
     time: i128,
     now: u64,
     steps: u64,
 }
 
-/// What a look at all tasks found for a CPU.
-struct Found {
-    best: Option<(Key, TaskId)>,
-    /// Kept out by the zone of the core only.
-    barred: Option<(Key, TaskId)>,
-    /// Another waits that may run here.
-    contended: bool,
-    /// When that may change by itself.
-    event: u64,
+const fn bounded(slice: Ticks) -> Ticks {
+    match slice {
+        0..4 => 4,
+        4..=LONGEST => slice,
+        _ => LONGEST,
+    }
 }
 
-/// Reserved first, by deadline; then by virtual time; then who waits longest.
-type Key = (bool, u64, i128, u64);
+/// The CPUs of a set.
+fn bits(mut set: u64) -> impl Iterator<Item = Cpu> {
+    core::iter::from_fn(move || {
+        let n = u16::try_from(set.trailing_zeros()).ok().filter(|n| *n < 64)?;
+        set &= set - 1;
+        Some(Cpu(n))
+    })
+}
 
 impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
-    /// No CPUs and no tasks; a turn is `slice` ticks where others wait.
+    /// No CPUs and no tasks; a turn is `slice` ticks where others wait. It is large: best made in place.
     #[must_use]
     pub const fn new(slice: Ticks) -> Self {
-        let slice = if slice < 4 { 4 } else { slice };
         Self {
-            slice,
+            slice: bounded(slice),
             tasks: [None; TASKS],
             groups: [None; TASKS],
             cpus: [None; CPUS],
-            used: (0, 0),
+            fair: Order::new(),
+            urgent: Order::new(),
+            timers: Order::new(),
+            present: 0,
+            open: 0,
             time: 0,
             now: 0,
             steps: 0,
         }
     }
 
-    /// A turn is `slice` ticks from now on, where others wait.
+    /// Another length of turns; before any task is added.
     pub const fn set_slice(&mut self, slice: Ticks) {
-        self.slice = if slice < 4 { 4 } else { slice };
+        self.slice = bounded(slice);
     }
 
     /// A CPU, a thread of `core`, is there. Accounted from now on.
     pub fn online(&mut self, cpu: Cpu, core: u16, now: u64) {
         let now = self.clock(now);
-        let time = self.time;
-        if let Some(slot) = self.cpus.get_mut(usize::from(cpu.0)).filter(|c| c.is_none() && cpu.0 < 64) {
-            let usage = CpuUsage::default();
-            *slot = Some(Processor { core, run: None, since: now, until: 0, usage, time, wanted: None });
-            self.used.1 = self.used.1.max(usize::from(cpu.0) + 1);
+        let (time, bit) = (self.time, CpuSet::one(cpu).0);
+        let Some(slot) = self.cpus.get_mut(usize::from(cpu.0)).filter(|c| c.is_none() && bit != 0) else { return };
+        let usage = CpuUsage::default();
+        let idle = Processor {
+            core_number: core,
+            core: 0,
+            reserved: 0,
+            run: None,
+            since: now,
+            until: 0,
+            usage,
+            rests: false,
+            time,
+            wanted: None,
+        };
+        *slot = Some(idle);
+        self.present |= bit;
+        self.open |= bit;
+        let all = (0u16..).zip(&self.cpus).filter(|(_, c)| c.is_some_and(|c| c.core_number == core));
+        let all = all.fold(0, |set, (n, _)| set | CpuSet::one(Cpu(n)).0);
+        for p in self.cpus.iter_mut().flatten().filter(|p| p.core_number == core) {
+            p.core = all;
         }
     }
 
@@ -143,29 +202,39 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             Some(Some(_)) => return Err(AddError::Taken),
             Some(None) => {}
         }
-        let sound = params.reservation.is_none_or(|r| r.budget > 0 && r.budget <= r.period);
-        if params.share == 0 || params.cap == Some(0) || !sound {
+        let sound = |r: Reservation| r.budget > 0 && r.budget <= r.period && r.period <= LONGEST;
+        let other = self.group(params.group).is_some_and(|g| g.tasks != 0 && g.params.zone != params.zone);
+        if params.share == 0 || params.cap == Some(0) || !params.reservation.is_none_or(sound) || other {
             return Err(AddError::Params);
         }
-        if !self.present().any(|c| params.cpus.has(c)) {
+        if self.present & params.cpus.0 == 0 {
             return Err(AddError::NoCpu);
         }
-        if self.group(params.group).is_none() {
+        let left = self.group(params.group).filter(|g| g.tasks == 0).copied();
+        if left.is_some() || self.group(params.group).is_none() {
             let home = self.admit(&params).ok_or(AddError::Overcommitted)?;
-            let group = Group::new(params, now, self.slice, home);
+            let mut group = Group::new(params, now, self.slice, home);
+            if let Some(left) = left {
+                group.inherit(&left, self.slice);
+            }
+            if let Some(p) = self.cpu_mut(home) {
+                p.reserved += Group::reserved(&params);
+            }
             if let Some(slot) = self.groups.get_mut(usize::from(params.group)) {
                 *slot = Some(group);
             }
         }
         if let Some(group) = self.group_mut(params.group) {
             group.tasks += 1;
+            group.cpus |= params.cpus.0;
         }
         let Params { cpus, zone, group, .. } = params;
         let usage = Usage::default();
-        let task = Task { state: State::Blocked, paused: false, cpus, zone, group, since: now, ready: now, usage };
+        let state = State::Blocked;
+        let (before, after) = (None, None);
+        let task = Task { state, paused: false, cpus, zone, group, since: now, ready: now, before, after, usage };
         if let Some(slot) = self.tasks.get_mut(usize::from(id.0)) {
             *slot = Some(task);
-            self.used.0 = self.used.0.max(usize::from(id.0) + 1);
         }
         Ok(())
     }
@@ -176,14 +245,16 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         if self.task(id).is_none_or(|t| matches!(t.state, State::Running(_))) {
             return false;
         }
-        self.shift(id, State::Blocked, now);
+        self.shift(id, State::Blocked, false, now);
         let Some(task) = self.tasks.get_mut(usize::from(id.0)).and_then(Option::take) else { return false };
-        if let Some(slot) = self.groups.get_mut(usize::from(task.group))
-            && let Some(group) = slot
-        {
-            group.tasks -= 1;
-            if group.tasks == 0 {
-                *slot = None;
+        self.place(task.group, now);
+        let Some(group) = self.group_mut(task.group) else { return false };
+        group.tasks -= 1;
+        if group.tasks == 0 {
+            // What it owes stays.
+            let (home, reserved) = (group.home, Group::reserved(&group.params));
+            if let Some(p) = self.cpu_mut(home) {
+                p.reserved -= reserved;
             }
         }
         true
@@ -196,69 +267,107 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     /// Ends a pause. The CPU to kick, if it is ready.
     pub fn resume(&mut self, id: TaskId, now: u64) -> Option<Cpu> {
-        self.hold(id, false, now)?;
+        self.hold(id, false, now);
         self.kicked(id)
     }
 
     /// A task has something to do. The CPU to kick: one that idles, or whose task it preempts.
     pub fn wake(&mut self, id: TaskId, now: u64) -> Option<Cpu> {
         let now = self.clock(now);
-        if self.task(id)?.state != State::Blocked {
-            return None;
-        }
-        self.shift(id, State::Ready, now);
+        let task = *self.task(id).filter(|t| t.state == State::Blocked)?;
+        self.shift(id, State::Ready, task.paused, now);
+        self.place(task.group, now);
         self.kicked(id)
+    }
+
+    /// The CPU does not wait any more, and does something until it asks what to run.
+    pub fn awake(&mut self, cpu: Cpu, now: u64) {
+        let now = self.clock(now);
+        if let Some(p) = self.cpu_mut(cpu).filter(|p| p.run.is_none()) {
+            p.rest(now);
+            p.rests = false;
+        }
     }
 
     /// What the CPU runs next. What it ran counts as [`Outcome::Ready`] if nothing else was said.
     pub fn pick(&mut self, cpu: Cpu, now: u64) -> Decision {
         let now = self.clock(now);
-        self.yielded(cpu, now, Outcome::Ready);
+        match self.cpu_mut(cpu) {
+            Some(p) if p.run.is_none() => p.rest(now),
+            _ => self.yielded(cpu, now, Outcome::Ready),
+        }
         let mut found = self.look(cpu, now);
-        let patient = |key: &Key| now.saturating_sub(key.3) >= 2 * self.slice;
-        if let Some((_, id)) = found.barred.filter(|(k, _)| patient(k) && found.best.is_none_or(|(b, _)| *k < b)) {
-            let zone = self.task(id).map(|t| t.zone);
-            self.want(cpu, zone);
-            found.best = None;
-        }
-        if found.barred.is_some() {
-            let others = self.siblings(cpu).filter_map(|c| self.cpu(c).filter(|p| p.run.is_some()).map(|p| p.until));
-            found.event = found.event.min(others.min().unwrap_or(u64::MAX).max(now + 1));
-        }
-        let Some((key, id)) = found.best else {
-            let kick = found.barred.and_then(|_| self.siblings(cpu).find(|c| self.endless(*c)));
-            if let Some(p) = self.cpu_mut(cpu) {
-                p.until = found.event;
+        let mut kick = None;
+        if let Some(barred) = found.barred {
+            // Who has a budget, or waited for two slices, gets the core emptied, one after the other.
+            let patience = if barred.reserved { 0 } else { 2 * self.slice };
+            let due = self.task(barred.task).map_or(u64::MAX, |t| t.ready.saturating_add(patience));
+            found.event = found.event.min(now.saturating_add(self.slice));
+            if due > now {
+                found.event = found.event.min(due);
+            } else if self.cpu(cpu).is_some_and(|p| p.wanted.is_none()) {
+                self.want(cpu, self.task(barred.task).map(|t| t.zone));
+                found.best = None;
+                kick = bits(self.siblings(cpu)).find(|c| self.endless(*c));
             }
-            return Decision { task: None, until: found.event, kick };
+            let siblings = bits(self.siblings(cpu)).filter_map(|c| self.cpu(c).filter(|p| p.run.is_some()));
+            found.event = found.event.min(siblings.map(|p| p.until).min().unwrap_or(u64::MAX).max(now + 1));
+        }
+        let until = match found.best {
+            Some(best) => self.start(cpu, best, &found, now),
+            None => self.idle(cpu, found.event),
         };
-        let until = self.start(cpu, id, key, &found, now);
-        Decision { task: Some(id), until, kick: self.spare(cpu) }
+        Decision { task: found.best.map(|b| b.task), until, kick: kick.or_else(|| self.spare(cpu)) }
     }
 
     /// How the CPU's task came back. It is charged for its time.
     pub fn yielded(&mut self, cpu: Cpu, now: u64, outcome: Outcome) {
-        let now = self.clock(now);
-        self.settle(cpu, now);
+        let (now, slice) = (self.clock(now), self.slice);
+        self.charge_run(cpu, now);
         let Some(run) = self.cpu_mut(cpu).and_then(|p| p.run.take()) else { return };
-        match outcome {
-            Outcome::Ready => self.shift(run.task, State::Ready, now),
-            Outcome::Blocked => self.shift(run.task, State::Blocked, now),
-            Outcome::Gone => {
-                self.shift(run.task, State::Blocked, now);
-                self.remove(run.task, now);
-            }
+        self.open |= CpuSet::one(cpu).0;
+        let Some((paused, group)) = self.task(run.task).map(|t| (t.paused, t.group)) else { return };
+        if let Some(group) = self.group_mut(group) {
+            group.charge(-i128::from(run.ahead));
+            group.stopped(slice);
         }
+        let state = if outcome == Outcome::Ready { State::Ready } else { State::Blocked };
+        self.shift(run.task, state, paused, now);
+        self.place(group, now);
+        if outcome == Outcome::Gone {
+            self.remove(run.task, now);
+        }
+    }
+
+    /// Charges a guest, or one that was, with `ticks` that were spent for it outside its turns.
+    pub fn charge(&mut self, group: u16, ticks: Ticks, now: u64) {
+        let (now, slice) = (self.clock(now), self.slice);
+        let Some((idle, cpus)) = self.group(group).map(|g| (g.active == 0, g.cpus)) else { return };
+        let present = self.present_time(cpus);
+        let Some(guest) = self.group_mut(group) else { return };
+        guest.refill(now, slice);
+        if idle {
+            guest.time = guest.time.max(present);
+        }
+        guest.charge(i128::from(ticks.min(LONGEST)));
+        self.place(group, now);
     }
 
     /// Where the task's time went, up to now.
     pub fn usage(&mut self, id: TaskId, now: u64) -> Option<Usage> {
         let now = self.clock(now);
-        match self.task(id)?.state {
+        let task = *self.task(id)?;
+        match task.state {
             State::Running(cpu) => self.settle(cpu, now),
-            state => self.shift(id, state, now),
+            state => self.shift(id, state, task.paused, now),
         }
         self.task(id).map(|t| t.usage)
+    }
+
+    /// What a guest ran in all its lives, on each CPU up to the time when that was last asked for its usage or a decision.
+    #[must_use]
+    pub fn ran(&self, group: u16) -> Ticks {
+        self.group(group).map_or(0, |g| g.ran)
     }
 
     /// Where the CPU's time went, up to now.
@@ -268,11 +377,9 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         self.cpu(cpu).map(|p| p.usage)
     }
 
-    /// Tasks and CPUs looked at so far: the cost of all decisions.
+    /// Guests, tasks and CPUs looked at so far: the cost of all decisions.
     #[must_use]
     pub const fn steps(&self) -> u64 {
-        self.steps
+        self.steps + self.fair.steps + self.urgent.steps + self.timers.steps
     }
 }
-
-mod inner;

@@ -67,7 +67,7 @@ pub enum AddError {
     Range,
     /// The task's number is taken.
     Taken,
-    /// A share or cap of 0, or a reservation with a budget of 0 or above its period.
+    /// A share or cap of 0, a reservation with a budget of 0 or above its period, or another zone than its group's.
     Params,
     /// No CPU of its set is online.
     NoCpu,
@@ -144,6 +144,8 @@ impl core::ops::AddAssign for Usage {
 pub struct CpuUsage {
     /// It ran tasks.
     pub ran: Ticks,
-    /// It had none.
+    /// It had none, and waited.
     pub idle: Ticks,
+    /// It did something else: between two turns, or after it had waited.
+    pub own: Ticks,
 }

@@ -29,6 +29,10 @@ mod files;
 #[allow(dead_code, reason = "a part of `hv`")]
 mod style;
 
+// The model that the crate's own tests run.
+#[path = "../../../hypervisor/sched/tests/model/promises.rs"]
+mod sched;
+
 pub use feed::Feed;
 
 use targets::{
@@ -54,7 +58,7 @@ const fn target(name: &'static str, longest: usize, run: fn(&[u8]), checks: &'st
 }
 
 /// All targets.
-pub const TARGETS: [Target; 31] = [
+pub const TARGETS: [Target; 32] = [
     target(
         "emulate",
         512,
@@ -87,6 +91,12 @@ pub const TARGETS: [Target; 31] = [
     target("exit-svm", 64, exits::svm, "total; no port access is 64 bits wide"),
     target("decode", 128, emulate::decode, "length 1 to 15; what follows does not matter; nothing is written"),
     target("guest", 512, guest::run, "an exit of any kind: bounded work, legal injections, no mode that entry refuses"),
+    target(
+        "sched",
+        512,
+        sched::run,
+        "any operations: time adds up; caps, zones and CPUs are kept; none waits for nothing",
+    ),
     target("console", 512, console::run, "framing comes back whole, however it is cut; reports are total"),
     target("control-line", 1024, control::line, "frames come whole after anything; nothing unsealed is done, or twice"),
     target("monitor", 512, control::monitor, "keys go where they belong; each row of a guest begins with its name"),

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 const PACKAGE: &str = "bulkhead-fuzz";
 const TARGET: &str = "BULKHEAD_FUZZ_TARGET";
 /// Crates that count coverage, and whether their comparisons are traced too.
-const COVERED: [(&str, bool); 10] = [
+const COVERED: [(&str, bool); 11] = [
     ("types", true),
     ("core", true),
     ("boot", true),
     ("paging", false),
     ("devices", false),
     ("emulate", false),
+    ("sched", false),
     ("svm", false),
     ("vmx", false),
     ("fuzz", false),

@@ -70,6 +70,9 @@ pub struct Attack {
     /// Least counts of its exits, by kind.
     #[serde(default)]
     pub least: BTreeMap<String, u64>,
+    /// Times that it is made anew.
+    #[serde(default)]
+    pub restarts: u16,
     /// Whether the witness measures its share of the CPU.
     #[serde(default)]
     pub share: bool,
@@ -151,11 +154,11 @@ impl Attack {
     }
 
     fn program(&self) -> String {
-        let Self { family, name, cmdline, memory, lazy, vcpus, .. } = self;
+        let Self { family, name, cmdline, memory, lazy, vcpus, restarts, .. } = self;
         let (family, name) = if self.lie.is_some() { ("memory", "edge") } else { (family.as_str(), name.as_str()) };
         format!(
             "kernel = \"@hostile/{family}\"\ncmdline = \"attack={name} witness={SEED} {cmdline}\"\nmemory = \"{memory}\"\n\
-             lazy = {lazy}\nvcpus = {}\n",
+             lazy = {lazy}\nvcpus = {}\nrestarts = {restarts}\n",
             vcpus.unwrap_or(1)
         )
     }

@@ -1,5 +1,6 @@
 //! Runs the case table in the emulator, several machines at a time.
 
+use super::fair;
 use super::judge::Watch;
 use super::table::Case;
 use super::tally::{Tally, Verdict};
@@ -103,7 +104,8 @@ fn machine(workspace: &Workspace, case: &Case) -> Outcome<Machine> {
 }
 
 fn judge(builder: &Builder, Run { case, on }: &Run, machine: &Machine) -> Verdict {
-    let place = Place { cpus: case.cpus.unwrap_or(1), ..Place::of(*on) };
+    let cpus = case.cpus.unwrap_or(1);
+    let place = Place { cpus, counted: case.fair && cpus == 1, ..Place::of(*on) };
     let running = match builder.start_at(&place, machine) {
         Ok(running) => running,
         Err(failure) => return Verdict::Failed(failure.to_string()),
@@ -112,7 +114,15 @@ fn judge(builder: &Builder, Run { case, on }: &Run, machine: &Machine) -> Verdic
     let mut watch = Watch::new(case, &names);
     let (session, _) = Session::new(running);
     let report = session.follow(&mut watch, Some(Duration::from_secs(case.timeout)));
-    let wrong = watch.judge(case, *on, &report);
+    let mut wrong = watch.judge(case, *on, &report);
+    if case.fair {
+        // With several processors QEMU's counter is the host's time, whose other work is in it too.
+        if place.counted || *on == Kind::Bochs {
+            let consoles: Vec<String> = names.iter().map(|name| watch.console_of(name)).collect();
+            wrong.extend(fair::shares(machine, cpus, &consoles, watch.lines()));
+        }
+        wrong.extend(fair::adds_up(watch.lines()));
+    }
     let whole = builder.workspace().build("logs").map(|folder| folder.join(format!("{}.{on}.log", case.name)));
     if let Ok(path) = &whole {
         let _ = std::fs::write(path, watch.transcript(usize::MAX));

@@ -79,7 +79,7 @@ impl View for Beside<'_> {
         let never = self.attack.ends == "never" && attacker.contains("saw the last of it");
         let ended =
             self.watch.lines().iter().filter(|line| line.starts_with("event guest ") && line.contains(" ended "));
-        let gone = ended.count() == self.attack.attackers().len();
+        let gone = ended.count() == self.attack.attackers().len() * usize::from(self.attack.restarts + 1);
         self.rounds += u32::from((gone || never) && text.contains('\n'));
         if !self.told && self.rounds >= if never { ROUNDS } else { 1 } {
             self.told = true;

@@ -11,6 +11,7 @@ mod command;
 mod conformance;
 mod control;
 mod dumps;
+mod fair;
 mod fault;
 mod fuzz;
 mod graph;

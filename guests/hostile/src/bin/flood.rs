@@ -44,6 +44,9 @@ fn main() {
         ("timer", timer),
         ("nmi", nmi),
         ("halt", halt),
+        ("late", late),
+        ("sleep", sleep),
+        ("reset", reset),
         ("console", console),
         ("cache", || {
             flood(|| {
@@ -185,14 +188,65 @@ fn halt() {
     apic::write(INITIAL_COUNT, 0);
 }
 
-/// The console, whose line is slow for the host.
-fn console() {
+/// Ticks of a turn beside another guest.
+fn slice() -> u64 {
+    time::announced_hertz().unwrap_or(10_000_000) / 100
+}
+
+/// Just before each turn's end an instruction that takes half a turn.
+fn late() {
     flood(|| {
-        let text = b".................................................................";
-        // SAFETY: sends the text.
-        unsafe {
-            asm!("rep outsb", in("dx") 0x3F8_u16, inout("rcx") text.len() => _, inout("rsi") text.as_ptr() => _, options(nostack))
-        };
+        // The count jumps when a turn begins; alone on a processor it never does.
+        let (slice, first) = (slice(), cpu::rdtsc());
+        let (mut before, mut now) = (first, first);
+        while now - before < slice / 4 && now - first < 4 * slice {
+            before = now;
+            now = cpu::rdtsc();
+        }
+        compute_until(now + slice * 15 / 16);
+        print_much();
     });
     serial::init();
+}
+
+fn compute_until(end: u64) {
+    while cpu::rdtsc() < end {
+        cpu::pause();
+    }
+}
+
+/// Sleeps just before its turn would end, for hardly a moment or a turn, after a little, half of a turn, most of one, and more.
+fn sleep() {
+    apic::enable();
+    trap::on(VECTOR, |_| apic::end_of_interrupt());
+    apic::write(TIMER, 2 << 17 | u32::from(VECTOR));
+    let (slice, count) = (slice(), core::cell::Cell::new(0_u64));
+    flood(|| {
+        count.set(count.get() + 1);
+        let run = [15, 1, 8, 15, 17, 31][(count.get() % 6) as usize];
+        compute_until(cpu::rdtsc() + slice * run / 16);
+        let wakes = cpu::rdtsc() + [slice / 64, slice][(count.get() / 6 % 2) as usize];
+        hold!(cpu::wrmsr(apic::DEADLINE_MSR, wakes).is_ok(), "there is no timer by the counter");
+        cpu::wait_for_interrupt();
+    });
+}
+
+/// Ends as soon as it runs, and is made anew.
+fn reset() {
+    saw!("the flood begins");
+    port::write8(0xCF9, 6);
+}
+
+/// The console, whose line is slow for the host.
+fn console() {
+    flood(print_much);
+    serial::init();
+}
+
+fn print_much() {
+    let text = b".................................................................";
+    // SAFETY: sends the text.
+    unsafe {
+        asm!("rep outsb", in("dx") 0x3F8_u16, inout("rcx") text.len() => _, inout("rsi") text.as_ptr() => _, options(nostack))
+    };
 }

@@ -1,0 +1,88 @@
+//! Who has a reservation.
+
+use crate::{END, HOG, Load, Machine, SLICE, params};
+use bulkhead_sched::{AddError, Cpu, CpuSet, Params, Reservation, TaskId};
+
+#[test]
+fn a_reservation_is_met_in_each_period_and_overcommitment_refused() {
+    let reservation = Some(Reservation { period: 20_000, budget: 5_000 });
+    let mut loads = vec![(Params { reservation, ..params(0, 1) }, HOG)];
+    loads.extend((1..20).map(|g| (params(g, 50), HOG)));
+    let mut m = Machine::<32, 1>::new(1, &loads, 1);
+    let mut before = 0;
+    for at in 1..=400 {
+        m.run(at * 20_000);
+        let ran = m.ran(0);
+        assert!(ran - before >= 5_000 - SLICE, "period {at}: {}", ran - before);
+        before = ran;
+    }
+    assert!(before >= 400 * 5_000 - SLICE);
+    let more = Params { reservation: Some(Reservation { period: 100, budget: 70 }), ..params(25, 1) };
+    assert_eq!(m.sched.add(TaskId(25), more, m.now), Err(bulkhead_sched::AddError::Overcommitted));
+}
+
+/// Each gets its budget in each of its periods, from its first wake on.
+#[test]
+fn several_reservations_are_met_on_one_cpu_to_the_tick() {
+    let periods = [(7_000, 2_000), (13_000, 3_000), (40_000, 11_000), (100_000, 13_000)];
+    let reserve = |(period, budget)| Some(Reservation { period, budget });
+    let mut loads: Vec<_> =
+        periods.iter().zip(0..).map(|(p, g)| (Params { reservation: reserve(*p), ..params(g, 1) }, HOG)).collect();
+    loads.extend((4..10).map(|g| (params(g, 1000), Load::new(700, 300, true))));
+    let mut m = Machine::<16, 1>::new(1, &loads, 3);
+    let mut marks = periods.map(|(period, _)| (period, 0));
+    while m.now < END / 2 {
+        let next = marks.iter().map(|(at, _)| *at).min().unwrap();
+        m.run(next);
+        for (n, (period, budget)) in periods.iter().enumerate() {
+            if marks[n].0 > next {
+                continue;
+            }
+            let ran = m.ran(n);
+            assert!(ran - marks[n].1 >= *budget, "{n} got {} of {budget} until {next}", ran - marks[n].1);
+            marks[n] = (next + period, ran);
+        }
+    }
+}
+
+/// It sleeps and wakes at any time: it has its budget's part of the CPU, is served before a period ends, and takes
+/// nothing from another's reservation.
+#[test]
+fn a_sleeping_reservation_is_served_and_takes_nothing_from_another() {
+    let reserve = |period, budget| Some(Reservation { period, budget });
+    for (run, sleep) in [(2_000, 8_000), (1_999, 3_001), (500, 9_000), (2_500, 2_500)] {
+        for jitter in [false, true] {
+            let loads = [
+                (Params { reservation: reserve(10_000, 2_000), ..params(0, 1) }, Load::new(run, sleep, jitter)),
+                (Params { reservation: reserve(10_000, 7_000), ..params(1, 1) }, HOG),
+                (params(2, 1000), HOG),
+            ];
+            let mut m = Machine::<4, 1>::new(1, &loads, run);
+            let mut before = 0;
+            for at in 1..=500 {
+                m.run(at * 10_000);
+                let ran = m.ran(1);
+                assert!(ran - before >= 7_000, "{run}/{sleep}: the other got {} until {}", ran - before, m.now);
+                before = ran;
+            }
+            assert!(m.work[0].latency <= 10_000, "{run}/{sleep}: {}", m.work[0].latency);
+            // It has no more than its part, and the fair share of a guest of share 1 beside one of 1000.
+            let most = m.now / 5 * 101 / 100 + 10_000;
+            assert!(m.ran(0) <= most, "{run}/{sleep}: {} of {most}", m.ran(0));
+        }
+    }
+}
+
+#[test]
+fn reservations_go_where_there_is_room() {
+    let reservation = Some(Reservation { period: 100, budget: 90 });
+    let loads: Vec<_> = (0..2).map(|g| (Params { reservation, ..params(g, 1) }, HOG)).collect();
+    let mut m = Machine::<8, 2>::new(1, &loads, 1);
+    let third = Params { reservation, ..params(2, 1) };
+    assert_eq!(m.sched.add(TaskId(2), third, 0), Err(AddError::Overcommitted));
+    let here = Params { cpus: CpuSet::one(Cpu(0)), reservation: Some(Reservation { period: 100, budget: 5 }), ..third };
+    assert_eq!(m.sched.add(TaskId(2), here, 0), Err(AddError::Overcommitted));
+    // One that ended gives its part back.
+    assert!(m.sched.remove(TaskId(0), 0));
+    assert_eq!(m.sched.add(TaskId(2), third, 0), Ok(()));
+}

@@ -1,0 +1,150 @@
+//! Each gets its share: within 1 % of the fair one over ten seconds.
+
+use crate::{END, HOG, Load, Machine, near, params};
+use bulkhead_sched::{Cpu, CpuSet, Params};
+
+/// What each of these would have in a machine that divides without end, in CPUs: all grow by their weights until one has
+/// a CPU, or all CPUs of a set are used by those that may run nowhere else.
+pub fn fair(cpus: u32, loads: &[(Params, Load)]) -> Vec<f64> {
+    let all = (1u64 << cpus) - 1;
+    let mut got = vec![None; loads.len()];
+    while got.iter().any(Option::is_none) {
+        let open = |n: &usize, got: &[Option<f64>]| got[*n].is_none();
+        let single = (0..loads.len()).filter(|n| open(n, &got)).map(|n| (1.0 / f64::from(loads[n].0.share), vec![n]));
+        let mut least = single.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+        for set in 1..=all {
+            let inside = (0..loads.len()).filter(|n| loads[*n].0.cpus.0 & all & !set == 0);
+            let (rise, done): (Vec<_>, Vec<_>) = inside.partition(|n| open(n, &got));
+            let weight: u32 = rise.iter().map(|n| loads[*n].0.share).sum();
+            let left = f64::from(set.count_ones()) - done.iter().map(|n| got[*n].unwrap()).sum::<f64>();
+            if !rise.is_empty() && left / f64::from(weight) < least.0 {
+                least = (left / f64::from(weight), rise);
+            }
+        }
+        for n in least.1 {
+            got[n] = Some(least.0 * f64::from(loads[n].0.share));
+        }
+    }
+    got.into_iter().map(Option::unwrap).collect()
+}
+
+/// The most that one is off, in parts of its fair share.
+fn off<const C: usize>(loads: &[(Params, Load)], seed: u64) -> f64 {
+    let mut m = Machine::<32, C>::new(1, loads, seed);
+    m.run(END);
+    let fair = fair(C as u32, loads);
+    let off = |n: usize, ran| (ran as f64 / (fair[n] * END as f64) - 1.0).abs();
+    let ran: Vec<_> = (0..loads.len()).map(|n| m.ran(n)).collect();
+    ran.iter().enumerate().map(|(n, r)| off(n, *r)).fold(0.0, f64::max)
+}
+
+fn floats<const C: usize>() {
+    for seed in 0..6 {
+        let mut m = Machine::<1, 1>::new(1, &[], seed * 8 + C as u64);
+        let count = C as u16 + 1 + m.random(8) as u16;
+        let loads: Vec<_> = (0..count).map(|g| (params(g, 1 + m.random(9) as u32), HOG)).collect();
+        let off = off::<C>(&loads, seed);
+        let shares: Vec<_> = loads.iter().map(|l| l.0.share).collect();
+        assert!(off <= 0.01, "seed {seed}, {C} CPUs: {off}, {shares:?}");
+    }
+}
+
+#[test]
+fn shares_hold_within_one_percent_on_one_to_eight_cpus() {
+    floats::<1>();
+    floats::<2>();
+    floats::<3>();
+    floats::<4>();
+    floats::<5>();
+    floats::<6>();
+    floats::<7>();
+    floats::<8>();
+}
+
+fn pins<const C: usize>() {
+    for seed in 0..6 {
+        let mut m = Machine::<1, 1>::new(1, &[], seed * 8 + C as u64);
+        let loads: Vec<_> = (0..4 * C as u16)
+            .map(|g| {
+                let pin = m.random(2 * C as u64);
+                let cpus = if pin < C as u64 { CpuSet::one(Cpu(pin as u16)) } else { CpuSet::ALL };
+                (Params { cpus, ..params(g, 1 + m.random(4) as u32) }, HOG)
+            })
+            .collect();
+        let off = off::<C>(&loads, seed);
+        let shares: Vec<_> = loads.iter().map(|l| (l.0.share, l.0.cpus.0)).collect();
+        assert!(off <= 0.01, "seed {seed}, {C} CPUs: {off}, {shares:x?}");
+    }
+}
+
+#[test]
+fn guests_that_float_beside_pinned_ones_hold_their_shares() {
+    pins::<2>();
+    pins::<3>();
+    pins::<4>();
+}
+
+#[test]
+fn a_share_above_a_cpu_is_one_cpu() {
+    let loads = [(params(0, 100), HOG), (params(1, 1), HOG), (params(2, 2), HOG)];
+    let mut m = Machine::<4, 2>::new(1, &loads, 1);
+    m.run(END);
+    near(m.ran(0), END);
+    near(m.ran(1), END / 3);
+    near(m.ran(2), END * 2 / 3);
+}
+
+#[test]
+fn a_guest_shares_its_weight_over_its_vcpus() {
+    let loads = [(params(0, 1), HOG), (params(0, 1), HOG), (params(0, 1), HOG), (params(1, 1), HOG)];
+    let mut m = Machine::<4, 1>::new(1, &loads, 1);
+    m.run(END);
+    near(m.ran(3), END / 2);
+    (0..3).for_each(|n| near(m.ran(n), END / 6));
+}
+
+#[test]
+fn pinned_guests_share_their_cpu() {
+    let pinned = |g, share| Params { cpus: CpuSet::one(Cpu(0)), ..params(g, share) };
+    let loads = [(pinned(0, 1), HOG), (pinned(1, 3), HOG), (params(2, 1), HOG)];
+    let mut m = Machine::<4, 2>::new(1, &loads, 1);
+    m.run(END);
+    near(m.ran(0), END / 4);
+    near(m.ran(1), END * 3 / 4);
+    near(m.ran(2), END);
+}
+
+/// One guest of four vCPUs beside one of a single vCPU: by their shares, but for a vCPU's one CPU at most. What each vCPU of the
+/// first had is equal.
+fn four_beside_one<const C: usize>(shares: (u32, u32)) {
+    let mut loads: Vec<_> = (0..4).map(|_| (params(0, shares.0), HOG)).collect();
+    loads.push((params(1, shares.1), HOG));
+    let mut m = Machine::<8, C>::new(1, &loads, 1);
+    m.run(END);
+    let one = END.min(C as u64 * END * u64::from(shares.1) / u64::from(shares.0 + shares.1));
+    let four = (C as u64 * END - one).min(4 * END);
+    near(m.ran(4), one);
+    near((0..4).map(|n| m.ran(n)).sum(), four);
+    (0..4).for_each(|n| near(m.ran(n), four / 4));
+}
+
+#[test]
+fn a_guest_of_four_beside_one_has_its_fair_share_on_one_two_and_four_cpus() {
+    for shares in [(1, 1), (1, 3), (3, 1), (5, 2)] {
+        four_beside_one::<1>(shares);
+        four_beside_one::<2>(shares);
+        four_beside_one::<4>(shares);
+    }
+}
+
+#[test]
+fn a_cap_counts_over_all_of_a_guests_vcpus() {
+    for cap in [300, 1000, 2500] {
+        let capped = Params { cap: Some(cap), ..params(0, 1) };
+        let loads = [(capped, HOG), (capped, HOG), (capped, HOG), (capped, HOG), (params(1, 1), HOG)];
+        let mut m = Machine::<8, 4>::new(1, &loads, 1);
+        m.run(END);
+        near((0..4).map(|n| m.ran(n)).sum(), END * u64::from(cap) / 1000);
+        near(m.ran(4), END);
+    }
+}

@@ -1,0 +1,204 @@
+//! Guests that count (`guests/suite/src/bin/count.rs`): whether each had its part, and whether all time adds up.
+//!
+//! What each should have is computed from its line in the manifest: all parts grow by the shares until one has a processor, or
+//! its cap; a reservation is had in any case. It is held against the guest's own count, and that against the hypervisor's.
+//! A guest that may use some processors only is not foreseen here.
+
+use crate::manifest::{Guest, Machine};
+use bulkhead_types::manifest::CpuTime;
+
+/// Parts in a thousand by which a count may differ from what it should be.
+const SLACK: f64 = 10.0;
+/// The same where what turns cost is in one of the two only: 3,000 instructions of 100,000 on Bochs.
+const TURNS: f64 = 35.0;
+/// The part of a guest's window that its start takes at most, of which it does not know.
+const START: f64 = 0.02;
+/// The same for sums of the hypervisor's account.
+const ACCOUNT: f64 = 1.0;
+/// Windows are of ten seconds: in one are so many slices, and so many microseconds.
+const SLICES: f64 = 1e3;
+const MICROSECONDS: f64 = 1e7;
+
+fn near(what: &str, got: f64, want: f64, parts: f64, wrong: &mut Vec<String>) {
+    if (got - want).abs() * 1000.0 > want.abs() * parts {
+        wrong.push(format!("{what} is {got:.4} and should be {want:.4}, within {parts} parts in 1000"));
+    }
+}
+
+/// What a guest asks for, in processors, and what it has of them once that is settled.
+struct Claim {
+    share: f64,
+    floor: f64,
+    limit: f64,
+    part: Option<f64>,
+}
+
+impl Claim {
+    fn of(cpu: &CpuTime) -> Self {
+        Self {
+            share: f64::from(cpu.share),
+            floor: if cpu.period == 0 { 0.0 } else { cpu.budget as f64 / cpu.period as f64 },
+            limit: if cpu.cap == 0 { 1.0 } else { (f64::from(cpu.cap) / 1000.0).min(1.0) },
+            part: None,
+        }
+    }
+}
+
+/// What each would have of `total` processors that are divided without end.
+fn fair(guests: &[CpuTime], total: f64) -> Vec<f64> {
+    let mut claims: Vec<Claim> = guests.iter().map(Claim::of).collect();
+    loop {
+        let weight: f64 = claims.iter().filter(|c| c.part.is_none()).map(|c| c.share).sum();
+        let level = (total - claims.iter().filter_map(|c| c.part).sum::<f64>()) / weight;
+        let open = |c: &&mut Claim| c.part.is_none();
+        if let Some(claim) = claims.iter_mut().filter(open).find(|c| c.floor > level * c.share) {
+            claim.part = Some(claim.floor);
+        } else if let Some(claim) = claims.iter_mut().filter(open).find(|c| c.limit < level * c.share) {
+            claim.part = Some(claim.limit);
+        } else {
+            return claims.iter().map(|c| c.part.unwrap_or(level * c.share)).collect();
+        }
+    }
+}
+
+/// The numbers of `A of B` behind `key` in what a guest said.
+fn counted(text: &str, key: &str) -> Option<(f64, f64)> {
+    let (ran, of) = text.lines().find_map(|line| line.strip_prefix(key))?.split_once(" of ")?;
+    Some((ran.trim().parse().ok()?, of.trim().parse().ok()?))
+}
+
+/// A guest, what it should have, and what it counted.
+struct Counted<'a> {
+    guest: &'a Guest,
+    part: f64,
+    /// Ticks in its window, and of it; in its life.
+    ran: f64,
+    window: f64,
+    all: f64,
+}
+
+/// Whether the guests had what they should, `consoles` by their order.
+pub fn shares(machine: &Machine, cpus: u16, consoles: &[String], log: &[String]) -> Vec<String> {
+    let claims: Vec<CpuTime> = machine.guests.iter().map(|guest| guest.cpu).collect();
+    let parts = fair(&claims, f64::from(cpus));
+    let each = machine.guests.iter().zip(parts).zip(consoles);
+    let counts: Vec<Counted<'_>> = each
+        .filter_map(|((guest, part), text)| {
+            let ((ran, window), (all, _)) = (counted(text, "count window ")?, counted(text, "count life ")?);
+            Some(Counted { guest, part, ran, window, all })
+        })
+        .collect();
+    if counts.len() != machine.guests.len() {
+        return vec!["a guest did not count".to_owned()];
+    }
+    let mut wrong = Vec::new();
+    // Turns cost something; that is nobody's part. Who has a processor alone has one turn.
+    let whole = |c: &Counted<'_>| c.part > 0.999;
+    let sum = |of: fn(&Counted<'_>) -> f64| counts.iter().filter(|c| !whole(c)).map(of).sum::<f64>();
+    let left = sum(|c| c.ran / c.window) / sum(|c| c.part);
+    near("of their parts all had", left, 1.0, TURNS, &mut wrong);
+    for (id, count) in (1..).zip(&counts) {
+        let want = if whole(count) { count.part } else { count.part * left };
+        // Beside who has longer turns, one with a cap has more of what turns cost.
+        let slack = if count.guest.cpu.cap == 0 { SLACK } else { TURNS };
+        near(&format!("{}'s part", count.guest.name), count.ran / count.window, want, slack, &mut wrong);
+        let account = log.iter().find_map(|line| line.strip_prefix(&format!("log guest {id} ticks: ")));
+        told(count, account.unwrap_or(""), &mut wrong);
+    }
+    wrong
+}
+
+/// Holds the hypervisor's account of a guest against its own, and its cap.
+fn told(count: &Counted<'_>, account: &str, wrong: &mut Vec<String>) {
+    let Counted { guest, window, all, .. } = count;
+    let ticks = |word| number(account, word).unwrap_or(0.0);
+    let (ran, life) = (ticks("ran"), ticks("ran") + ticks("waited") + ticks("slept"));
+    let start = START * window / 2.0;
+    let name = &guest.name;
+    near(&format!("{name}'s time"), ran, all + start, TURNS + 1000.0 * start / all, wrong);
+    if guest.cpu.cap == 0 {
+        return;
+    }
+    let most = f64::from(guest.cpu.cap) / 1000.0 * life + guest.cpu.burst as f64 / MICROSECONDS * window;
+    near(&format!("{name}'s time below its cap"), ran, most, SLACK, wrong);
+    if ran > most + window / SLICES {
+        wrong.push(format!("{name} ran {ran} ticks, and its cap and burst allow {most}"));
+    }
+}
+
+/// The number behind a word.
+fn number(text: &str, word: &str) -> Option<f64> {
+    let mut words = text.split_ascii_whitespace();
+    words.find(|other| *other == word)?;
+    words.next()?.parse().ok()
+}
+
+/// Whether the processors' and the guests' times, and those of all minutes, are the whole time.
+pub fn adds_up(log: &[String]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let lines = |kind: &str| -> Vec<&str> {
+        let behind = |line: &'_ String| line.starts_with(&format!("log {kind} ")) && line.contains(" ticks: ");
+        log.iter().filter(|line| behind(line)).filter_map(|line| Some(line.split_once(" ticks: ")?.1)).collect()
+    };
+    let sum = |lines: &[&str], word: &str| lines.iter().filter_map(|line| number(line, word)).sum::<f64>();
+    let (processors, guests, minutes) = (lines("processor"), lines("guest"), lines("minute"));
+    if processors.is_empty() || guests.is_empty() || minutes.is_empty() {
+        return vec!["there is no account".to_owned()];
+    }
+    for line in &processors {
+        let parts: f64 = ["ran", "idle", "own"].iter().filter_map(|word| number(line, word)).sum();
+        near("a processor's time", parts, number(line, "of").unwrap_or(0.0), ACCOUNT, &mut wrong);
+    }
+    let whole = sum(&processors, "of");
+    let ran = sum(&guests, "ran");
+    near("what the guests ran", ran, sum(&processors, "ran"), ACCOUNT, &mut wrong);
+    near("all time", ran + sum(&processors, "idle") + sum(&processors, "own"), whole, ACCOUNT, &mut wrong);
+    // Each guest's number is behind the word and its own.
+    let of_guests = |line: &&str| -> f64 {
+        let behind = line.split(" guest ").skip(1).filter_map(|part| part.split_ascii_whitespace().nth(1));
+        behind.filter_map(|ticks| ticks.parse::<f64>().ok()).sum()
+    };
+    let in_minutes: f64 = minutes.iter().map(of_guests).sum();
+    near("what the guests ran in all minutes", in_minutes, ran, ACCOUNT, &mut wrong);
+    let all = in_minutes + sum(&minutes, "idle") + sum(&minutes, "own");
+    near("all minutes", all, whole, ACCOUNT, &mut wrong);
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{adds_up, fair};
+    use bulkhead_types::manifest::CpuTime;
+
+    fn guest(share: u32) -> CpuTime {
+        CpuTime { share, cap: 0, burst: 0, period: 0, budget: 0, cpus: 0 }
+    }
+
+    #[test]
+    fn parts_are_those_of_max_min_fairness() {
+        let close = |got: Vec<f64>, want: &[f64]| {
+            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-9), "{got:?} {want:?}");
+        };
+        close(fair(&[guest(1), guest(2), guest(3)], 1.0), &[1.0 / 6.0, 1.0 / 3.0, 0.5]);
+        close(fair(&[guest(1), guest(1), guest(9)], 2.0), &[0.5, 0.5, 1.0]);
+        close(fair(&[CpuTime { cap: 500, ..guest(3) }, guest(1)], 1.0), &[0.5, 0.5]);
+        let reserved = CpuTime { period: 20, budget: 5, ..guest(1) };
+        close(fair(&[reserved, guest(10), guest(10)], 1.0), &[0.25, 0.375, 0.375]);
+    }
+
+    #[test]
+    fn an_account_that_loses_something_is_told() {
+        let account = |own: u64, minute: u64| -> Vec<String> {
+            [
+                "log guest 1 ticks: ran 600 waited 0 slept 0".to_owned(),
+                format!("log processor 0 ticks: ran 600 idle 300 own {own} of 1000"),
+                format!("log minute 0 ticks: idle 300 own 100 guest 1 {minute}"),
+            ]
+            .into()
+        };
+        assert_eq!(adds_up(&account(100, 600)), Vec::<String>::new());
+        assert_ne!(adds_up(&account(98, 600)), Vec::<String>::new());
+        assert_ne!(adds_up(&account(100, 598)), Vec::<String>::new());
+        assert_ne!(adds_up(&[]), Vec::<String>::new());
+    }
+}
