@@ -8,6 +8,7 @@
 //! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
 //! [`ConsoleMode::Lines`] each guest's lines are printed whole, with its name in front, and input goes to guest 1.
 
+use bulkhead_control::Name;
 use bulkhead_control::monitor::ESCAPE;
 use bulkhead_hw::serial::Serial;
 use bulkhead_types::GuestId;
@@ -105,7 +106,7 @@ macro_rules! log {
 /// One guest's end of the line. Lies in the guest's compartment.
 pub struct GuestConsole {
     channel: u16,
-    name: &'static str,
+    name: Name,
     line: [u8; LINE],
     length: usize,
     /// Not sent yet.
@@ -114,7 +115,8 @@ pub struct GuestConsole {
 
 impl GuestConsole {
     /// The console of the guest with this number and name.
-    pub const fn new(id: GuestId, name: &'static str) -> Self {
+    pub fn new(id: GuestId, name: &str) -> Self {
+        let name = Name::try_from(name).unwrap_or_default();
         Self { channel: id.number(), name, line: [0; LINE], length: 0, kept: Deque::new() }
     }
 
@@ -153,7 +155,8 @@ impl GuestConsole {
         if self.kept.len() > KEPT / 2 {
             self.wait_and_flush();
         }
-        let prefix = ["[", self.name, "] "].into_iter().flat_map(str::bytes);
+        let name = self.name.clone();
+        let prefix = ["[", &name, "] "].into_iter().flat_map(str::bytes);
         let line = self.line;
         for byte in prefix.chain(line.into_iter().take(self.length)).chain(*b"\r\n") {
             self.queue(byte);

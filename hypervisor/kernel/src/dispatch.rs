@@ -80,7 +80,7 @@ pub fn serve(facts: &Facts) -> ! {
         kick(decision.kick);
         // Those that this processor wakes; the console, which the first one looks at; a kick that did not come through.
         let look = now.saturating_add(if me == 0 { slice } else { LONGEST * slice });
-        let until = decision.until.min(first_wake(facts, me)).min(look);
+        let until = decision.until.min(first_wake(me)).min(look);
         match decision.task {
             Some(TaskId(index)) => turn(facts, GuestId::new(index.wrapping_add(1)), me, until),
             None if operator.as_ref().is_some_and(|operator| !operator.has_line()) && all_ended() => finish(facts),
@@ -137,7 +137,7 @@ pub fn wake_one(facts: &Facts, id: GuestId, slot: &Slot) {
 /// Lets those run whose time has come, and the one that input came for, which the first processor looks for.
 fn wake(facts: &Facts, now: u64) {
     let me = cpu::number();
-    for (id, slot) in facts.guests().zip(&SLOTS) {
+    for (id, slot) in (1..).map(GuestId::new).zip(&SLOTS) {
         if slot.is_due(me) <= now {
             wake_one(facts, id, slot);
         }
@@ -155,8 +155,8 @@ fn wake(facts: &Facts, now: u64) {
 }
 
 /// When the first guest wants to run again that processor `me` is to wake.
-fn first_wake(facts: &Facts, me: usize) -> u64 {
-    facts.guests().zip(&SLOTS).map(|(_, slot)| slot.is_due(me)).min().unwrap_or(u64::MAX)
+fn first_wake(me: usize) -> u64 {
+    SLOTS.iter().map(|slot| slot.is_due(me)).min().unwrap_or(u64::MAX)
 }
 
 fn turn(facts: &Facts, id: GuestId, me: usize, until: u64) {
@@ -192,8 +192,7 @@ fn over(facts: &Facts, id: GuestId, slot: &Slot, how: State) {
 
 /// Puts the barriers between the guest that runs next and what ran before, unless that was of the same zone.
 fn enter_zone(facts: &Facts, id: GuestId) {
-    let guests = &facts.manifest.guests;
-    let zone = usize::from(id.number()).checked_sub(1).and_then(|index| guests.get(index)).map_or(NO_ZONE, |g| g.zone);
+    let zone = facts.guest(id).map_or(NO_ZONE, |guest| guest.zone);
     let left = this_cpu().zone.swap(zone, Ordering::Relaxed);
     if left == zone {
         return;

@@ -5,11 +5,12 @@
 
 use crate::backend::{Backend, Svm, Virtualization, Vmx};
 use crate::console::GuestConsole;
+use crate::entries::Entry;
 use crate::log;
 use crate::machine::{Asking, Command, FACTS, FRAMES, Facts, ONLINE, Order, Slot, State, cpuid, slot, this_cpu};
 use crate::{audit, console};
 use bulkhead_arch::{Gpr, SegmentName};
-use bulkhead_control::Ending;
+use bulkhead_control::{Ending, Name};
 use bulkhead_core::counters::Counters;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
@@ -24,7 +25,7 @@ use bulkhead_hw::ram::WindowRam;
 use bulkhead_hw::xstate::ExtendedState;
 use bulkhead_paging::Format;
 use bulkhead_types::manifest::{self, MAX_GUESTS};
-use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
+use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
@@ -151,10 +152,13 @@ pub fn take() -> Option<(GuestId, Compartment)> {
 extern "C" fn main<B: Backend>() -> ! {
     let (Some((id, mut compartment)), Some(facts)) = (take(), FACTS.get()) else { cpu::stop() };
     let (Some(config), Some(slot)) = (facts.guest(id), slot(id)) else { cpu::stop() };
-    let mut made = start::<B>(facts, id, config, &mut compartment);
+    let mut made = start::<B>(facts, id, &config, &mut compartment);
+    let name = Name::try_from(config.name.as_str()).unwrap_or_default();
+    // What stays here when the compartment is left for good is never dropped.
+    drop(config);
     match &made {
-        Ok(_) => log!("event guest {id} {} started", config.name),
-        Err(error) => log!("event guest {id} {} ended killed can not start: {error}", config.name),
+        Ok(_) => log!("event guest {id} {name} started"),
+        Err(error) => log!("event guest {id} {name} ended killed can not start: {error}"),
     }
     loop {
         match (slot.command(), &mut made) {
@@ -166,7 +170,7 @@ extern "C" fn main<B: Backend>() -> ! {
             }
             (Command::Run, Ok((guest, local))) => {
                 let mut serving = Serving { compartment: &mut compartment, local, nested: PhantomData::<B::Nested> };
-                slot.become_next(run::<B>(id, config, slot, guest, &mut serving));
+                slot.become_next(run::<B>(id, &name, slot, guest, &mut serving));
             }
             (_, Err(_)) => slot.become_next(State::Failed),
         }
@@ -177,7 +181,7 @@ extern "C" fn main<B: Backend>() -> ! {
 /// Gives the guest its turn; what it is after it.
 fn run<B: Backend>(
     id: GuestId,
-    config: &manifest::Guest,
+    name: &str,
     slot: &Slot,
     guest: &mut GuestOn<B>,
     serving: &mut Serving<'_, B::Nested>,
@@ -217,7 +221,7 @@ fn run<B: Backend>(
         }
         Yield::Ended(end) => {
             serving.local.console.finish();
-            report_end::<B>(id, config, end, guest);
+            report_end::<B>(id, name, end, guest);
             // Its registers go out of the CPU with it; a refusal changes nothing any more.
             let _ = park::<B>(guest, serving.local);
             *slot.ending.lock() = ending(end);
@@ -263,7 +267,7 @@ fn dump<B: Backend>(log: &mut console::Log, guest: &GuestOn<B>) {
     let _ = fmt::Write::write_char(&mut dump, '\n');
 }
 
-fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest: &GuestOn<B>) {
+fn report_end<B: Backend>(id: GuestId, name: &str, end: End, guest: &GuestOn<B>) {
     let mut log = console::Log::open();
     if matches!(end, End::Killed(bulkhead_core::Reason::Backend(BackendError::Entry { .. }))) {
         let _ = guest.vcpu.explain_entry_failure(&mut DumpLines { log: &mut log, fresh: true });
@@ -278,7 +282,7 @@ fn report_end<B: Backend>(id: GuestId, config: &manifest::Guest, end: End, guest
     let Counters { unknown_msr, emulated, .. } = &guest.counters;
     let _ = fmt::Write::write_fmt(&mut log, format_args!(" (unknown-msr {unknown_msr}, emulated {emulated})\n"));
     drop(log);
-    log!("event guest {id} {} ended {end}", config.name);
+    log!("event guest {id} {name} ended {end}");
 }
 
 /// Puts `dump ` in front of each line.
@@ -303,15 +307,15 @@ impl fmt::Write for DumpLines<'_> {
 fn start<B: Backend>(
     facts: &Facts,
     id: GuestId,
-    config: &'static manifest::Guest,
+    config: &Entry,
     compartment: &mut Compartment,
 ) -> Result<(GuestOn<B>, Local), StartError> {
     let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
     let largest = facts.capabilities.largest_page();
     let (mut memory, ram) = compartment.add_ram::<B::Nested>(&mut frames, config.memory, config.lazy, largest)?;
-    let mut images = Images { facts, id, used: 0, compartment, frames: &mut frames };
+    let mut images = Images { pack: config.pack, id, used: 0, compartment, frames: &mut frames };
     let kernel = images.add(config.kernel)?;
-    let mut modules = heapless::Vec::<LoadModule<'static>, { manifest::MAX_MODULES }>::new();
+    let mut modules = heapless::Vec::<LoadModule<'_>, { manifest::MAX_MODULES }>::new();
     for module in &config.modules {
         let added = LoadModule { bytes: images.add(module.image)?, cmdline: &module.cmdline };
         modules.push(added).map_err(|_| StartError::Missing("it has too many modules"))?;
@@ -354,7 +358,7 @@ fn start<B: Backend>(
 
 /// A guest's images on their way from the pack into its compartment.
 struct Images<'a, 'f> {
-    facts: &'a Facts,
+    pack: Hpa,
     id: GuestId,
     used: u64,
     compartment: &'a mut Compartment,
@@ -366,7 +370,7 @@ impl Images<'_, '_> {
         if image.bytes == 0 {
             return Ok(&[]);
         }
-        let first = Frame::containing(self.facts.pack.wrapping_add(image.offset));
+        let first = Frame::containing(self.pack.wrapping_add(image.offset));
         let count = image.bytes.div_ceil(PAGE_SIZE);
         let frames = self.frames.adopt(first, count, self.id).map_err(BuildError::from)?;
         let bytes = self.compartment.add_images(self.used, &frames)?;

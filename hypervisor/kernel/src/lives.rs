@@ -1,6 +1,7 @@
 //! The lives of guests: made, ended, made anew; where their time went.
 
 use crate::dispatch::{kick, sched_cpu, task};
+use crate::entries;
 use crate::guest;
 use crate::log;
 use crate::machine::{FRAMES, Facts, ONLINE, State, slot};
@@ -8,7 +9,8 @@ use crate::operator::moment;
 use crate::start::IDLE_SPACE;
 use bulkhead_control::bucket::Rate;
 use bulkhead_control::event::Ring;
-use bulkhead_control::{EventKind, Refusal, Source};
+use bulkhead_control::{Ending, EventKind, Refusal, Source};
+use bulkhead_core::frames::Owner;
 use bulkhead_hw::compartment::Needs;
 use bulkhead_hw::cpu;
 use bulkhead_sched::{CpuSet, Outcome, Params, Reservation};
@@ -53,12 +55,14 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     guest::hand_over(id, made);
     let mut scheduler = facts.scheduler.lock();
     let now = cpu::tsc();
-    if let Err(error) = scheduler.add(task(id), params(facts, id, guest), now) {
+    if let Err(error) = scheduler.add(task(id), params(facts, id, &guest), now) {
         drop(scheduler);
         log!("event guest {id} {} ended killed not scheduled: {error}", guest.name);
         return slot.set_state(State::Failed);
     }
     slot.started.store(now, Ordering::Relaxed);
+    let lease = (guest.lease != 0).then(|| facts.tsc.as_hertz().saturating_mul(guest.lease));
+    slot.until.store(lease.map_or(u64::MAX, |lease| now.saturating_add(lease)), Ordering::Relaxed);
     event(facts, id, EventKind::Started(by));
     slot.set_state(State::Ready);
     let which = scheduler.wake(task(id), now);
@@ -101,7 +105,13 @@ fn destroy(facts: &Facts, id: GuestId) {
     slot.context.clear();
     let count = frames.lock().reclaim(id);
     slot.set_state(State::Absent);
-    log!("event guest {id} {} destroyed frames={count}", guest.name);
+    // One that was never started had nothing.
+    if count != 0 {
+        log!("event guest {id} {} destroyed frames={count}", guest.name);
+    }
+    for count in [&slot.started, &slot.exits, &slot.written, &slot.read] {
+        count.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Makes a guest anew that has ended, if it is to be.
@@ -112,7 +122,9 @@ pub fn restart(facts: &Facts, id: GuestId) {
     if slot.state().goes_on() || slot.state() == State::Absent {
         return;
     }
-    if slot.again.swap(false, Ordering::Relaxed) || slot.restarts.fetch_add(1, Ordering::Relaxed) < guest.restarts {
+    // What an operator, or its lease, has stopped stays so.
+    let stopped = *slot.ending.lock() == Ending::Stopped;
+    if slot.again.swap(false, Ordering::Relaxed) || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < guest.restarts {
         destroy(facts, id);
         create(facts, id, Source::Manifest);
     }
@@ -141,19 +153,28 @@ pub fn start(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
 pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     let slot = slot(id).ok_or(Refusal::NoGuest)?;
     let _one = LIVES.lock();
+    let entry = facts.guest(id).ok_or(Refusal::NoGuest)?;
     match slot.state() {
-        State::Absent => return Err(Refusal::NoGuest),
+        State::Absent if entry.creator == Source::Manifest => return Err(Refusal::NoGuest),
+        State::Absent => {}
         State::Ended | State::Failed => destroy(facts, id),
         State::Ready | State::Waiting => return Err(Refusal::Is(bulkhead_control::State::Running)),
     }
     event(facts, id, EventKind::Destroyed(by));
+    slot.restarts.store(0, Ordering::Relaxed);
+    if let (Some(_), Some((first, count)), Some(frames)) = (entries::remove(id), entry.frames, FRAMES.get())
+        && let Err(error) = frames.lock().mark(first, count, Owner::Free)
+    {
+        log!("event guest {id} images lost: {error}");
+    }
     Ok(())
 }
 
 /// Writes down what happened.
 pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
     let Some(events) = EVENTS.get() else { return };
-    let name = facts.guest(id).map_or("", |guest| &guest.name);
+    let guest = facts.guest(id);
+    let name = guest.as_ref().map_or("", |guest| &guest.name);
     let at = moment(facts, cpu::tsc());
     let mut events = events.lock();
     // What a guest, or a client, can bring about often.

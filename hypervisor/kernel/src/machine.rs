@@ -2,6 +2,8 @@
 
 use crate::backend::Virtualization;
 use crate::dispatch::Schedule;
+use crate::entries::{self, Entry};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_control::Ending;
 use bulkhead_core::barrier::Present;
@@ -10,7 +12,7 @@ use bulkhead_core::host::{CpuidResult, Host};
 use bulkhead_hw::compartment::Context;
 use bulkhead_hw::region::Region;
 use bulkhead_hw::startup::{FirstPage, Shared};
-use bulkhead_types::manifest::{Guest, MAX_GUESTS, Manifest};
+use bulkhead_types::manifest::{MAX_GUESTS, Manifest};
 use bulkhead_types::{Frequency, GuestId, Hpa, MAX_CPUS};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::{Mutex, Once};
@@ -20,10 +22,8 @@ pub type Program = fn(&Virtualization) -> extern "C" fn() -> !;
 
 /// What start-up found.
 pub struct Facts {
-    /// The machine to run.
+    /// The machine to run; its guests are in [`entries`].
     pub manifest: Manifest,
-    /// First byte of the pack: images are at offsets from here.
-    pub pack: Hpa,
     /// The shared part.
     pub shared: Shared,
     /// What the processor can do.
@@ -49,14 +49,16 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// A guest as the manifest has it.
-    pub fn guest(&self, id: GuestId) -> Option<&Guest> {
-        self.manifest.guests.get(usize::from(id.number()).checked_sub(1)?)
+    /// A guest as it is described.
+    #[expect(clippy::unused_self, reason = "the guests are found as all else of the machine is")]
+    pub fn guest(&self, id: GuestId) -> Option<Arc<Entry>> {
+        entries::get(id)
     }
 
-    /// All guests of the manifest.
+    /// All guests.
+    #[expect(clippy::unused_self, reason = "as above")]
     pub fn guests(&self) -> impl Iterator<Item = GuestId> + use<> {
-        (1..=u16::try_from(self.manifest.guests.len()).unwrap_or(0)).map(GuestId::new)
+        entries::all()
     }
 }
 
@@ -174,6 +176,8 @@ pub struct Slot {
     pub again: AtomicBool,
     /// Count of the time-stamp counter when it was made.
     pub started: AtomicU64,
+    /// Count at which its lease is over; never, if that is the highest.
+    pub until: AtomicU64,
     /// Exits, up to its last turn's end.
     pub exits: AtomicU64,
     /// Bytes that it wrote to its console.
@@ -212,6 +216,7 @@ impl Slot {
             paused: AtomicBool::new(false),
             again: AtomicBool::new(false),
             started: AtomicU64::new(0),
+            until: AtomicU64::new(u64::MAX),
             exits: AtomicU64::new(0),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),

@@ -19,6 +19,7 @@ pub mod hostile;
 mod images;
 mod judge;
 mod lies;
+mod many;
 mod table;
 mod tally;
 
@@ -112,6 +113,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     boots::run(workspace, args, tally);
     control::run(workspace, &builder, args, &machines, tally);
     if machines.contains(&Kind::Qemu) {
+        many::run(workspace, &builder, args, tally);
         dumps::run(workspace, &builder, args, tally);
         fault::run(&builder, args, tally);
     }
