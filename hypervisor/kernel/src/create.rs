@@ -19,6 +19,8 @@ use bulkhead_types::{GuestId, PAGE_SIZE};
 
 /// Longest manifest of one guest, in pages: all command lines are 34 KiB at the most.
 const MANIFEST_PAGES: u64 = 16;
+/// Most zeros of one request.
+const ZEROS_AT_ONCE: u64 = 1 << 16;
 /// So many seconds after its last chunk a pack is given up.
 const PATIENCE: u64 = 60;
 
@@ -66,6 +68,21 @@ impl Pending {
             }
         }
         Ok(self.0.as_ref().map_or(0, |(upload, ..)| upload.come()))
+    }
+
+    /// Takes so many zeros from `offset` on, or the first of them: where to go on.
+    ///
+    /// # Errors
+    /// [`Refusal::Upload`].
+    pub fn take_zeros(&mut self, offset: u64, count: u32) -> Result<u64, Refusal> {
+        let mut next = self.take(offset, &[])?;
+        let end = offset.saturating_add(u64::from(count).min(ZEROS_AT_ONCE));
+        while next >= offset && next < end {
+            let zeros = [0; PAGE_SIZE_BYTES];
+            let rest = usize::try_from(end - next).unwrap_or(usize::MAX);
+            next = self.take(next, zeros.get(..rest).unwrap_or(&zeros))?;
+        }
+        Ok(next)
     }
 
     /// Makes the guest of the pack, which is complete; it does not run.

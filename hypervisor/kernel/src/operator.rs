@@ -29,7 +29,9 @@ pub static KEY: Mutex<Option<Key>> = Mutex::new(None);
 const LOOK: u64 = 20;
 /// So long without a byte is the end of what comes, in parts of a second: a client that asks page by page, or sends images,
 /// is heard at once.
-const PAUSE: u64 = 500;
+const PAUSE: u64 = 200;
+/// Between two looks for a byte that is not there yet, in parts of a second.
+const REST: u64 = 30_000;
 
 /// The monitor's way to the terminal. The line is taken for each piece, since what is done in between may log.
 struct Screen;
@@ -89,6 +91,11 @@ impl Operator {
             let Some(byte) = byte else {
                 if now >= until {
                     break;
+                }
+                // An emulator needs its own time to bring the next bytes.
+                let next = now.saturating_add(hertz / REST);
+                while cpu::tsc() < next {
+                    core::hint::spin_loop();
                 }
                 continue;
             };
@@ -251,6 +258,7 @@ impl Machine for Host<'_> {
             }
             Operation::Create { bytes, sha256 } => sent(self.1.announce(bytes, &sha256)),
             Operation::Chunk { offset, bytes } => sent(self.1.take(offset, bytes)),
+            Operation::Zeros { offset, count } => sent(self.1.take_zeros(offset, count)),
             Operation::Commit => match self.1.commit(self.0, by) {
                 Ok(id) => Response::Created(id.number()),
                 Err(refusal) => Response::Refused(refusal),

@@ -386,7 +386,13 @@ pub fn upload(link: &mut Link, pack: &[u8], name: &str) -> Outcome<Reply> {
         if rest.is_empty() {
             break;
         }
-        operation = Operation::Chunk { offset, bytes: rest.get(..CHUNK).unwrap_or(rest) };
+        // What a request costs besides is about so many bytes.
+        let zeros = rest.iter().take(1 << 16).take_while(|byte| **byte == 0).count();
+        let end = rest.windows(64).position(|bytes| bytes.iter().all(|byte| *byte == 0)).unwrap_or(rest.len());
+        operation = match u32::try_from(zeros) {
+            Ok(count @ 64..) => Operation::Zeros { offset, count },
+            _ => Operation::Chunk { offset, bytes: rest.get(..end.clamp(1, CHUNK)).unwrap_or(rest) },
+        };
     }
     one(link, &Operation::Commit, name)
 }
