@@ -124,7 +124,9 @@ pub fn restart(facts: &Facts, id: GuestId) {
     }
     // What an operator, or its lease, has stopped stays so.
     let stopped = *slot.ending.lock() == Ending::Stopped;
-    if slot.again.swap(false, Ordering::Relaxed) || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < guest.restarts {
+    if slot.again.swap(false, Ordering::Relaxed)
+        || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < guest.restarts
+    {
         destroy(facts, id);
         create(facts, id, Source::Manifest);
     }

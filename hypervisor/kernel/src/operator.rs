@@ -264,9 +264,9 @@ impl Machine for Host<'_> {
                 Err(refusal) => Response::Refused(refusal),
             },
             // Guests' consoles are on COM1; exits are told when a guest ends.
-            Operation::Exits(_)
-            | Operation::Read { .. }
-            | Operation::Write { .. } => Response::Refused(Refusal::Unsupported),
+            Operation::Exits(_) | Operation::Read { .. } | Operation::Write { .. } => {
+                Response::Refused(Refusal::Unsupported)
+            }
         }
     }
 }

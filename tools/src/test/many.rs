@@ -112,6 +112,8 @@ fn command(line: &Path, packs: &[(String, Vec<u8>)]) -> Outcome<String> {
         for (name, pack) in packs {
             let made = upload(link, pack, name)?;
             expect(matches!(made.response()?, Response::Created(_)), "no guest was created")?;
+        }
+        for (name, _) in packs {
             act(link, name, Action::Start)?;
         }
         act(link, "g1", Action::Start)?;
@@ -150,9 +152,10 @@ fn progress(link: &mut Link) -> Outcome<()> {
         let now = stats(link)?.guests;
         expect(now.len() == MAX_GUESTS, "a guest is not in the list")?;
         // The first one spins, and writes nothing any more.
-        let stuck = before.iter().zip(&now).filter(|(before, now)| {
-            now.used <= before.used || now.name != "g1" && now.written <= before.written
-        });
+        let stuck = before
+            .iter()
+            .zip(&now)
+            .filter(|(before, now)| now.used <= before.used || now.name != "g1" && now.written <= before.written);
         match stuck.map(|(_, now)| now.name.to_string()).next() {
             None => return Ok(()),
             Some(name) if Instant::now() >= end => return Err(Failure::failed(format!("{name} makes no progress"))),
