@@ -63,6 +63,12 @@ impl Counters {
         self.exits.iter().fold(0, |sum, count| sum.wrapping_add(*count))
     }
 
+    /// The counts of all kinds, in the order of [`Kind::ALL`].
+    #[must_use]
+    pub const fn all(&self) -> &[u64] {
+        &self.exits
+    }
+
     /// Kinds with their counts, those that are not zero.
     pub fn exits(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Kind::ALL.iter().zip(self.exits).filter(|(_, count)| *count != 0).map(|((_, name), count)| (*name, count))

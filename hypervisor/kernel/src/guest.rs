@@ -8,7 +8,7 @@ use crate::console::GuestConsole;
 use crate::entries::Entry;
 use crate::log;
 use crate::machine::{Asking, Command, FACTS, FRAMES, Facts, ONLINE, Order, Slot, State, cpuid, slot, this_cpu};
-use crate::{audit, console};
+use crate::{audit, console, tally};
 use bulkhead_arch::{Gpr, SegmentName};
 use bulkhead_control::{Ending, Name};
 use bulkhead_core::counters::Counters;
@@ -188,6 +188,9 @@ fn run<B: Backend>(
 ) -> State {
     let until = slot.wake.load(Ordering::Relaxed);
     let order = slot.order();
+    if order == Order::Nmi {
+        guest.machine.interrupts_mut().raise_nmi();
+    }
     let over = match load_state::<B>(id, guest, serving.local) {
         Ok(()) if matches!(order, Order::Kill | Order::Reset) => Yield::Ended(End::Stopped),
         Ok(()) => guest.run(serving, until),
@@ -201,6 +204,7 @@ fn run<B: Backend>(
         over => over,
     };
     serving.local.console.flush();
+    tally::publish(id, &guest.counters);
     for (count, now) in [
         (&slot.exits, guest.counters.total()),
         (&slot.written, serving.local.written),
@@ -211,7 +215,10 @@ fn run<B: Backend>(
     match order {
         Order::Dump => dump::<B>(&mut console::Log::open(), guest),
         Order::Reset => slot.again.store(true, Ordering::Relaxed),
-        Order::None | Order::Kill => {}
+        Order::None | Order::Kill | Order::Nmi => {}
+    }
+    if matches!(order, Order::Dump | Order::Nmi) {
+        slot.obeyed(order);
     }
     match over {
         Yield::TurnOver => State::Ready,

@@ -21,3 +21,4 @@ pub mod machine;
 mod operator;
 mod processors;
 pub mod start;
+mod tally;

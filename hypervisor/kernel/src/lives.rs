@@ -7,6 +7,7 @@ use crate::log;
 use crate::machine::{FRAMES, Facts, ONLINE, State, slot};
 use crate::operator::moment;
 use crate::start::IDLE_SPACE;
+use crate::tally;
 use bulkhead_control::bucket::Rate;
 use bulkhead_control::event::Ring;
 use bulkhead_control::{Ending, EventKind, Refusal, Source};
@@ -109,6 +110,7 @@ fn destroy(facts: &Facts, id: GuestId) {
     if count != 0 {
         log!("event guest {id} {} destroyed frames={count}", guest.name);
     }
+    tally::clear(id);
     for count in [&slot.started, &slot.exits, &slot.written, &slot.read] {
         count.store(0, Ordering::Relaxed);
     }

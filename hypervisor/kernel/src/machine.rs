@@ -200,6 +200,8 @@ pub enum Order {
     Reset = 2,
     /// Its registers are to be written to the log.
     Dump = 3,
+    /// It is to get an NMI.
+    Nmi = 4,
 }
 
 impl Slot {
@@ -230,6 +232,7 @@ impl Slot {
             1 => Order::Kill,
             2 => Order::Reset,
             3 => Order::Dump,
+            4 => Order::Nmi,
             _ => Order::None,
         }
     }
@@ -237,6 +240,13 @@ impl Slot {
     /// Gives it an order, in place of an earlier one.
     pub fn give(&self, order: Order) {
         self.order.store(order as u8, Ordering::Release);
+    }
+
+    /// It has carried out an order, and goes on, unless it was given another one.
+    pub fn obeyed(&self, order: Order) {
+        let none = Order::None as u8;
+        // Another order stays.
+        let _ = self.order.compare_exchange(order as u8, none, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Whether it can run.

@@ -8,6 +8,7 @@ use crate::create::Pending;
 use crate::entries::Entry;
 use crate::lives::{self, EVENTS};
 use crate::machine::{FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
+use crate::tally::{self, Trace};
 use crate::{audit, console, dispatch};
 use bulkhead_control::line::{Line, Step};
 use bulkhead_control::monitor::{ESCAPE, Monitor};
@@ -48,6 +49,7 @@ pub struct Operator {
     line: Option<(Line, Serial)>,
     monitor: Monitor,
     upload: Pending,
+    trace: Trace,
 }
 
 impl Operator {
@@ -56,7 +58,7 @@ impl Operator {
         // What was seeded with this time is seeded so once.
         let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
         let line = KEY.lock().take().map(|key| (Line::new(key, seed), Serial::second()));
-        Self { line, monitor: Monitor::new(None), upload: Pending::default() }
+        Self { line, monitor: Monitor::new(None), upload: Pending::default(), trace: Trace::new() }
     }
 
     /// Whether somebody can start guests that have ended.
@@ -67,7 +69,8 @@ impl Operator {
     /// Stops those whose lease is over; takes what has come from the console for the monitor, and from the line.
     pub fn look(&mut self, facts: &Facts) {
         leases(facts);
-        let mut host = Host(facts, &mut self.upload);
+        self.trace.look(facts.tsc.as_hertz());
+        let mut host = Host(facts, &mut self.upload, &mut self.trace);
         if let Some(guest) = console::escaped() {
             self.monitor.set_focus(Some(guest));
             self.monitor.key(ESCAPE, &mut host, &mut Screen);
@@ -133,7 +136,7 @@ fn leases(facts: &Facts) {
 }
 
 /// The machine, as operations see it.
-struct Host<'a>(&'a Facts, &'a mut Pending);
+struct Host<'a>(&'a Facts, &'a mut Pending, &'a mut Trace);
 
 impl Host<'_> {
     fn find(&self, text: &str) -> Result<(GuestId, &'static Slot), Refusal> {
@@ -143,7 +146,7 @@ impl Host<'_> {
         id.and_then(|id| slot(id).map(|slot| (id, slot))).ok_or(Refusal::NoGuest)
     }
 
-    fn act(&self, text: &str, action: Action, by: Source) -> Result<bool, Refusal> {
+    fn act(&mut self, text: &str, action: Action, by: Source) -> Result<bool, Refusal> {
         let facts = self.0;
         let (id, slot) = self.find(text)?;
         let state = shown(slot);
@@ -166,7 +169,12 @@ impl Host<'_> {
             }
             (Action::Destroy, false) => lives::forget(facts, id, by)?,
             (Action::Dump, true) => order(facts, id, slot, Order::Dump),
-            (Action::Stop | Action::Nmi | Action::Trace(_), _) => return Err(Refusal::Unsupported),
+            (Action::Nmi, true) => {
+                order(facts, id, slot, Order::Nmi);
+                event(EventKind::Injected(by));
+            }
+            (Action::Trace(on), _) => return Ok(self.2.set(id, on)),
+            (Action::Stop, true) => return Err(Refusal::Unsupported),
             _ => return Err(Refusal::Is(state)),
         }
         Ok(true)
@@ -263,8 +271,12 @@ impl Machine for Host<'_> {
                 Ok(id) => Response::Created(id.number()),
                 Err(refusal) => Response::Refused(refusal),
             },
-            // Guests' consoles are on COM1; exits are told when a guest ends.
-            Operation::Exits(_) | Operation::Read { .. } | Operation::Write { .. } => {
+            Operation::Exits(guest) => match self.find(guest) {
+                Ok((id, _)) => Response::Exits(tally::exits(id)),
+                Err(refusal) => Response::Refused(refusal),
+            },
+            // Guests' consoles are on COM1.
+            Operation::Read { .. } | Operation::Write { .. } => {
                 Response::Refused(Refusal::Unsupported)
             }
         }

@@ -193,6 +193,11 @@ impl InterruptSystem {
         self.lapic.nmi_pending()
     }
 
+    /// Sends the processor an NMI, as the button for it on a board does.
+    pub const fn raise_nmi(&mut self) {
+        self.lapic.raise_nmi();
+    }
+
     /// Takes the NMI that waits, if one does.
     pub const fn take_nmi(&mut self) -> bool {
         self.lapic.take_nmi()
