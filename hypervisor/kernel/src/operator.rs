@@ -276,8 +276,8 @@ impl Machine for Host<'_> {
                 Err(refusal) => Response::Refused(refusal),
             },
             // Guests' consoles are on COM1.
-            Operation::Read { .. } | Operation::Write { .. } => {
-                Response::Refused(Refusal::Unsupported)
+            Operation::Read { guest, .. } | Operation::Write { guest, .. } => {
+                Response::Refused(self.find(guest).err().unwrap_or(Refusal::Unsupported))
             }
         }
     }

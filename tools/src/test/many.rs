@@ -26,7 +26,7 @@ const ROUNDS: usize = 20;
 const MEMORY: u64 = 1024;
 
 /// Counts down from 2^18, writes a dot to COM1, and begins again; entered in real mode.
-const COUNTER: [u8; 18] = [
+pub const COUNTER: [u8; 18] = [
     0x66, 0xB9, 0x00, 0x00, 0x04, 0x00, // mov ecx, 40000h
     0x66, 0x49, // dec ecx
     0x75, 0xFC, // jnz back

@@ -8,6 +8,7 @@ mod boots;
 mod budgets;
 mod cases;
 mod command;
+mod commands;
 mod conformance;
 mod control;
 mod dumps;
@@ -112,6 +113,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     }
     boots::run(workspace, args, tally);
     control::run(workspace, &builder, args, &machines, tally);
+    commands::run(workspace, &builder, args, &machines, tally);
     if machines.contains(&Kind::Qemu) {
         many::run(workspace, &builder, args, tally);
         dumps::run(workspace, &builder, args, tally);
