@@ -41,6 +41,27 @@ static ESCAPED: AtomicU16 = AtomicU16::new(0);
 /// The escape itself is to go to the guest that has input now.
 static LITERAL: AtomicBool = AtomicBool::new(false);
 
+/// The monitor's prompt stands in the row where the cursor is.
+static PROMPT: AtomicBool = AtomicBool::new(false);
+/// It was taken away for something else.
+static HIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// Takes the monitor's prompt off the screen, if it is there; for who sends.
+fn hide_prompt() {
+    if PROMPT.swap(false, Ordering::Relaxed) {
+        HIDDEN.store(true, Ordering::Relaxed);
+        b"\r\x1b[K".iter().for_each(|byte| send(0, *byte));
+    }
+}
+
+/// Whether the monitor is to show its prompt again, since something else was shown. It is there from now on, if what is
+/// typed goes to it.
+pub fn prompt_is_due() -> bool {
+    let at_prompt = FOCUS.load(Ordering::Relaxed) == 0;
+    PROMPT.store(at_prompt, Ordering::Relaxed);
+    HIDDEN.swap(false, Ordering::Relaxed) && at_prompt
+}
+
 /// Sets how the line is shared.
 pub fn set_mode(mode: ConsoleMode) {
     FRAMED.store(mode == ConsoleMode::Framed, Ordering::Relaxed);
@@ -67,6 +88,13 @@ pub struct Log(#[expect(dead_code, reason = "held, not looked at")] Option<Mutex
 impl Log {
     /// Waits until nobody else sends.
     pub fn open() -> Self {
+        let log = Self::beside_prompt();
+        hide_prompt();
+        log
+    }
+
+    /// As [`Log::open`], for the monitor itself, which knows where its prompt is.
+    pub fn beside_prompt() -> Self {
         Self(Some(SENDER.lock()))
     }
 
@@ -193,6 +221,9 @@ impl GuestConsole {
     }
 
     fn send_kept(&mut self, _sender: &MutexGuard<'static, ()>) {
+        if !FRAMED.load(Ordering::Relaxed) && !self.kept.is_empty() {
+            hide_prompt();
+        }
         while let Some(byte) = self.kept.pop_front() {
             send(self.channel, byte);
         }

@@ -39,7 +39,7 @@ struct Screen;
 
 impl core::fmt::Write for Screen {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        console::Log::open().write_raw(text);
+        console::Log::beside_prompt().write_raw(text);
         Ok(())
     }
 }
@@ -57,7 +57,7 @@ impl Operator {
     pub fn new(facts: &Facts) -> Self {
         // What was seeded with this time is seeded so once.
         let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
-        let line = KEY.lock().take().map(|key| (Line::new(key, seed), Serial::second()));
+        let line = KEY.lock().replace([0; 32]).map(|key| (Line::new(key, seed), Serial::second()));
         Self { line, monitor: Monitor::new(None), upload: Pending::default(), trace: Trace::new() }
     }
 
@@ -82,6 +82,9 @@ impl Operator {
                 console::focus(guest, literal);
                 self.monitor.set_focus(None);
             }
+        }
+        if console::prompt_is_due() {
+            self.monitor.show(&mut Screen);
         }
         let Some((line, serial)) = &mut self.line else { return };
         let hertz = facts.tsc.as_hertz();

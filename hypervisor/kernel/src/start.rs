@@ -57,7 +57,11 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
     let (pack, header, mut manifest) = read_pack(&identity, boot);
     console::set_mode(manifest.console);
     // The key goes to the idle compartment alone.
-    *operator::KEY.lock() = manifest.control.take();
+    *operator::KEY.lock() = manifest.control;
+    // Its bytes stay where all compartments could read them no longer than that.
+    if let Some(key) = &mut manifest.control {
+        key.fill(0);
+    }
     let Some(tsc) = calibrate::tsc_frequency() else {
         refuse(
             "neither CPUID leaf 0x15 nor a PIT tells how fast the time-stamp counter is: this machine is not supported",

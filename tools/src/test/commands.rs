@@ -293,7 +293,8 @@ fn free(link: &mut Link) -> Outcome<u64> {
     let mut free = 0;
     pages(|from| match one(link, &Operation::Memory(from), "memmap")?.response()? {
         Response::Memory(page) => {
-            free += page.items.iter().filter(|range| range.owner.contains("free")).map(|range| range.bytes).sum::<u64>();
+            free +=
+                page.items.iter().filter(|range| range.owner.contains("free")).map(|range| range.bytes).sum::<u64>();
             Ok(page.next)
         }
         _ => Err(Failure::failed("no memory map")),
