@@ -50,13 +50,11 @@ pub struct Facts {
 
 impl Facts {
     /// A guest as it is described.
-    #[expect(clippy::unused_self, reason = "the guests are found as all else of the machine is")]
     pub fn guest(&self, id: GuestId) -> Option<Arc<Entry>> {
         entries::get(id)
     }
 
     /// All guests.
-    #[expect(clippy::unused_self, reason = "as above")]
     pub fn guests(&self) -> impl Iterator<Item = GuestId> + use<> {
         entries::all()
     }
