@@ -67,7 +67,7 @@ impl Builder {
     /// Starts the machine of `pack`, which may say other things than `machine`.
     pub fn start_pack(&self, place: &Place, machine: &Machine, pack: Vec<u8>) -> Outcome<Running> {
         let folder = RunFolder::new(&self.workspace)?;
-        let memory = memory(machine, pack.len());
+        let memory = memory(machine, pack.len()) + place.spare;
         let medium = match place.kind {
             _ if place.uefi => {
                 let path = folder.file("iso");

@@ -5,6 +5,7 @@ use crate::files;
 use crate::linux;
 use crate::manifest::{self, ImageRef, Machine};
 use crate::{cargo, workspace::Workspace, xen};
+use bulkhead_control::mac::Hash;
 use bulkhead_core::load::{Protocol, detect};
 use bulkhead_types::PAGE_SIZE;
 use bulkhead_types::manifest::{Guest, Image, LoadAs, Manifest, Module, PackHeader};
@@ -45,6 +46,7 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
         control: machine.control,
     };
     for guest in &machine.guests {
+        images.hash = Hash::default();
         let mut modules = Vec::new();
         let (kernel, cmdline) = kernel(workspace, guest)?;
         let kernel = images.add(kernel)?;
@@ -64,6 +66,8 @@ pub fn pack(workspace: &Workspace, machine: &Machine) -> Outcome<Vec<u8>> {
             vcpus: guest.vcpus,
             cpu: guest.cpu,
             restarts: guest.restarts,
+            lease: guest.lease,
+            origin: core::mem::take(&mut images.hash).finish(),
             test_exit: guest.test_exit,
             test_device: guest.test_device,
         });
@@ -94,6 +98,8 @@ fn kernel(workspace: &Workspace, guest: &manifest::Guest) -> Outcome<(PathBuf, S
 struct Images {
     bytes: Vec<u8>,
     count: usize,
+    /// Of the images of one guest.
+    hash: Hash,
 }
 
 impl Images {
@@ -104,6 +110,7 @@ impl Images {
             return Err(Failure::usage(format!("{} is empty", path.display())).hint("give a kernel or a boot module"));
         }
         let image = Image { offset: bytes_of(&self.bytes), bytes: bytes_of(&content) };
+        self.hash.update(&content);
         self.bytes.extend(content);
         pad(&mut self.bytes);
         self.count += 1;

@@ -211,6 +211,8 @@ impl Session {
             }
             view.monitor(bytes);
             lines.push(bytes, |line| {
+                // Before it the monitor's prompt stood in the row, and was taken away.
+                let line = line.rsplit_once("\x1b[K").map_or(line, |(_, line)| line);
                 if let Some((said, since)) = last_words {
                     said.push(line.to_owned());
                     *since = Instant::now();

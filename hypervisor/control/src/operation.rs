@@ -63,6 +63,13 @@ pub enum Operation<'a> {
     Memory(u16),
     /// Walk all page tables and compare them with the frame table.
     Audit,
+    /// As a chunk, of so many zeros: packs have many, and lines are slow. Of more than 2^16 the first are taken.
+    Zeros {
+        /// Offset in bytes.
+        offset: u64,
+        /// How many.
+        count: u32,
+    },
 }
 
 /// What is done with one guest.

@@ -95,6 +95,21 @@ pub fn audit<F: Format>(
     audit.walked
 }
 
+/// Compares the frame table with the list of guests: reports stretches of frames whose guest is not `listed`, and counts
+/// them.
+pub fn compare(frames: &FrameTable<'_>, listed: impl Fn(GuestId) -> bool, report: &mut dyn FnMut(&Violation)) -> u64 {
+    let mut count = 0;
+    for run in frames.runs() {
+        let Owner::Guest(guest, _) = run.owner else { continue };
+        if guest != GuestId::IDLE && !listed(guest) {
+            let (frame, at) = (run.start, run.start.start().as_u64());
+            report(&Violation { guest, space: Space::Host, fault: Fault::Unlisted, at, frame, count: run.count });
+            count += 1;
+        }
+    }
+    count
+}
+
 struct Audit<'a, 'f> {
     compartment: &'a Compartment<'a>,
     frames: &'a mut FrameTable<'f>,

@@ -100,6 +100,18 @@ impl Counters {
         self.exits.iter().fold(0, |sum, count| sum.wrapping_add(*count))
     }
 
+    /// The counts of all kinds, in the order of [`Kind::ALL`].
+    #[must_use]
+    pub const fn all(&self) -> &[u64; Kind::ALL.len()] {
+        &self.exits
+    }
+
+    /// The ticks of all kinds, in the same order.
+    #[must_use]
+    pub const fn all_ticks(&self) -> &[u64; Kind::ALL.len()] {
+        &self.ticks
+    }
+
     /// Kinds with their counts, those that are not zero.
     pub fn exits(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         named(&self.exits)

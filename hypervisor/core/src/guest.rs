@@ -286,6 +286,14 @@ impl Guest {
         shared.end.map_or(Ok(()), |(end, _)| Err(end))
     }
 
+    /// Sends its first vCPU, on whose behalf this is, an NMI.
+    pub fn raise_nmi(&self, host: &mut impl Host) {
+        let (mut shared, _) = self.lock(host);
+        shared.machine.interrupts_mut().raise_nmi();
+        self.release(shared, VcpuId::BOOT, host);
+        self.look_again(VcpuId::BOOT);
+    }
+
     /// Whether vCPU `id` is the one that ended it.
     #[must_use]
     pub fn was_ended_by(&self, id: VcpuId) -> bool {

@@ -289,6 +289,29 @@ impl Compartment {
         Ok(Self { space: HostSpace::new(&tables), tables, used, skeleton, control })
     }
 
+    /// Lets `act` have the bytes of `count` of the idle compartment's frames, from the one with index `first` on. They are
+    /// mapped for as long.
+    ///
+    /// # Errors
+    /// [`BuildError`] if they are not the compartment's, or not there.
+    pub fn visit<R>(
+        &mut self,
+        frames: &Frames<State>,
+        (first, count): (u64, u64),
+        act: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R, BuildError> {
+        let length = usize::try_from(count * PAGE_SIZE).map_err(|_| PagingError::OutOfRange)?;
+        let space = HostSpace::new(&self.tables);
+        self.with_tables(|tables| space.map_part(tables, layout::CONSTRUCTION, frames, (first, count), Size::Page4K))?;
+        // Another processor may have closed the place since this one last looked there.
+        crate::cpu::flush_translations();
+        // SAFETY: just mapped there, writable, from frames that are this compartment's; `&mut self` keeps others away.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(layout::CONSTRUCTION.as_u64() as *mut u8, length) };
+        let result = act(bytes);
+        Workshop { idle: self, used: count * PAGE_SIZE }.close()?;
+        Ok(result)
+    }
+
     /// Address of the root: the value of CR3.
     #[must_use]
     pub const fn root(&self) -> Hpa {

@@ -2,10 +2,11 @@
 
 use crate::backend::Virtualization;
 use crate::dispatch::{CROSSINGS, leave_zone, park_unless};
+use crate::entries;
 use crate::log;
-use crate::machine::{FRAMES, Facts, SLOTS, State};
+use crate::machine::{FRAMES, Facts, SLOTS, State, slot};
 use crate::task::Command;
-use bulkhead_core::audit::{Compartment as View, Holds, Region, Violation, Walked, audit};
+use bulkhead_core::audit::{Compartment as View, Holds, Region, Violation, Walked, audit, compare};
 use bulkhead_core::frames::{Part, Use};
 use bulkhead_hw::compartment::Compartment;
 use bulkhead_hw::layout;
@@ -35,6 +36,11 @@ pub fn audit_all(facts: &Facts, idle: &Compartment) {
             task.enter(Command::Audit);
             compartments += 1;
         }
+    }
+    if let Some(frames) = FRAMES.get() {
+        let listed = |id| entries::get(id).is_some() && slot(id).is_some_and(|slot| slot.state() != State::Absent);
+        let violations = compare(&frames.lock(), listed, &mut |violation| log!("audit violation {violation}"));
+        VIOLATIONS.fetch_add(violations, Ordering::Relaxed);
     }
     let [tables, leaves, pages, violations] =
         [&TABLES, &LEAVES, &PAGES, &VIOLATIONS].map(|sum| sum.load(Ordering::Relaxed));

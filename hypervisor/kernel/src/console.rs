@@ -8,6 +8,7 @@
 //! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
 //! [`ConsoleMode::Lines`] each guest's lines are printed whole, with its name in front, and input goes to guest 1.
 
+use bulkhead_control::Name;
 use bulkhead_control::monitor::ESCAPE;
 use bulkhead_hw::serial::Serial;
 use bulkhead_types::GuestId;
@@ -40,6 +41,27 @@ static ESCAPED: AtomicU16 = AtomicU16::new(0);
 /// The escape itself is to go to the guest that has input now.
 static LITERAL: AtomicBool = AtomicBool::new(false);
 
+/// The monitor's prompt stands in the row where the cursor is.
+static PROMPT: AtomicBool = AtomicBool::new(false);
+/// It was taken away for something else.
+static HIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// Takes the monitor's prompt off the screen, if it is there; for who sends.
+fn hide_prompt() {
+    if PROMPT.swap(false, Ordering::Relaxed) {
+        HIDDEN.store(true, Ordering::Relaxed);
+        b"\r\x1b[K".iter().for_each(|byte| send(0, *byte));
+    }
+}
+
+/// Whether the monitor is to show its prompt again, since something else was shown. It is there from now on, if what is
+/// typed goes to it.
+pub fn prompt_is_due() -> bool {
+    let at_prompt = FOCUS.load(Ordering::Relaxed) == 0;
+    PROMPT.store(at_prompt, Ordering::Relaxed);
+    HIDDEN.swap(false, Ordering::Relaxed) && at_prompt
+}
+
 /// Sets how the line is shared.
 pub fn set_mode(mode: ConsoleMode) {
     FRAMED.store(mode == ConsoleMode::Framed, Ordering::Relaxed);
@@ -66,6 +88,13 @@ pub struct Log(#[expect(dead_code, reason = "held, not looked at")] Option<Mutex
 impl Log {
     /// Waits until nobody else sends.
     pub fn open() -> Self {
+        let log = Self::beside_prompt();
+        hide_prompt();
+        log
+    }
+
+    /// As [`Log::open`], for the monitor itself, which knows where its prompt is.
+    pub fn beside_prompt() -> Self {
         Self(Some(SENDER.lock()))
     }
 
@@ -105,7 +134,7 @@ macro_rules! log {
 /// One guest's end of the line. Lies in the guest's compartment.
 pub struct GuestConsole {
     channel: u16,
-    name: &'static str,
+    name: Name,
     line: [u8; LINE],
     length: usize,
     /// Not sent yet.
@@ -114,7 +143,8 @@ pub struct GuestConsole {
 
 impl GuestConsole {
     /// The console of the guest with this number and name.
-    pub const fn new(id: GuestId, name: &'static str) -> Self {
+    pub fn new(id: GuestId, name: &str) -> Self {
+        let name = Name::try_from(name).unwrap_or_default();
         Self { channel: id.number(), name, line: [0; LINE], length: 0, kept: Deque::new() }
     }
 
@@ -153,7 +183,8 @@ impl GuestConsole {
         if self.kept.len() > KEPT / 2 {
             self.wait_and_flush();
         }
-        let prefix = ["[", self.name, "] "].into_iter().flat_map(str::bytes);
+        let name = self.name.clone();
+        let prefix = ["[", &name, "] "].into_iter().flat_map(str::bytes);
         let line = self.line;
         for byte in prefix.chain(line.into_iter().take(self.length)).chain(*b"\r\n") {
             self.queue(byte);
@@ -190,6 +221,9 @@ impl GuestConsole {
     }
 
     fn send_kept(&mut self, _sender: &MutexGuard<'static, ()>) {
+        if !FRAMED.load(Ordering::Relaxed) && !self.kept.is_empty() {
+            hide_prompt();
+        }
         while let Some(byte) = self.kept.pop_front() {
             send(self.channel, byte);
         }

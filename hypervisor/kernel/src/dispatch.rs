@@ -250,8 +250,7 @@ fn over(facts: &Facts, id: GuestId, task: &Task) {
 
 /// Puts the barriers between the guest that runs next and what ran before, unless that was of the same zone.
 fn enter_zone(facts: &Facts, id: GuestId) {
-    let guests = &facts.manifest.guests;
-    let zone = usize::from(id.number()).checked_sub(1).and_then(|index| guests.get(index)).map_or(NO_ZONE, |g| g.zone);
+    let zone = slot(id).map_or(NO_ZONE, |slot| slot.zone.load(Ordering::Relaxed));
     let left = this_cpu().zone.swap(zone, Ordering::Relaxed);
     if left == zone {
         return;

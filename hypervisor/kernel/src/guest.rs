@@ -10,8 +10,8 @@ use crate::log;
 use crate::machine::{FACTS, Facts, ONLINE, Order, Slot, cpuid, slot, this_cpu};
 use crate::make::{self, StartError};
 use crate::task::{self, Command, State, Task};
-use crate::{audit, console};
-use bulkhead_control::Ending;
+use crate::{audit, console, tally};
+use bulkhead_control::{Ending, Name};
 use bulkhead_core::counters::Counters;
 use bulkhead_core::frames::SpaceError;
 use bulkhead_core::host::{CpuidResult, Host};
@@ -22,7 +22,7 @@ use bulkhead_hw::cpu;
 use bulkhead_hw::ram::WindowRam;
 use bulkhead_hw::xstate::ExtendedState;
 use bulkhead_paging::{Format, PagingError};
-use bulkhead_types::manifest::{self, MAX_GUESTS};
+use bulkhead_types::manifest::MAX_GUESTS;
 use bulkhead_types::{Gpa, GuestId, PAGE_SIZE, VcpuId};
 use core::fmt;
 use core::marker::PhantomData;
@@ -165,8 +165,8 @@ pub struct Me {
     pub id: GuestId,
     /// The same, as the dispatcher sees it.
     pub slot: &'static Slot,
-    /// The same, as the manifest has it.
-    pub config: &'static manifest::Guest,
+    /// The same's name.
+    pub name: Name,
 }
 
 impl Me {
@@ -175,7 +175,9 @@ impl Me {
     pub fn find() -> Option<Self> {
         let task = task::numbered(this_cpu().current.load(Ordering::Relaxed))?;
         let (facts, id) = (FACTS.get()?, task.guest()?);
-        Some(Self { facts, task, id, slot: slot(id)?, config: facts.guest(id)? })
+        // What is held here when the compartment is left for good is never dropped.
+        let name = Name::try_from(facts.guest(id)?.name.as_str()).unwrap_or_default();
+        Some(Self { facts, task, id, slot: slot(id)?, name })
     }
 
     /// The compartment, which is its first execution's from now on.
@@ -186,7 +188,7 @@ impl Me {
 
     /// Its guest does not start.
     fn fail(&self, error: &StartError) {
-        log!("event guest {} {} ended killed can not start: {error}", self.id, self.config.name);
+        log!("event guest {} {} ended killed can not start: {error}", self.id, self.name);
         // The other vCPUs are never woken.
         self.slot.left.store(1, Ordering::Relaxed);
     }
@@ -234,7 +236,7 @@ fn live<B: Backend>(me: &Me, common: &Common, state: Option<&InitialState>) -> !
     let mut made = make::vcpu::<B>(me, common, state);
     match &made {
         Ok(_) if me.is_first() => {
-            log!("event guest {id} {} started", me.config.name);
+            log!("event guest {id} {} started", me.name);
             slot.tasks().skip(1).for_each(Task::ask_to_wake);
         }
         Ok(_) => {}
@@ -263,8 +265,13 @@ impl<'c, B: Backend> Cpu<'c, B> {
     /// Gives the vCPU its turn; what it is after it.
     fn turn(&mut self, me: &Me) -> State {
         let order = if me.is_first() { me.slot.order() } else { Order::None };
+        if order == Order::Nmi {
+            let (core, mut serving) = self.serving(me);
+            core.guest.raise_nmi(&mut serving);
+            me.slot.obeyed(order);
+        }
         let mut over = match self.load(me.task) {
-            Ok(()) if order != Order::None => self.end(me, End::Stopped),
+            Ok(()) if matches!(order, Order::Kill | Order::Reset) => self.end(me, End::Stopped),
             Ok(()) => {
                 let until = me.task.until.load(Ordering::Relaxed);
                 let (core, mut serving) = self.serving(me);
@@ -313,6 +320,7 @@ impl<'c, B: Backend> Cpu<'c, B> {
     /// Says what it did so far.
     fn tell(&self, me: &Me) {
         me.task.exits.store(self.core.counters.total(), Ordering::Relaxed);
+        tally::publish(me.task, &self.core.counters);
         let mut console = self.served.console.lock();
         console.line.flush();
         me.slot.written.store(console.written, Ordering::Relaxed);
@@ -405,7 +413,7 @@ fn report_end(me: &Me, end: End, done: &Counters) {
     }
     let _ = fmt::Write::write_char(&mut log, '\n');
     drop(log);
-    log!("event guest {} {} ended {end}", me.id, me.config.name);
+    log!("event guest {} {} ended {end}", me.id, me.name);
 }
 
 /// Puts `dump ` in front of each line.

@@ -2,6 +2,7 @@
 
 use crate::console::Log;
 use crate::dispatch::{call, hold, sched_cpu};
+use crate::entries;
 use crate::guest;
 use crate::log;
 use crate::machine::{CPUS, FRAMES, Facts, ONLINE, Order, Slot, State, slot};
@@ -11,6 +12,7 @@ use crate::task::{self, Task};
 use bulkhead_control::bucket::Rate;
 use bulkhead_control::event::Ring;
 use bulkhead_control::{Ending, EventKind, Refusal, Source};
+use bulkhead_core::frames::Owner;
 use bulkhead_hw::compartment::{BuildError, Compartment, Needs};
 use bulkhead_hw::cpu;
 use bulkhead_sched::{AddError, CpuSet, CpuUsage, Outcome, Params, Reservation, Usage};
@@ -37,7 +39,7 @@ static LIVES: Mutex<()> = Mutex::new(());
 /// Makes a guest's compartment, and lets it run; the guest itself is made in there, at its first turn.
 pub fn create(facts: &Facts, id: GuestId, by: Source) {
     let (Some(slot), Some(guest)) = (slot(id), facts.guest(id)) else { return };
-    let made = compartment(facts, id, guest).and_then(|made| tasks(facts, id, slot, guest, &made).map(|()| made));
+    let made = compartment(facts, id, &guest).and_then(|made| tasks(facts, id, slot, &guest, &made).map(|()| made));
     match made {
         Ok(made) => guest::hand_over(id, made),
         Err(error) => {
@@ -47,7 +49,11 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
         }
     }
     slot.left.store(u8::try_from(guest.vcpus).unwrap_or(1), Ordering::Relaxed);
-    slot.started.store(cpu::tsc(), Ordering::Relaxed);
+    slot.zone.store(guest.zone, Ordering::Relaxed);
+    let now = cpu::tsc();
+    slot.started.store(now, Ordering::Relaxed);
+    let lease = (guest.lease != 0).then(|| facts.tsc.as_hertz().saturating_mul(guest.lease));
+    slot.until.store(lease.map_or(u64::MAX, |lease| now.saturating_add(lease)), Ordering::Relaxed);
     (*slot.ending.lock(), *slot.spent.lock()) = (Ending::Failed, Usage::ZERO);
     event(facts, id, EventKind::Started(by));
     slot.set_state(State::Alive);
@@ -152,7 +158,10 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     event(facts, id, EventKind::Ended(ending));
     let well = matches!(ending, Ending::PowerOff | Ending::Reset | Ending::TestExit(0) | Ending::Stopped);
     let restarts = facts.guest(id).map_or(0, |guest| guest.restarts);
-    let again = slot.again.swap(false, Ordering::Relaxed) || slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
+    // What an operator, or its lease, has stopped stays so.
+    let stopped = ending == Ending::Stopped;
+    let again = slot.again.swap(false, Ordering::Relaxed)
+        || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
     slot.set_state(match (again, well) {
         (true, _) => State::Remade,
         (false, true) => State::Ended,
@@ -177,7 +186,13 @@ fn destroy(facts: &Facts, id: GuestId) {
     if slot.state() != State::Remade {
         slot.set_state(State::Absent);
     }
-    log!("event guest {id} {} destroyed frames={count}", guest.name);
+    // One that was never started had nothing.
+    if count != 0 {
+        log!("event guest {id} {} destroyed frames={count}", guest.name);
+    }
+    for count in [&slot.started, &slot.written, &slot.read] {
+        count.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Makes a guest anew whose state is [`State::Remade`], which nobody else changes.
@@ -210,19 +225,28 @@ pub fn start(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
 pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     let slot = slot(id).ok_or(Refusal::NoGuest)?;
     let _one = LIVES.lock();
+    let entry = facts.guest(id).ok_or(Refusal::NoGuest)?;
     match slot.state() {
-        State::Absent => return Err(Refusal::NoGuest),
+        State::Absent if entry.creator == Source::Manifest => return Err(Refusal::NoGuest),
+        State::Absent => {}
         State::Ended | State::Failed => destroy(facts, id),
         State::Alive | State::Remade => return Err(Refusal::Is(bulkhead_control::State::Running)),
     }
     event(facts, id, EventKind::Destroyed(by));
+    slot.restarts.store(0, Ordering::Relaxed);
+    if let (Some(_), Some((first, count)), Some(frames)) = (entries::remove(id), entry.frames, FRAMES.get())
+        && let Err(error) = frames.lock().mark(first, count, Owner::Free)
+    {
+        log!("event guest {id} images lost: {error}");
+    }
     Ok(())
 }
 
 /// Writes down what happened.
 pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
     let Some(events) = EVENTS.get() else { return };
-    let name = facts.guest(id).map_or("", |guest| &guest.name);
+    let guest = facts.guest(id);
+    let name = guest.as_ref().map_or("", |guest| &guest.name);
     let at = moment(facts, cpu::tsc());
     let mut events = events.lock();
     // What a guest, or a client, can bring about often.

@@ -2,7 +2,9 @@
 
 use crate::backend::Virtualization;
 use crate::dispatch::Schedule;
+use crate::entries::{self, Entry};
 use crate::task::{TASKS, Task};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_control::Ending;
 use bulkhead_core::barrier::Present;
@@ -12,7 +14,7 @@ use bulkhead_hw::compartment::Context;
 use bulkhead_hw::region::Region;
 use bulkhead_hw::startup::{FirstPage, Shared};
 use bulkhead_sched::Usage;
-use bulkhead_types::manifest::{Guest, MAX_GUESTS, Manifest};
+use bulkhead_types::manifest::{MAX_GUESTS, Manifest};
 use bulkhead_types::{Frequency, GuestId, Hpa, MAX_CPUS, MAX_TASKS, MAX_VCPUS, VcpuId};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::{Mutex, Once};
@@ -22,10 +24,8 @@ pub type Program = fn(&Virtualization) -> extern "C" fn() -> !;
 
 /// What start-up found.
 pub struct Facts {
-    /// The machine to run.
+    /// The machine to run; its guests are in [`entries`].
     pub manifest: Manifest,
-    /// First byte of the pack: images are at offsets from here.
-    pub pack: Hpa,
     /// The shared part.
     pub shared: Shared,
     /// What the processor can do.
@@ -51,14 +51,14 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// A guest as the manifest has it.
-    pub fn guest(&self, id: GuestId) -> Option<&Guest> {
-        self.manifest.guests.get(usize::from(id.number()).checked_sub(1)?)
+    /// A guest as it is described.
+    pub fn guest(&self, id: GuestId) -> Option<Arc<Entry>> {
+        entries::get(id)
     }
 
-    /// All guests of the manifest.
+    /// All guests.
     pub fn guests(&self) -> impl Iterator<Item = GuestId> + use<> {
-        (1..=u16::try_from(self.manifest.guests.len()).unwrap_or(0)).map(GuestId::new)
+        entries::all()
     }
 }
 
@@ -161,6 +161,10 @@ pub struct Slot {
     pub again: AtomicBool,
     /// Count of the time-stamp counter when it was made.
     pub started: AtomicU64,
+    /// Count at which its lease is over; never, if that is the highest.
+    pub until: AtomicU64,
+    /// Its zone.
+    pub zone: AtomicU16,
     /// Bytes that it wrote to its console.
     pub written: AtomicU64,
     /// Bytes that it read from there.
@@ -181,6 +185,8 @@ pub enum Order {
     Kill = 1,
     /// It is to end, and to be made anew.
     Reset = 2,
+    /// It is to get an NMI.
+    Nmi = 3,
 }
 
 impl Slot {
@@ -194,6 +200,8 @@ impl Slot {
             paused: AtomicBool::new(false),
             again: AtomicBool::new(false),
             started: AtomicU64::new(0),
+            until: AtomicU64::new(u64::MAX),
+            zone: AtomicU16::new(NO_ZONE),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),
@@ -240,6 +248,7 @@ impl Slot {
         match self.order.load(Ordering::Acquire) {
             1 => Order::Kill,
             2 => Order::Reset,
+            3 => Order::Nmi,
             _ => Order::None,
         }
     }
@@ -247,6 +256,13 @@ impl Slot {
     /// Gives it an order, in place of an earlier one.
     pub fn give(&self, order: Order) {
         self.order.store(order as u8, Ordering::Release);
+    }
+
+    /// It has carried out an order, and goes on, unless it was given another one.
+    pub fn obeyed(&self, order: Order) {
+        let none = Order::None as u8;
+        // Another order stays.
+        let _ = self.order.compare_exchange(order as u8, none, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// How it is.

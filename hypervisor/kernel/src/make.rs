@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::console::GuestConsole;
 use crate::guest::{Common, Console, Cpu, Me, Served};
-use crate::machine::{Asking, FRAMES, Facts};
+use crate::machine::{Asking, FRAMES};
 use bulkhead_arch::{Gpr, SegmentName};
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::load::{self, InitialState, LoadModule};
@@ -15,7 +15,7 @@ use bulkhead_hw::compartment::{BuildError, Compartment};
 use bulkhead_hw::cpu;
 use bulkhead_hw::xstate::ExtendedState;
 use bulkhead_types::manifest;
-use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, MemoryError, PAGE_SIZE};
+use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
 use core::fmt;
 use core::sync::atomic::AtomicU8;
 use spin::Mutex;
@@ -63,13 +63,14 @@ from!(BuildError => Build, load::LoadError => Load, MemoryError => Memory, Backe
 /// [`StartError`].
 #[inline(never)]
 pub fn guest<B: Backend>(me: &Me, compartment: &mut Compartment) -> Result<(Served, InitialState), StartError> {
-    let Me { facts, id, config, .. } = *me;
+    let Me { facts, id, .. } = *me;
+    let config = facts.guest(id).ok_or(StartError::Missing("nobody knows it any more"))?;
     let mut frames = FRAMES.get().ok_or(NO_FRAMES)?.lock();
     let largest = facts.capabilities.largest_page();
     let (mut memory, ram) = compartment.add_ram::<B::Nested>(&mut frames, config.memory, config.lazy, largest)?;
-    let mut images = Images { facts, id, used: 0, compartment, frames: &mut frames };
+    let mut images = Images { pack: config.pack, id, used: 0, compartment, frames: &mut frames };
     let kernel = images.add(config.kernel)?;
-    let mut modules = heapless::Vec::<LoadModule<'static>, { manifest::MAX_MODULES }>::new();
+    let mut modules = heapless::Vec::<LoadModule<'_>, { manifest::MAX_MODULES }>::new();
     for module in &config.modules {
         let added = LoadModule { bytes: images.add(module.image)?, cmdline: &module.cmdline };
         modules.push(added).map_err(|_| StartError::Missing("it has too many modules"))?;
@@ -131,7 +132,7 @@ const NO_FRAMES: StartError = StartError::Missing("there is no frame table");
 
 /// A guest's images on their way from the pack into its compartment.
 struct Images<'a, 'f> {
-    facts: &'a Facts,
+    pack: Hpa,
     id: GuestId,
     used: u64,
     compartment: &'a mut Compartment,
@@ -143,7 +144,7 @@ impl Images<'_, '_> {
         if image.bytes == 0 {
             return Ok(&[]);
         }
-        let first = Frame::containing(self.facts.pack.wrapping_add(image.offset));
+        let first = Frame::containing(self.pack.wrapping_add(image.offset));
         let count = image.bytes.div_ceil(PAGE_SIZE);
         let frames = self.frames.adopt(first, count, self.id).map_err(BuildError::from)?;
         let bytes = self.compartment.add_images(self.used, &frames)?;

@@ -4,8 +4,11 @@
 //! can name them. What an operator asks of a guest that runs is an order in its slot, which the guest's own compartment
 //! obeys at its next turn.
 
+use crate::create::Pending;
+use crate::entries::Entry;
 use crate::lives::{self, EVENTS};
 use crate::machine::{FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
+use crate::tally::{self, Trace};
 use crate::{audit, console, dispatch};
 use bulkhead_control::line::{Line, Step};
 use bulkhead_control::monitor::{ESCAPE, Monitor};
@@ -16,7 +19,7 @@ use bulkhead_control::{
 use bulkhead_core::frames::{FrameTable, Owner};
 use bulkhead_hw::cpu;
 use bulkhead_hw::serial::Serial;
-use bulkhead_types::{Frame, Frequency, GuestId, PAGE_SIZE, manifest};
+use bulkhead_types::{Frame, Frequency, GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
 use spin::Mutex;
 
@@ -25,15 +28,18 @@ pub static KEY: Mutex<Option<Key>> = Mutex::new(None);
 
 /// Longest that one look at the line takes, in parts of a second: a frame of the longest kind comes whole.
 const LOOK: u64 = 20;
-/// So long without a byte is the end of what comes, in parts of a second.
-const PAUSE: u64 = 2000;
+/// So long without a byte is the end of what comes, in parts of a second: a client that asks page by page, or sends images,
+/// is heard at once.
+const PAUSE: u64 = 200;
+/// Between two looks for a byte that is not there yet, in parts of a second.
+const REST: u64 = 30_000;
 
 /// The monitor's way to the terminal. The line is taken for each piece, since what is done in between may log.
 struct Screen;
 
 impl core::fmt::Write for Screen {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        console::Log::open().write_raw(text);
+        console::Log::beside_prompt().write_raw(text);
         Ok(())
     }
 }
@@ -42,6 +48,10 @@ impl core::fmt::Write for Screen {
 pub struct Operator {
     line: Option<(Line, Serial)>,
     monitor: Monitor,
+    upload: Pending,
+    trace: Trace,
+    /// When to look at leases and traces again.
+    next: u64,
 }
 
 impl Operator {
@@ -49,8 +59,8 @@ impl Operator {
     pub fn new(facts: &Facts) -> Self {
         // What was seeded with this time is seeded so once.
         let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
-        let line = KEY.lock().take().map(|key| (Line::new(key, seed), Serial::second()));
-        Self { line, monitor: Monitor::new(None) }
+        let line = KEY.lock().replace([0; 32]).map(|key| (Line::new(key, seed), Serial::second()));
+        Self { line, monitor: Monitor::new(None), upload: Pending::default(), trace: Trace::new(), next: 0 }
     }
 
     /// Whether somebody can start guests that have ended.
@@ -58,9 +68,15 @@ impl Operator {
         self.line.is_some()
     }
 
-    /// Takes what has come from the console for the monitor, and from the line.
+    /// Stops those whose lease is over; takes what has come from the console for the monitor, and from the line.
     pub fn look(&mut self, facts: &Facts) {
-        let mut host = Host(facts);
+        let (now, second) = (cpu::tsc(), facts.tsc.as_hertz());
+        if now >= self.next {
+            self.next = now.saturating_add(second / 10);
+            leases(facts, now);
+            self.trace.look(second);
+        }
+        let mut host = Host(facts, &mut self.upload, &mut self.trace);
         if let Some(guest) = console::escaped() {
             self.monitor.set_focus(Some(guest));
             self.monitor.key(ESCAPE, &mut host, &mut Screen);
@@ -73,20 +89,29 @@ impl Operator {
                 self.monitor.set_focus(None);
             }
         }
+        if console::prompt_is_due() {
+            self.monitor.show(&mut Screen);
+        }
         let Some((line, serial)) = &mut self.line else { return };
         let hertz = facts.tsc.as_hertz();
         let mut now = cpu::tsc();
         let end = now.saturating_add(hertz / LOOK);
-        let mut quiet = now;
-        while now < end && now < quiet.saturating_add(hertz / PAUSE) {
+        let mut until = now;
+        while now < end {
+            let byte = serial.receive();
             now = cpu::tsc();
-            let Some(byte) = serial.receive() else {
-                if quiet == now {
-                    return;
+            let Some(byte) = byte else {
+                if now >= until {
+                    break;
+                }
+                // An emulator needs its own time to bring the next bytes.
+                let next = now.saturating_add(hertz / REST);
+                while cpu::tsc() < next {
+                    core::hint::spin_loop();
                 }
                 continue;
             };
-            quiet = now.saturating_add(hertz / PAUSE);
+            until = now.saturating_add(hertz / PAUSE);
             match line.receive(byte) {
                 Step::Nothing => {}
                 Step::Send(bytes) => bytes.iter().for_each(|byte| serial.send(*byte)),
@@ -100,14 +125,27 @@ impl Operator {
                 }
             }
         }
+        host.1.look(facts, now);
         if let Some(refused) = line.report(now, hertz) {
             lives::event(facts, GuestId::IDLE, EventKind::Refused(refused));
         }
     }
 }
 
+/// Stops the guests whose lease is over.
+fn leases(facts: &Facts, now: u64) {
+    for (id, slot) in (1..).map(GuestId::new).zip(&SLOTS) {
+        let until = slot.until.load(Ordering::Relaxed);
+        if until <= now && slot.is_alive() {
+            slot.until.store(u64::MAX, Ordering::Relaxed);
+            lives::event(facts, id, EventKind::LeaseOver);
+            order(facts, slot, Order::Kill);
+        }
+    }
+}
+
 /// The machine, as operations see it.
-struct Host<'a>(&'a Facts);
+struct Host<'a>(&'a Facts, &'a mut Pending, &'a mut Trace);
 
 impl Host<'_> {
     fn find(&self, text: &str) -> Result<(GuestId, &'static Slot), Refusal> {
@@ -117,7 +155,7 @@ impl Host<'_> {
         id.and_then(|id| slot(id).map(|slot| (id, slot))).ok_or(Refusal::NoGuest)
     }
 
-    fn act(&self, text: &str, action: Action, by: Source) -> Result<bool, Refusal> {
+    fn act(&mut self, text: &str, action: Action, by: Source) -> Result<bool, Refusal> {
         let facts = self.0;
         let (id, slot) = self.find(text)?;
         let state = shown(slot);
@@ -126,8 +164,8 @@ impl Host<'_> {
             (Action::Start, true) if state == bulkhead_control::State::Running => return Ok(false),
             (Action::Start, false) => lives::start(facts, id, by)?,
             (Action::Kill | Action::Stop, false) => return Ok(false),
-            (Action::Kill, true) => self.order(slot, Order::Kill),
-            (Action::Reset, true) => self.order(slot, Order::Reset),
+            (Action::Kill, true) => order(facts, slot, Order::Kill),
+            (Action::Reset, true) => order(facts, slot, Order::Reset),
             (Action::Pause, true) if slot.paused.swap(true, Ordering::Relaxed) => return Ok(false),
             (Action::Pause, true) => {
                 dispatch::hold(facts, slot, true);
@@ -140,26 +178,23 @@ impl Host<'_> {
             }
             (Action::Destroy, false) => lives::forget(facts, id, by)?,
             (Action::Dump, true) => dispatch::dump(facts, slot),
-            (Action::Stop | Action::Nmi | Action::Trace(_), _) => return Err(Refusal::Unsupported),
+            (Action::Nmi, true) => {
+                order(facts, slot, Order::Nmi);
+                event(EventKind::Injected(by));
+            }
+            (Action::Trace(on), _) => return Ok(self.2.set(id, on)),
+            (Action::Stop, true) => return Err(Refusal::Unsupported),
             _ => return Err(Refusal::Is(state)),
         }
         Ok(true)
     }
 
-    /// Gives a guest an order, and the turn in which it obeys.
-    fn order(&self, slot: &Slot, order: Order) {
-        slot.give(order);
-        if slot.paused.swap(false, Ordering::Relaxed) {
-            dispatch::hold(self.0, slot, false);
-        }
-        dispatch::call(self.0, slot);
-    }
-
-    fn page<T>(&self, from: u16, item: impl Fn(GuestId, &Slot, &manifest::Guest) -> T) -> Page<T> {
+    fn page<T>(&self, from: u16, item: impl Fn(GuestId, &Slot, &Entry) -> T) -> Page<T> {
         let mut page = Page::default();
         for id in self.0.guests().filter(|id| id.number() >= from) {
             let (Some(slot), Some(guest)) = (slot(id), self.0.guest(id)) else { continue };
-            if slot.state() == State::Absent {
+            // Of the manifest, and destroyed: it can be started by its name.
+            if slot.state() == State::Absent && guest.creator == Source::Manifest {
                 continue;
             }
             if page.items.len() == PAGE {
@@ -167,13 +202,14 @@ impl Host<'_> {
                 break;
             }
             // There is room.
-            let _ = page.items.push(item(id, slot, guest));
+            let _ = page.items.push(item(id, slot, &guest));
         }
         page
     }
 
-    fn guest(&self, id: GuestId, slot: &Slot, guest: &manifest::Guest) -> Guest {
-        let zone = self.0.manifest.zones.get(usize::from(guest.zone)).map_or("", |zone| &zone.name);
+    fn guest(&self, id: GuestId, slot: &Slot, guest: &Entry) -> Guest {
+        // What is none of the manifest's is the guest's own.
+        let zone = self.0.manifest.zones.get(usize::from(guest.zone)).map_or(&guest.name, |zone| &zone.name);
         let started = slot.started.load(Ordering::Relaxed);
         Guest {
             id: id.number(),
@@ -182,10 +218,10 @@ impl Host<'_> {
             state: shown(slot),
             vcpus: guest.vcpus,
             memory: guest.memory,
-            origin: None,
-            creator: Source::Manifest,
+            origin: Some(guest.origin),
+            creator: guest.creator,
             started: (started != 0).then(|| moment(self.0, started)),
-            lease: None,
+            lease: (guest.lease != 0).then_some(guest.lease),
         }
     }
 
@@ -238,15 +274,27 @@ impl Machine for Host<'_> {
                 let [tables, frames, violations] = audit::sums();
                 Response::Audit { tables, frames, violations }
             }
-            // Guests come with the manifest, and their consoles are on COM1; exits are told when a guest ends.
-            Operation::Create { .. }
-            | Operation::Chunk { .. }
-            | Operation::Commit
-            | Operation::Exits(_)
-            | Operation::Read { .. }
-            | Operation::Write { .. } => Response::Refused(Refusal::Unsupported),
+            Operation::Create { bytes, sha256 } => sent(self.1.announce(bytes, &sha256)),
+            Operation::Chunk { offset, bytes } => sent(self.1.take(offset, bytes)),
+            Operation::Zeros { offset, count } => sent(self.1.take_zeros(offset, count)),
+            Operation::Commit => match self.1.commit(self.0, by) {
+                Ok(id) => Response::Created(id.number()),
+                Err(refusal) => Response::Refused(refusal),
+            },
+            Operation::Exits(guest) => match self.find(guest) {
+                Ok((id, _)) => Response::Exits(tally::exits(id)),
+                Err(refusal) => Response::Refused(refusal),
+            },
+            // Guests' consoles are on COM1.
+            Operation::Read { guest, .. } | Operation::Write { guest, .. } => {
+                Response::Refused(self.find(guest).err().unwrap_or(Refusal::Unsupported))
+            }
         }
     }
+}
+
+fn sent(result: Result<u64, Refusal>) -> Response<'static> {
+    result.map_or_else(Response::Refused, Response::Send)
 }
 
 fn name(text: &str) -> Name {
@@ -301,6 +349,15 @@ fn run(frames: &FrameTable<'_>, start: u64) -> (Owner, u64) {
     let owner = frames.owner(Frame::new(start));
     let end = (start + 1..frames.len()).find(|frame| frames.owner(Frame::new(*frame)) != owner);
     (owner, end.unwrap_or_else(|| frames.len()))
+}
+
+/// Gives a guest an order, and the turn in which it obeys.
+fn order(facts: &Facts, slot: &Slot, order: Order) {
+    slot.give(order);
+    if slot.paused.swap(false, Ordering::Relaxed) {
+        dispatch::hold(facts, slot, false);
+    }
+    dispatch::call(facts, slot);
 }
 
 /// Whether no guest is left that goes on.

@@ -2,14 +2,14 @@
 
 use crate::backend::Virtualization;
 use crate::machine::{CPUS, FACTS, FRAMES, Facts, Program, this_cpu};
-use crate::{backtrace, console, dispatch, lives, log, operator};
+use crate::{backtrace, console, dispatch, entries, lives, log, operator};
 use alloc::vec::Vec;
 use bulkhead_boot::{BootInfo, Physical, Processors, Region};
 use bulkhead_core::frames::{FrameTable, Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
 use bulkhead_hw::startup::{self, FirstPage, Identity, Shared};
 use bulkhead_hw::{apic, barrier, calibrate, clock, cpu, descriptors, heap, layout, ports, serial, trap};
-use bulkhead_types::manifest::{Manifest, PackHeader};
+use bulkhead_types::manifest::{Guest, Manifest, PackHeader};
 use bulkhead_types::{Frame, Hpa, MAX_CPUS, PAGE_SIZE};
 use spin::{Mutex, Once};
 
@@ -57,7 +57,11 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
     let (pack, header, mut manifest) = read_pack(&identity, boot);
     console::set_mode(manifest.console);
     // The key goes to the idle compartment alone.
-    *operator::KEY.lock() = manifest.control.take();
+    *operator::KEY.lock() = manifest.control;
+    // Its bytes stay where all compartments could read them no longer than that.
+    if let Some(key) = &mut manifest.control {
+        key.fill(0);
+    }
     let Some(tsc) = calibrate::tsc_frequency() else {
         refuse(
             "neither CPUID leaf 0x15 nor a PIT tells how fast the time-stamp counter is: this machine is not supported",
@@ -67,12 +71,14 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
     lives::prepare(tsc);
     let local_apic = apic::register_page();
     let (shared, frames) = own_memory(&identity, boot, pack, local_apic);
+    let guests = core::mem::take(&mut manifest.guests);
+    let leftovers = leftovers(pack, &header, &guests);
+    entries::fill(guests, pack.start);
     let facts = Facts {
         processors: processors(&identity, boot),
         first_page: first_page(&mut identity, boot),
-        leftovers: leftovers(pack, &header, &manifest),
+        leftovers,
         manifest,
-        pack: pack.start,
         shared,
         capabilities,
         barriers: barrier::probe(),
@@ -222,12 +228,12 @@ fn mark_all(
 }
 
 /// Frames that nobody needs once the idle compartment is entered: hand-over code and tables, and the pack's start.
-fn leftovers(pack: Region, header: &PackHeader, manifest: &Manifest) -> Vec<(u64, u64)> {
+fn leftovers(pack: Region, header: &PackHeader, guests: &[Guest]) -> Vec<(u64, u64)> {
     let image = image_region();
     let text = layout::image_physical(layout::image().text.0);
     let first = Frame::containing(image.start).number();
     let boot = (first, Frame::containing(text).number() - first);
-    let images = manifest.guests.iter().flat_map(|guest| {
+    let images = guests.iter().flat_map(|guest| {
         core::iter::once(guest.kernel.offset).chain(guest.modules.iter().map(|module| module.image.offset))
     });
     let manifest_end = images.min().unwrap_or(header.pack_bytes) / PAGE_SIZE;

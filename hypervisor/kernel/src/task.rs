@@ -21,6 +21,8 @@
 //! | use several vCPUs to get more time | they divide their guest's share, cap and reservation |
 
 use crate::machine::{CPUS, this_cpu};
+use crate::tally;
+use bulkhead_core::counters::Counters;
 use bulkhead_hw::apic;
 use bulkhead_hw::compartment::Context;
 use bulkhead_hw::cpu;
@@ -120,6 +122,7 @@ impl Task {
         task.cpu.store(cpu::number(), Ordering::Relaxed);
         task.wake.store(u64::MAX, Ordering::Relaxed);
         task.exits.store(0, Ordering::Relaxed);
+        tally::publish(task, &Counters::default());
         task.guest.store(guest.number(), Ordering::Relaxed);
         task.set_state(State::Waiting);
         USED.fetch_max(usize::from(number) + 1, Ordering::Relaxed);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// First bytes of a pack.
 pub const MAGIC: [u8; 8] = *b"BULKHEAD";
 /// Version of the encoding; a pack of another version is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Most guests of one machine.
 pub const MAX_GUESTS: usize = 64;
 /// Longest name of a guest or zone, in bytes.
@@ -210,6 +210,10 @@ pub struct Guest {
     pub cpu: CpuTime,
     /// Times that it is made anew after it has ended.
     pub restarts: u16,
+    /// Seconds after its start at which it is stopped; 0 for never.
+    pub lease: u64,
+    /// SHA-256 of the kernel and the modules, one behind the other, as whoever packed them worked it out.
+    pub origin: [u8; 32],
     /// The test exit at port 0xF4.
     pub test_exit: bool,
     /// The MMIO test device (a page of registers that remember what was written; see the devices crate).

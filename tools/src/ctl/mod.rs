@@ -13,7 +13,7 @@ mod top;
 
 use crate::emulator::key_file;
 use crate::failure::{Failure, OK, Outcome};
-use crate::manifest::{self, Machine};
+use crate::manifest::{self, Machine, parse_seconds};
 use crate::pack;
 use crate::workspace::Workspace;
 use bulkhead_control::line::CHUNK;
@@ -60,8 +60,14 @@ enum Command {
     Create {
         /// The manifest.
         file: PathBuf,
-        /// The guest's name in it.
-        guest: String,
+        /// The guest's name in it, if it has several.
+        guest: Option<String>,
+        /// Call it so.
+        #[arg(long)]
+        name: Option<String>,
+        /// Stop it so long after each start, like 90s.
+        #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+        lease: Option<u64>,
     },
     /// Forget a stopped guest, and free its memory.
     Destroy(Name),
@@ -173,7 +179,19 @@ fn run(args: &CtlArgs, mut link: Link, out: &mut dyn Write) -> Outcome<u8> {
     let link = &mut link;
     match &args.command {
         Command::List => show.guests(&guests(link)?)?,
-        Command::Create { file, guest } => create(link, &mut show, &manifest::read(file)?, guest)?,
+        Command::Create { file, guest, name, lease } => {
+            let mut alone = alone(manifest::read(file)?, guest.as_deref())?;
+            for (guest, zone) in alone.guests.iter_mut().zip(&mut alone.zones) {
+                guest.lease = lease.unwrap_or(guest.lease);
+                let Some(name) = name else { continue };
+                // One without a zone is a zone of its own, whatever it is called.
+                if zone.name == guest.name {
+                    zone.name.clone_from(name);
+                }
+                guest.name.clone_from(name);
+            }
+            create(link, &mut show, &alone)?;
+        }
         Command::Destroy(name) => act(link, &mut show, name, Action::Destroy)?,
         Command::Start(name) => act(link, &mut show, name, Action::Start)?,
         Command::Stop(name) => act(link, &mut show, name, Action::Stop)?,
@@ -327,25 +345,36 @@ fn events(link: &mut Link, show: &mut Show<'_>, mut next: u64, follow: bool) -> 
     }
 }
 
-/// Sends the guest `name` of `machine` as a pack of its own.
-fn create(link: &mut Link, show: &mut Show<'_>, machine: &Machine, name: &str) -> Outcome<()> {
-    let guest = machine.guests.iter().find(|guest| guest.name == name).ok_or_else(|| {
-        let names: Vec<&str> = machine.guests.iter().map(|guest| guest.name.as_str()).collect();
-        Failure::usage(format!("the manifest has no guest {name}")).hint(format!("it has {}", names.join(", ")))
-    })?;
-    let zone = machine.zones.get(usize::from(guest.zone)).cloned();
-    let alone = Machine {
-        console: machine.console,
-        audit: machine.audit,
-        zones: zone.into_iter().collect(),
-        guests: vec![manifest::Guest { zone: 0, ..guest.clone() }],
-        control: None,
+/// The machine that has the guest `name` of `machine` alone; the only one, if no name is said.
+fn alone(machine: Machine, name: Option<&str>) -> Outcome<Machine> {
+    let names: Vec<&str> = machine.guests.iter().map(|guest| guest.name.as_str()).collect();
+    let index = match name {
+        None if names.len() == 1 => Some(0),
+        None => None,
+        Some(name) => names.iter().position(|other| *other == name),
     };
-    send_pack(link, show, &pack::pack(&Workspace::find()?, &alone)?, name)
+    let Some(guest) = index.and_then(|index| machine.guests.get(index)) else {
+        let message = name.map_or("say which guest".to_owned(), |name| format!("the manifest has no guest {name}"));
+        return Err(Failure::usage(message).hint(format!("it has {}", names.join(", "))));
+    };
+    let zone = machine.zones.get(usize::from(guest.zone)).cloned();
+    let guests = vec![manifest::Guest { zone: 0, ..guest.clone() }];
+    Ok(Machine { zones: zone.into_iter().collect(), guests, control: None, ..machine })
+}
+
+/// Sends the only guest of `machine` as a pack.
+fn create(link: &mut Link, show: &mut Show<'_>, machine: &Machine) -> Outcome<()> {
+    let name = machine.guests.first().map_or("", |guest| &guest.name);
+    send_pack(link, show, &pack::pack(&Workspace::find()?, machine)?, name)
 }
 
 fn send_pack(link: &mut Link, show: &mut Show<'_>, pack: &[u8], name: &str) -> Outcome<()> {
     let _progress = crate::progress::Progress::start(format!("sending {} KiB", pack.len() >> 10));
+    show.response(&upload(link, pack, name)?.response()?)
+}
+
+/// Has the machine make the guest of a pack; what it answered.
+pub fn upload(link: &mut Link, pack: &[u8], name: &str) -> Outcome<Reply> {
     let mut hash = Hash::default();
     hash.update(pack);
     let announce = Operation::Create { bytes: pack.len() as u64, sha256: hash.finish() };
@@ -357,7 +386,13 @@ fn send_pack(link: &mut Link, show: &mut Show<'_>, pack: &[u8], name: &str) -> O
         if rest.is_empty() {
             break;
         }
-        operation = Operation::Chunk { offset, bytes: rest.get(..CHUNK).unwrap_or(rest) };
+        // What a request costs besides is about so many bytes.
+        let zeros = rest.iter().take(1 << 16).take_while(|byte| **byte == 0).count();
+        let end = rest.windows(64).position(|bytes| bytes.iter().all(|byte| *byte == 0)).unwrap_or(rest.len());
+        operation = match u32::try_from(zeros) {
+            Ok(count @ 64..) => Operation::Zeros { offset, count },
+            _ => Operation::Chunk { offset, bytes: rest.get(..end.clamp(1, CHUNK)).unwrap_or(rest) },
+        };
     }
-    show.response(&one(link, &Operation::Commit, name)?.response()?)
+    one(link, &Operation::Commit, name)
 }

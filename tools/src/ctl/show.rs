@@ -100,7 +100,7 @@ impl<'a> Show<'a> {
         for one in guests {
             let origin = one.origin.map_or_else(|| "-".to_owned(), |origin| hex(&origin).chars().take(12).collect());
             let started = one.started.map_or_else(|| "-".to_owned(), utc);
-            let lease = one.lease.map_or_else(String::new, |seconds| format!(", {seconds} s left"));
+            let lease = one.lease.map_or_else(String::new, |seconds| format!(", for {seconds} s"));
             let (id, name, zone) = (one.id, harmless(&one.name), harmless(&one.zone));
             self.line(format!(
                 "{id:>2} {name:<16} {zone:<10} {:<8} {:>5} {:>7} {:<8} {origin:<12} {started}{lease}",

@@ -209,7 +209,7 @@ fn wrong_arguments_are_told_before_the_line_is_opened() {
         "events --from x",
         "console",
         "metrics --listen nowhere",
-        "create file",
+        "create file --lease 1",
         "list --manifest a --key-file b",
     ] {
         let words = format!("ctl {words}");

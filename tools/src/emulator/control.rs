@@ -41,6 +41,8 @@ impl Control {
         let _ = fs::remove_file(path);
         let _ = fs::remove_file(key_file(path));
         let listener = UnixListener::bind(path).map_err(fail)?;
+        // An answer would wait for the acknowledgement of what was sent before it, which waits for the answer.
+        machine.set_nodelay(true).map_err(fail)?;
         let control = Self { path: path.to_owned() };
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(key_file(path)).map_err(fail)?;

@@ -56,6 +56,8 @@ pub struct Place {
     pub cpus: u16,
     /// Whether its time is the count of its instructions, as Bochs's always is; KVM's can not be.
     pub counted: bool,
+    /// Memory in MiB beyond what the manifest's guests need, for others.
+    pub spare: u64,
     /// Where to offer the control line, and its key.
     pub control: Option<(PathBuf, [u8; 32])>,
 }
@@ -63,7 +65,7 @@ pub struct Place {
 impl Place {
     /// The usual one of this kind: a BIOS, the default model, one processor.
     pub const fn of(kind: Kind) -> Self {
-        Self { kind, uefi: false, cpu: None, cpus: 1, counted: false, control: None }
+        Self { kind, uefi: false, cpu: None, cpus: 1, counted: false, spare: 0, control: None }
     }
 }
 

@@ -32,7 +32,7 @@ pub fn command(kind: Kind, spec: &Spec, ports: &Ports) -> Outcome<Command> {
     command.args(["-mon", "chardev=monitor,mode=control"]);
     if let Some(port) = ports.control {
         command.args(["-serial", "chardev:control"]);
-        command.arg("-chardev").arg(format!("socket,id=control,host=127.0.0.1,port={port}"));
+        command.arg("-chardev").arg(format!("socket,id=control,host=127.0.0.1,port={port},nodelay=on"));
     }
     match &spec.medium {
         Medium::Disk { path, .. } => {

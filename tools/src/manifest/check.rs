@@ -2,7 +2,7 @@
 
 use super::diagnostic::Diagnostic;
 use super::near::nearest;
-use super::time::{parse_percent, parse_time};
+use super::time::{parse_percent, parse_seconds, parse_time};
 use super::toml_file::{self, Barrier, File, Load};
 use super::{Guest, ImageRef, Machine, Module, parse_size};
 use bulkhead_control::mac;
@@ -118,6 +118,11 @@ fn guest(written: toml_file::Guest, zone: u16, folder: &Path) -> Result<Guest, D
         vcpus: vcpus(written.vcpus)?,
         cpu,
         restarts: written.restarts,
+        lease: match &written.lease {
+            None => 0,
+            Some(text) => parse_seconds(text.get_ref())
+                .map_err(|message| Diagnostic::new(text.span(), message, "whole seconds, at least one"))?,
+        },
         lazy: written.lazy,
         test_exit: written.test_exit,
         test_device: written.test_device,

@@ -12,6 +12,7 @@ mod toml_file;
 
 pub use check::{DEFAULT_MEMORY, check_memory};
 pub use size::parse_size;
+pub use time::parse_seconds;
 
 use crate::failure::Outcome;
 use bulkhead_types::manifest::{ConsoleMode, CpuTime, LoadAs, Zone};
@@ -55,6 +56,8 @@ pub struct Guest {
     pub cpu: CpuTime,
     /// Times that it is made anew after it has ended.
     pub restarts: u16,
+    /// Seconds after its start at which it is stopped; 0 for never.
+    pub lease: u64,
     /// Map RAM on first touch.
     pub lazy: bool,
     /// The test exit is there.
@@ -161,6 +164,7 @@ mod tests {
             load = { flat = 0x7c00 }
             lazy = true
             vcpus = 1
+            lease = "90s"
             test-exit = true
             test-device = true
             [[guest]]
@@ -178,6 +182,7 @@ mod tests {
         assert_eq!((a.memory, a.load), (256 << 20, LoadAs::Flat { at: 0x7C00 }));
         assert!(a.lazy && a.test_exit && a.test_device && !machine.audit);
         assert_eq!(machine.control, Some([0xAB; 32]));
+        assert_eq!((a.lease, b.lease), (90, 0));
         assert_eq!((b.zone, &b.kernel), (1, &ImageRef::Suite("hello".into())));
         assert!(!b.lazy && !b.test_exit);
     }
@@ -206,6 +211,8 @@ mod tests {
                 "at most the period",
             ),
             (format!("{guest}cpus = [0, 0]\n"), "dir/m.toml:4:8: ", "each once"),
+            (format!("{guest}lease = \"0s\"\n"), "dir/m.toml:4:9: ", "whole seconds"),
+            (format!("{guest}lease = \"1500ms\"\n"), "dir/m.toml:4:9: ", "whole seconds"),
             (format!("control = {{ key = \"abc\" }}\n{guest}"), "dir/m.toml:1:19: ", "64"),
             ("[[guest]]\nname = \"a b\"\nkernel = \"k\"\n".to_owned(), "dir/m.toml:2:8: ", "letters"),
             ("[[guest]]\nname = \"a\"\nkernel = \"@debain\"\n".to_owned(), "dir/m.toml:3:10: ", "@debian"),

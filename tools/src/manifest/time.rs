@@ -23,6 +23,14 @@ pub fn parse_time(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
+/// `90s` in seconds.
+pub fn parse_seconds(text: &str) -> Result<u64, String> {
+    match parse_time(text)? {
+        time if time != 0 && time.is_multiple_of(1_000_000) => Ok(time / 1_000_000),
+        _ => Err(format!("`{text}` is not a number of seconds: write it like 90s")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{parse_percent, parse_time};

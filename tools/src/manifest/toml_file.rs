@@ -84,6 +84,8 @@ pub struct Guest {
     /// Times that it is made anew after it has ended.
     #[serde(default)]
     pub restarts: u16,
+    /// How long after its start it is stopped, like `60s`.
+    pub lease: Option<Spanned<String>>,
     /// Map RAM on first touch.
     #[serde(default)]
     pub lazy: bool,

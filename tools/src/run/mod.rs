@@ -103,6 +103,9 @@ fn parse_address(text: &str) -> Result<u64, String> {
     parsed.map_err(|_| "write an address like 0x7c00".to_owned())
 }
 
+/// MiB that a machine with a control line has for guests that are made over it.
+const SPARE: u64 = 256;
+
 /// Runs the machine that `args` describe; the exit status.
 pub fn run(args: &RunArgs) -> Outcome<u8> {
     let workspace = Workspace::find()?;
@@ -110,7 +113,9 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
     let console = console_of(&machine, args)?;
     let kind = emulator::choose(args.on)?;
     let place = Place { uefi: args.uefi, cpu: args.cpu.clone(), cpus: args.cpus.max(1), ..Place::of(kind) };
-    let place = Place { control: control(&workspace, args, &mut machine)?, ..place };
+    let control = control(&workspace, args, &mut machine)?;
+    // Room for guests that come over the line.
+    let place = Place { spare: if control.is_some() { SPARE } else { 0 }, control, ..place };
     if args.dump.is_some() && place.kind == Kind::Bochs {
         return Err(Failure::usage("Bochs can not write its memory").hint("use --on qemu for a --dump"));
     }
@@ -211,6 +216,7 @@ pub fn one_guest(kernel: &str, args: &OneGuest) -> Outcome<Machine> {
         vcpus,
         cpu: CpuTime::default(),
         restarts: 0,
+        lease: 0,
         lazy: args.lazy,
         test_exit: true,
         test_device: args.test_device,

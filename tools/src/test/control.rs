@@ -3,7 +3,7 @@
 use super::TestArgs;
 use super::tally::{Tally, Verdict};
 use crate::ctl::{Link, Patience, guests, one, pages, stats};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, Running};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
@@ -43,15 +43,20 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> 
     let path = workspace.build("")?.join(format!("control-{kind}-{}", std::process::id()));
     let place = Place { control: Some((path.clone(), KEY)), ..Place::of(kind) };
     let running = builder.start_at(&place, &machine)?;
-    let mut serial = running.serial.try_clone().map_err(|e| Failure::failed(e.to_string()))?;
-    thread::spawn(move || {
-        // What is not taken would stop the machine.
-        let mut buffer = [0; 4096];
-        while matches!(serial.read(&mut buffer), Ok(1..)) {}
-    });
+    drain(&running)?;
     let verdict = command(&path);
     drop(running);
     verdict
+}
+
+/// Takes what the machine writes to its console: it would stop it.
+pub fn drain(running: &Running) -> Outcome<()> {
+    let mut serial = running.serial.try_clone().map_err(|e| Failure::failed(e.to_string()))?;
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while matches!(serial.read(&mut buffer), Ok(1..)) {}
+    });
+    Ok(())
 }
 
 fn command(path: &Path) -> Outcome<()> {
@@ -88,11 +93,11 @@ fn command(path: &Path) -> Outcome<()> {
     expect(matches!(audit.response()?, Response::Audit { violations: 0, tables: 1.., .. }), "the audit is not clean")
 }
 
-fn expect(right: bool, otherwise: &str) -> Outcome<()> {
+pub fn expect(right: bool, otherwise: &str) -> Outcome<()> {
     if right { Ok(()) } else { Err(Failure::failed(otherwise)) }
 }
 
-fn act(link: &mut Link, guest: &str, action: Action) -> Outcome<()> {
+pub fn act(link: &mut Link, guest: &str, action: Action) -> Outcome<()> {
     one(link, &Operation::Act { guest, action }, guest).map(|_| ())
 }
 
@@ -120,8 +125,21 @@ fn lie(path: &Path) -> Outcome<()> {
     expect(told == Err("the hypervisor does not take this key".to_owned()), &format!("a wrong key: {told:?}"))
 }
 
+/// Waits until so many guests are all there are, and in this state.
+pub fn wait_all(link: &mut Link, count: usize, state: State) -> Outcome<()> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        let all = guests(link)?;
+        if all.len() == count && all.iter().all(|one| one.state == state) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Err(Failure::failed(format!("{count} guests did not become {state}")))
+}
+
 /// All events that there are.
-fn events(link: &mut Link) -> Outcome<Vec<EventKind>> {
+pub fn events(link: &mut Link) -> Outcome<Vec<EventKind>> {
     let (mut next, mut all) = (0, Vec::new());
     loop {
         let reply = one(link, &Operation::Events(next), "events")?;
@@ -150,7 +168,7 @@ fn pause(link: &mut Link) -> Outcome<()> {
 }
 
 /// Bytes of memory that are nobody's.
-fn free_bytes(link: &mut Link) -> Outcome<u64> {
+pub fn free_bytes(link: &mut Link) -> Outcome<u64> {
     let mut free = 0;
     pages(|from| match one(link, &Operation::Memory(from), "memmap")?.response()? {
         Response::Memory(page) => {

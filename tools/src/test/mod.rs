@@ -8,6 +8,7 @@ mod boots;
 mod budgets;
 mod cases;
 mod command;
+mod commands;
 mod conformance;
 mod control;
 mod dumps;
@@ -20,6 +21,7 @@ pub mod hostile;
 mod images;
 mod judge;
 mod lies;
+mod many;
 mod table;
 mod tally;
 
@@ -112,7 +114,9 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     }
     boots::run(workspace, args, tally);
     control::run(workspace, &builder, args, &machines, tally);
+    commands::run(workspace, &builder, args, &machines, tally);
     if machines.contains(&Kind::Qemu) {
+        many::run(workspace, &builder, args, tally);
         dumps::run(workspace, &builder, args, tally);
         fault::run(&builder, args, tally);
     }

@@ -43,6 +43,11 @@ impl Tally {
         }
     }
 
+    /// Prints what a test measured.
+    pub fn say(&self, text: &str) {
+        println!("{}", indent(text));
+    }
+
     /// Counts what another runner counted.
     pub fn add(&mut self, passed: u64, failed: Vec<String>, skipped: u64) {
         self.passed += passed;

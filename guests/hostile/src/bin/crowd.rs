@@ -183,7 +183,7 @@ fn ipi_storm() {
         for _ in 0..6000 {
             let mode = random.one_of(&[0_u32, 1, 3, 4, 7]);
             let vector = 0x20 + random.below(0xD8) as u32;
-            let bits = random.below(4) as u32 * (1 << 18) | (random.below(2) as u32) << 11 | 0x4000;
+            let bits = (random.below(4) as u32 * (1 << 18)) | ((random.below(2) as u32) << 11) | 0x4000;
             let to = random.one_of(&[0_u32, 1, 2, 3, 0xF, 0xFF, 0x80]);
             apic::send_to(to, bits | mode << 8 | vector);
             if random.below(16) == 0 {

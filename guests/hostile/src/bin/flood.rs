@@ -223,9 +223,9 @@ fn sleep() {
     let (slice, count) = (slice(), core::cell::Cell::new(0_u64));
     flood(|| {
         count.set(count.get() + 1);
-        let run = [15, 1, 8, 15, 17, 31][(count.get() % 6) as usize];
+        let run = [15, 1, 8, 15, 17, 31].get((count.get() % 6) as usize).copied().unwrap_or(1);
         compute_until(cpu::rdtsc() + slice * run / 16);
-        let wakes = cpu::rdtsc() + [slice / 64, slice][(count.get() / 6 % 2) as usize];
+        let wakes = cpu::rdtsc() + if count.get() / 6 % 2 == 0 { slice / 64 } else { slice };
         hold!(cpu::wrmsr(apic::DEADLINE_MSR, wakes).is_ok(), "there is no timer by the counter");
         cpu::wait_for_interrupt();
     });

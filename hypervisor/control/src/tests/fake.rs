@@ -201,6 +201,19 @@ impl Machine for Fake {
                 },
                 None => Response::Refused(Refusal::Upload(Wrong::NoPack)),
             },
+            Operation::Zeros { offset, count } => {
+                let zeros = std::vec![0; usize::try_from(count).unwrap_or(0).min(1 << 16)];
+                match &mut self.upload {
+                    Some((upload, pack)) => match upload.take(offset, &zeros) {
+                        Ok(new) => {
+                            pack.extend(new);
+                            Response::Send(upload.come())
+                        }
+                        Err(wrong) => Response::Refused(Refusal::Upload(wrong)),
+                    },
+                    None => Response::Refused(Refusal::Upload(Wrong::NoPack)),
+                }
+            }
             Operation::Commit => match self.commit(by) {
                 Ok(id) => Response::Created(id),
                 Err(refusal) => Response::Refused(refusal),

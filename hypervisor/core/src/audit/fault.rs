@@ -47,6 +47,8 @@ pub enum Fault {
     Malformed(u64),
     /// The table in this frame can not be read.
     Unreachable,
+    /// The frame belongs to a guest that is not in the list of guests; the address is the frame's own.
+    Unlisted,
 }
 
 impl fmt::Display for Fault {
@@ -67,6 +69,7 @@ impl fmt::Display for Fault {
             Self::TableTwice => f.write_str("a table used in two places"),
             Self::Malformed(entry) => write!(f, "a table with the malformed entry {entry:#018x}"),
             Self::Unreachable => f.write_str("a table out of reach"),
+            Self::Unlisted => f.write_str("of a guest that is not in the list"),
         }
     }
 }

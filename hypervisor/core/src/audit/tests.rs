@@ -1,6 +1,7 @@
 //! A small machine with two guests; each way to break it is found, and the frame named.
 
 mod faults;
+mod list;
 
 extern crate std;
 

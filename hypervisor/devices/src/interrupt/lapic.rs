@@ -271,6 +271,11 @@ impl LocalApic {
         self.nmi
     }
 
+    /// An NMI comes from outside.
+    pub(super) const fn raise_nmi(&mut self) {
+        self.nmi = true;
+    }
+
     /// Takes the NMI that waits, if one does.
     pub(super) const fn take_nmi(&mut self) -> bool {
         core::mem::replace(&mut self.nmi, false)

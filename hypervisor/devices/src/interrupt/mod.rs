@@ -229,6 +229,11 @@ impl InterruptSystem {
         lapic.nmi_pending() && !lapic.is_parked()
     }
 
+    /// Sends the first processor an NMI, as the button for it on a board does.
+    pub fn raise_nmi(&mut self) {
+        self.lapics.of_mut(VcpuId::BOOT).raise_nmi();
+    }
+
     /// Processor `by` takes the NMI that waits, if one does.
     pub fn take_nmi(&mut self, by: VcpuId) -> bool {
         self.nmi_pending(by) && self.lapics.of_mut(by).take_nmi()

@@ -55,16 +55,17 @@ fn program(capabilities: &Virtualization) -> extern "C" fn() -> ! {
 extern "C" fn main<V: Vendor>() -> ! {
     let Some(me) = Me::find() else { cpu::stop() };
     let Some(mut compartment) = me.take_compartment() else { cpu::stop() };
-    let Me { facts, task, id, slot, config } = me;
-    log!("event guest {id} {} started", config.name);
+    let Me { facts, task, id, slot, name } = me;
+    let Some(config) = facts.guest(id) else { cpu::stop() };
+    log!("event guest {id} {} started", name);
     let asked = Place::<V>::new(facts, id, config.memory, &mut compartment).map(|place| suite(&mut Real::new(place)));
     match asked {
         Ok(well) => {
-            log!("event guest {id} {} ended test-exit {}", config.name, u8::from(!well));
+            log!("event guest {id} {} ended test-exit {}", name, u8::from(!well));
             slot.exit_by_test((!well).into());
         }
         Err(error) => {
-            log!("event guest {id} {} ended killed can not start: {error}", config.name);
+            log!("event guest {id} {} ended killed can not start: {error}", name);
         }
     }
     task.become_next(State::Absent);

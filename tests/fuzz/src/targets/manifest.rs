@@ -83,6 +83,8 @@ fn guest(feed: &mut Feed<'_>) -> Guest {
         vcpus: u16::from(feed.u8() % 10),
         cpu: if feed.flag() { CpuTime::default() } else { cpu(feed) },
         restarts: feed.u16(),
+        lease: feed.u16().into(),
+        origin: [feed.u8(); 32],
         test_exit: feed.flag(),
         test_device: feed.flag(),
     }
@@ -147,6 +149,8 @@ fn as_packed(machine: &crate::hv::manifest::Machine) -> Manifest {
         vcpus: guest.vcpus,
         cpu: guest.cpu,
         restarts: guest.restarts,
+        lease: guest.lease,
+        origin: [0; 32],
         test_exit: guest.test_exit,
         test_device: guest.test_device,
     };

@@ -1,0 +1,303 @@
+//! Each command of the monitor and of `hv ctl`, right and wrong, on a machine that runs; and lies about images.
+
+use super::TestArgs;
+use super::control::expect;
+use super::many::COUNTER;
+use super::tally::{Tally, Verdict};
+use crate::ctl::{Link, Patience, one, pages};
+use crate::emulator::{Kind, Place, Running};
+use crate::failure::{Failure, Outcome};
+use crate::files;
+use crate::machine::Builder;
+use crate::manifest;
+use crate::workspace::Workspace;
+use bulkhead_control::mac::Hash;
+use bulkhead_control::upload::Wrong;
+use bulkhead_control::{Operation, Refusal, Response};
+use bulkhead_types::manifest::ConsoleMode;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/control.toml";
+const KEY: [u8; 32] = *b"a key for each of the commands..";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// For the monitor's answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What is typed at the monitor's prompt, and what must come. The guests: 1 spin, which runs, and 2 hello, which has ended.
+const MONITOR: [(&str, &str); 37] = [
+    ("list", " 1 spin             spin     running"),
+    ("list x", "`list` takes no arguments"),
+    ("lits", "there is no command `lits`: did you mean `list`?"),
+    ("version", "Bulkhead 0.1.0 with "),
+    ("help", "Tab completes"),
+    ("help pause", "pause    GUEST         let a guest run no further"),
+    ("help nothing", "there is no command `nothing`"),
+    ("stats", " 1 spin "),
+    ("stats spin", "timer"),
+    ("stats nobody", "there is no such guest"),
+    ("top", "cpu %"),
+    ("log", "guest 2 hello: ended power-off"),
+    ("log 0", "guest 1 spin: started by manifest"),
+    ("log x", "write `log [NUMBER]`"),
+    ("memmap", "nobody (free)"),
+    ("audit", " 0 violations"),
+    ("pause spin", "done"),
+    ("pause spin", "it is so already"),
+    ("resume 1", "done"),
+    ("resume", "write `resume GUEST`"),
+    ("dump spin", "dump "),
+    ("dump nobody", "there is no such guest"),
+    ("trace spin on", "log guest 1 trace: "),
+    ("trace spin", "write `trace GUEST on|off`"),
+    ("trace spin off", "done"),
+    ("inject hello nmi", "it is stopped"),
+    ("inject spin", "write `inject GUEST nmi`"),
+    ("stop spin", "this hypervisor can not do that yet"),
+    ("reset spin", "event guest 1 spin started"),
+    ("start spin", "it is so already"),
+    ("destroy spin", "it is running: stop it first"),
+    ("kill spin", "event guest 1 spin ended stopped"),
+    ("kill spin", "it is so already"),
+    ("destroy spin", "event guest 1 spin destroyed"),
+    ("start spin", "event guest 1 spin started"),
+    ("console nobody", "there is no such guest"),
+    ("inject spin nmi", "event guest 1 spin ended"),
+];
+
+/// Arguments of `hv ctl`, its status, and what standard output, or if it fails standard error, must have.
+const CTL: [(&str, i32, &str); 36] = [
+    ("list", 0, " 1 spin             spin       running"),
+    ("list --json", 0, "\"origin\""),
+    ("list x", 2, "unexpected argument"),
+    ("lst", 2, "list"),
+    ("version", 0, "Bulkhead 0.1.0 with "),
+    ("audit", 0, " 0 violations"),
+    ("memmap", 0, "guest 1 (Ram)"),
+    ("stats", 0, " 1 spin "),
+    ("stats spin", 0, "timer"),
+    ("stats nobody", 1, "there is no such guest"),
+    ("stats --interval 0", 2, "a number of seconds"),
+    ("events", 0, "guest 1 spin: started by manifest"),
+    ("events --from x", 2, "invalid"),
+    ("pause spin", 0, "done"),
+    ("pause spin", 0, "it is so already"),
+    ("resume spin", 0, "done"),
+    ("inject hello", 1, "it is stopped"),
+    ("stop spin", 1, "can not do that yet"),
+    ("console spin", 1, "can not do that yet"),
+    ("console nobody", 1, "there is no such guest"),
+    ("reset nobody", 1, "there is no such guest"),
+    ("reset spin", 0, "done"),
+    ("destroy spin", 1, "it is running"),
+    ("destroy hello", 0, "done"),
+    ("destroy hello", 1, "there is no such guest"),
+    ("start hello", 0, "done"),
+    ("start", 2, "GUEST"),
+    ("top", 2, "top needs a terminal"),
+    ("metrics --listen nowhere", 2, "nowhere"),
+    ("create no/such.toml", 2, "no/such.toml"),
+    ("create tests/manifests/control.toml", 2, "say which guest"),
+    ("create COUNTER", 0, "guest 3"),
+    ("create COUNTER", 1, "another guest has this name"),
+    ("create COUNTER --name other --lease 1s", 0, "guest 4"),
+    ("create COUNTER --lease 1ms", 2, "a number of seconds"),
+    ("kill spin", 0, "done"),
+];
+
+/// Runs it on each of these machines.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
+    for kind in machines {
+        for (mode, what) in [(ConsoleMode::Framed, "framed"), (ConsoleMode::Lines, "lines")] {
+            let name = format!("commands, console {what}, on {kind}");
+            if !args.takes(&name) {
+                continue;
+            }
+            let start = Instant::now();
+            let verdict = match verdict(workspace, builder, *kind, mode) {
+                Ok(()) => Verdict::Passed,
+                Err(failure) => Verdict::Failed(failure.to_string()),
+            };
+            tally.note(&name, verdict, start.elapsed());
+        }
+    }
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMode) -> Outcome<()> {
+    let mut machine = manifest::read(&workspace.path(MACHINE))?;
+    machine.control = Some(KEY);
+    machine.console = mode;
+    let folder = workspace.build("")?;
+    let path = folder.join(format!("commands-{kind}-{}", std::process::id()));
+    let place = Place { control: Some((path.clone(), KEY)), spare: 64, ..Place::of(kind) };
+    let running = builder.start_at(&place, &machine)?;
+    let mut terminal = Terminal::new(&running)?;
+    terminal.wait("event guest 2 hello ended", 0)?;
+    if mode == ConsoleMode::Framed {
+        let manifest = folder.join(format!("counter-{}.toml", std::process::id()));
+        let kernel = folder.join(format!("commands-{}.bin", std::process::id()));
+        files::write(&kernel, &COUNTER)?;
+        let text = format!("[[guest]]\nname = \"counter\"\nkernel = \"{}\"\nmemory = \"4M\"\n", kernel.display());
+        files::write(&manifest, format!("{text}load = {{ flat = 0x8000 }}\n").as_bytes())?;
+        let told = ctl(workspace, &path, &manifest).and_then(|()| lies(&path));
+        let _ = (std::fs::remove_file(manifest), std::fs::remove_file(kernel));
+        told?;
+        terminal.send(b"\x10\x40")?;
+        terminal.ask("start spin", "event guest 1 spin started")?;
+    } else {
+        terminal.send(b"\x1dm")?;
+        terminal.wait("bulkhead> ", 0)?;
+    }
+    let wrong = MONITOR.iter().filter_map(|(line, want)| terminal.ask(line, want).err());
+    let wrong: Vec<String> = wrong.map(|failure| failure.to_string()).collect();
+    expect(wrong.is_empty(), &wrong.join("\n"))
+}
+
+/// The machine's console.
+struct Terminal {
+    serial: TcpStream,
+    come: Arc<Mutex<String>>,
+}
+
+impl Terminal {
+    fn new(running: &Running) -> Outcome<Self> {
+        let fail = |e: std::io::Error| Failure::failed(e.to_string());
+        let serial = running.serial.try_clone().map_err(fail)?;
+        let mut from = serial.try_clone().map_err(fail)?;
+        let come = Arc::new(Mutex::new(String::new()));
+        let all = Arc::clone(&come);
+        thread::spawn(move || {
+            let (mut buffer, mut switching) = ([0; 4096], false);
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                for byte in buffer.iter().take(count) {
+                    // Whose it is does not matter here.
+                    match (std::mem::replace(&mut switching, false), *byte) {
+                        (false, 0x10) => switching = true,
+                        (false, byte) => all.push(byte.into()),
+                        (true, _) => {}
+                    }
+                }
+            }
+        });
+        Ok(Self { serial, come })
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Outcome<()> {
+        self.serial.write_all(bytes).map_err(|e| Failure::failed(e.to_string()))
+    }
+
+    fn come(&self) -> String {
+        self.come.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until `text` has come, after so many bytes.
+    fn wait(&self, text: &str, after: usize) -> Outcome<()> {
+        self.wait_for(text, after, PATIENCE)
+    }
+
+    fn wait_for(&self, text: &str, after: usize, patience: Duration) -> Outcome<()> {
+        let end = Instant::now() + patience;
+        while Instant::now() < end {
+            if self.come().get(after..).is_some_and(|come| come.contains(text)) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let come = self.come();
+        Err(Failure::failed(format!("`{text}` did not come, but:\n{}", come.get(after..).unwrap_or_default())))
+    }
+
+    fn ask(&mut self, line: &str, want: &str) -> Outcome<()> {
+        // What is still to come of the command before it.
+        thread::sleep(Duration::from_millis(50));
+        let before = self.come().len();
+        self.send(format!("{line}\r").as_bytes())?;
+        self.wait_for(want, before, ANSWER).map_err(|failure| Failure::failed(format!("monitor: {line}: {failure}")))
+    }
+}
+
+fn ctl(workspace: &Workspace, line: &Path, counter: &Path) -> Outcome<()> {
+    let own = std::env::current_exe().map_err(|e| Failure::failed(e.to_string()))?;
+    for (words, status, want) in CTL {
+        let counter = counter.to_string_lossy();
+        let words: Vec<&str> =
+            words.split(' ').map(|word| if word == "COUNTER" { counter.as_ref() } else { word }).collect();
+        let mut command = Command::new(&own);
+        command.current_dir(workspace.path("")).arg("ctl").args(&words).arg("--line").arg(line);
+        let output = command.output().map_err(|e| Failure::failed(e.to_string()))?;
+        let text = if status == 0 { output.stdout } else { output.stderr };
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let right = output.status.code() == Some(status) && text.contains(want);
+        expect(right, &format!("ctl {words:?}: {}, not {status} and `{want}`:\n{text}", output.status))?;
+    }
+    Ok(())
+}
+
+/// Images that are none: nothing comes of them, and all their frames are given back.
+fn lies(line: &Path) -> Outcome<()> {
+    let mut link = Link::new(line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let link = &mut link;
+    let before = free(link)?;
+    let mut hash = Hash::default();
+    hash.update(&[0; 8192]);
+    let zeros = hash.finish();
+    let create = |bytes, sha256| Operation::Create { bytes, sha256 };
+    let chunk = |offset| Operation::Chunk { offset, bytes: b"some bytes" };
+    let whole = Operation::Zeros { offset: 0, count: 8192 };
+    let wrong = |wrong| Some(Refusal::Upload(wrong));
+    for (number, (operation, refusal)) in [
+        (Operation::Commit, wrong(Wrong::NoPack)),
+        (chunk(0), wrong(Wrong::NoPack)),
+        (create(5000, zeros), Some(Refusal::Pack)),
+        (create(4096, zeros), Some(Refusal::Pack)),
+        (create(0, zeros), Some(Refusal::Pack)),
+        (create(u64::MAX, zeros), Some(Refusal::Pack)),
+        (create(u64::MAX - 4095, zeros), Some(Refusal::NoRoom)),
+        (create(1 << 40, zeros), Some(Refusal::NoRoom)),
+        // Another one in its place, and another.
+        (create(8 << 20, zeros), None),
+        (create(16 << 20, zeros), None),
+        (create(8192, [1; 32]), None),
+        (chunk(5), wrong(Wrong::Gap)),
+        (chunk(u64::MAX), wrong(Wrong::Gap)),
+        (Operation::Commit, wrong(Wrong::Incomplete)),
+        (Operation::Zeros { offset: 0, count: u32::MAX }, wrong(Wrong::TooLong)),
+        (Operation::Commit, wrong(Wrong::Hash)),
+        (Operation::Commit, wrong(Wrong::NoPack)),
+        (create(8192, zeros), None),
+        (whole, None),
+        (whole, None),
+        (Operation::Commit, Some(Refusal::Pack)),
+        (chunk(0), wrong(Wrong::NoPack)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let reply = link.call(&operation)?;
+        let got = match reply.response()? {
+            Response::Refused(refusal) => Some(refusal),
+            _ => None,
+        };
+        expect(got == refusal, &format!("lie {number}, {operation:?}: {got:?}, not {refusal:?}"))?;
+    }
+    expect(free(link)? == before, "lies about images cost memory")
+}
+
+fn free(link: &mut Link) -> Outcome<u64> {
+    let mut free = 0;
+    pages(|from| match one(link, &Operation::Memory(from), "memmap")?.response()? {
+        Response::Memory(page) => {
+            free +=
+                page.items.iter().filter(|range| range.owner.contains("free")).map(|range| range.bytes).sum::<u64>();
+            Ok(page.next)
+        }
+        _ => Err(Failure::failed("no memory map")),
+    })?;
+    Ok(free)
+}
