@@ -79,6 +79,8 @@ struct Processor {
     usage: CpuUsage,
     /// It waits since its last decision.
     rests: bool,
+    /// The guest whose turn ended last: what the CPU does before the next decision is charged to it.
+    last: Option<u16>,
     /// Virtual time: the latest at which a turn began.
     time: i128,
     /// The zone that this core is being emptied for.
@@ -175,6 +177,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             until: 0,
             usage,
             rests: false,
+            last: None,
             time,
             wanted: None,
         };
@@ -293,7 +296,14 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     pub fn pick(&mut self, cpu: Cpu, now: u64) -> Decision {
         let now = self.clock(now);
         match self.cpu_mut(cpu) {
-            Some(p) if p.run.is_none() => p.rest(now),
+            Some(p) if p.run.is_none() => {
+                let spent = now - p.since;
+                let last = p.last.take().filter(|_| !p.rests && spent > 0);
+                p.rest(now);
+                if let Some(group) = last {
+                    self.charge(group, spent, now);
+                }
+            }
             _ => self.yielded(cpu, now, Outcome::Ready),
         }
         let mut found = self.look(cpu, now);
@@ -327,6 +337,9 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let Some(run) = self.cpu_mut(cpu).and_then(|p| p.run.take()) else { return };
         self.open |= CpuSet::one(cpu).0;
         let Some((paused, group)) = self.task(run.task).map(|t| (t.paused, t.group)) else { return };
+        if let Some(p) = self.cpu_mut(cpu) {
+            p.last = Some(group);
+        }
         if let Some(group) = self.group_mut(group) {
             group.charge(-i128::from(run.ahead));
             group.stopped(slice);
