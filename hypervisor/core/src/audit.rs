@@ -99,12 +99,26 @@ pub fn audit<F: Format>(
 /// them.
 pub fn compare(frames: &FrameTable<'_>, listed: impl Fn(GuestId) -> bool, report: &mut dyn FnMut(&Violation)) -> u64 {
     let mut count = 0;
-    for run in frames.runs() {
-        let Owner::Guest(guest, _) = run.owner else { continue };
-        if guest != GuestId::IDLE && !listed(guest) {
-            let (frame, at) = (run.start, run.start.start().as_u64());
-            report(&Violation { guest, space: Space::Host, fault: Fault::Unlisted, at, frame, count: run.count });
+    let mut stretch: Option<(Violation, Owner)> = None;
+    // One more, which is nobody's, ends the last stretch.
+    for number in 0..=frames.len() {
+        let frame = Frame::new(number);
+        let owner = frames.owner(frame);
+        if let Some((violation, whose)) = &mut stretch {
+            if *whose == owner {
+                violation.count += 1;
+                continue;
+            }
+            report(violation);
             count += 1;
+            stretch = None;
+        }
+        if let Owner::Guest(guest, _) = owner
+            && guest != GuestId::IDLE
+            && !listed(guest)
+        {
+            let (space, fault, at) = (Space::Host, Fault::Unlisted, frame.start().as_u64());
+            stretch = Some((Violation { guest, space, fault, at, frame, count: 1 }, owner));
         }
     }
     count

@@ -3,11 +3,11 @@
 use crate::exit::Exit;
 
 macro_rules! kinds {
-    ($($name:ident $text:literal: $pattern:pat),* $(,)?) => {
+    ($($(#[$attribute:meta])? $name:ident $text:literal: $pattern:pat),* $(,)?) => {
         /// Kinds of exits, as they are counted.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         #[expect(missing_docs, reason = "the names say it")]
-        pub enum Kind { $($name),* }
+        pub enum Kind { $($(#[$attribute])? $name),* }
 
         impl Kind {
             /// All kinds, with the names they are reported by.
@@ -23,6 +23,7 @@ macro_rules! kinds {
 }
 
 kinds! {
+    #[default]
     Host "host": Exit::Host | Exit::MachineCheck,
     Timer "timer": Exit::Timer,
     Window "window": Exit::InterruptWindow | Exit::NmiWindow,
@@ -46,7 +47,8 @@ pub struct Counters {
     /// Ticks from the exit to the next entry, or to the end of the turn.
     ticks: [u64; Kind::ALL.len()],
     /// What is served, and up to when that was counted.
-    served: Option<(Kind, u64)>,
+    kind: Kind,
+    since: u64,
     /// Accesses to model-specific registers that this machine does not have.
     pub unknown_msr: u64,
     /// Instructions carried out by the emulator.
@@ -66,27 +68,27 @@ impl core::ops::AddAssign for Counters {
 
 impl Counters {
     /// Counts an exit, which was at this time.
+    #[inline]
     pub fn count(&mut self, exit: &Exit, at: u64) {
-        let kind = Kind::of(exit);
-        if let Some(count) = self.exits.get_mut(kind as usize) {
+        (self.kind, self.since) = (Kind::of(exit), at);
+        if let Some(count) = self.exits.get_mut(self.kind as usize) {
             *count = count.wrapping_add(1);
         }
-        self.served = Some((kind, at));
     }
 
     /// The exit has been served up to now.
+    #[inline]
     pub fn serve(&mut self, now: u64) {
-        if let Some((kind, since)) = &mut self.served
-            && let Some(ticks) = self.ticks.get_mut(*kind as usize)
-        {
-            *ticks = ticks.wrapping_add(now.wrapping_sub(*since));
-            *since = now;
+        if let Some(ticks) = self.ticks.get_mut(self.kind as usize) {
+            *ticks = ticks.wrapping_add(now.wrapping_sub(self.since));
         }
+        self.since = now;
     }
 
-    /// A turn begins; what is before that was no exit's.
-    pub const fn begin(&mut self) {
-        self.served = None;
+    /// A turn begins now; what is before that was no exit's.
+    #[inline]
+    pub const fn begin(&mut self, now: u64) {
+        (self.kind, self.since) = (Kind::Host, now);
     }
 
     /// Kinds with the ticks that they took, those that are not zero.

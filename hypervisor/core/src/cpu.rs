@@ -102,7 +102,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             self.guest.release(shared, self.id, host);
         }
         let mut next = 0;
-        self.counters.begin();
+        self.counters.begin(host.tsc());
         loop {
             let now = host.tsc();
             self.counters.serve(now);

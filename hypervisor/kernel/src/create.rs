@@ -107,6 +107,7 @@ impl Pending {
         Ok(id)
     }
 
+    #[inline(never)]
     fn make(&mut self, facts: &Facts, by: Source) -> Result<GuestId, Refusal> {
         let (_, frames, _) = self.0.as_ref().ok_or(Refusal::Pack)?;
         let pages = frames.count().min(MANIFEST_PAGES);

@@ -29,6 +29,9 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use spin::Mutex;
 
+/// A vCPU's counts are told at the end of each of so many turns.
+const TOLD_EACH: u32 = 8;
+
 /// Compartments on their way from the idle compartment to their own: tokens and addresses only.
 static MADE: [Mutex<Option<Compartment>>; MAX_GUESTS] = [const { Mutex::new(None) }; MAX_GUESTS];
 /// Where each compartment has its [`Common`], which is mapped there alone.
@@ -86,6 +89,8 @@ pub struct Cpu<'c, B: Backend> {
     pub(crate) common: &'c Common,
     pub(crate) served: &'c Served,
     pub(crate) extended: ExtendedState,
+    /// Turns that it had.
+    pub(crate) turns: u32,
 }
 
 /// The host, as a vCPU's run loop sees it.
@@ -176,8 +181,8 @@ impl Me {
         let task = task::numbered(this_cpu().current.load(Ordering::Relaxed))?;
         let (facts, id) = (FACTS.get()?, task.guest()?);
         // What is held here when the compartment is left for good is never dropped.
-        let name = Name::try_from(facts.guest(id)?.name.as_str()).unwrap_or_default();
-        Some(Self { facts, task, id, slot: slot(id)?, name })
+        let slot = slot(id)?;
+        Some(Self { facts, task, id, slot, name: slot.name.lock().clone() })
     }
 
     /// The compartment, which is its first execution's from now on.
@@ -289,7 +294,7 @@ impl<'c, B: Backend> Cpu<'c, B> {
         {
             over = self.end(me, error.into());
         }
-        self.tell(me);
+        self.tell(me, matches!(over, Yield::Ended(_)));
         match over {
             Yield::TurnOver => State::Ready,
             // What was made due for it by itself, after it had looked for the last time.
@@ -307,7 +312,7 @@ impl<'c, B: Backend> Cpu<'c, B> {
 
     /// The vCPU, and the host that it sees.
     fn serving(&mut self, me: &Me) -> (&mut VirtualCpu<'c, B::Vcpu, WindowRam>, Serving<'_, B::Nested>) {
-        let Self { core, common, served, extended } = self;
+        let Self { core, common, served, extended, .. } = self;
         (core, Serving { common, served, extended, slot: me.slot, nested: PhantomData })
     }
 
@@ -318,9 +323,12 @@ impl<'c, B: Backend> Cpu<'c, B> {
     }
 
     /// Says what it did so far.
-    fn tell(&self, me: &Me) {
-        me.task.exits.store(self.core.counters.total(), Ordering::Relaxed);
-        tally::publish(me.task, &self.core.counters);
+    fn tell(&mut self, me: &Me, ended: bool) {
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(TOLD_EACH) || ended {
+            me.task.exits.store(self.core.counters.total(), Ordering::Relaxed);
+            tally::publish(me.task, &self.core.counters);
+        }
         let mut console = self.served.console.lock();
         console.line.flush();
         me.slot.written.store(console.written, Ordering::Relaxed);

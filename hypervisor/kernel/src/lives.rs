@@ -11,7 +11,7 @@ use crate::start::IDLE_SPACE;
 use crate::task::{self, Task};
 use bulkhead_control::bucket::Rate;
 use bulkhead_control::event::Ring;
-use bulkhead_control::{Ending, EventKind, Refusal, Source};
+use bulkhead_control::{Ending, EventKind, Name, Refusal, Source};
 use bulkhead_core::frames::Owner;
 use bulkhead_hw::compartment::{BuildError, Compartment, Needs};
 use bulkhead_hw::cpu;
@@ -50,6 +50,7 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     }
     slot.left.store(u8::try_from(guest.vcpus).unwrap_or(1), Ordering::Relaxed);
     slot.zone.store(guest.zone, Ordering::Relaxed);
+    *slot.name.lock() = Name::try_from(guest.name.as_str()).unwrap_or_default();
     let now = cpu::tsc();
     slot.started.store(now, Ordering::Relaxed);
     let lease = (guest.lease != 0).then(|| facts.tsc.as_hertz().saturating_mul(guest.lease));

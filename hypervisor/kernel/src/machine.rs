@@ -6,7 +6,7 @@ use crate::entries::{self, Entry};
 use crate::task::{TASKS, Task};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_control::Ending;
+use bulkhead_control::{Ending, Name};
 use bulkhead_core::barrier::Present;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
@@ -165,6 +165,8 @@ pub struct Slot {
     pub until: AtomicU64,
     /// Its zone.
     pub zone: AtomicU16,
+    /// Its name.
+    pub name: Mutex<Name>,
     /// Bytes that it wrote to its console.
     pub written: AtomicU64,
     /// Bytes that it read from there.
@@ -202,6 +204,7 @@ impl Slot {
             started: AtomicU64::new(0),
             until: AtomicU64::new(u64::MAX),
             zone: AtomicU16::new(NO_ZONE),
+            name: Mutex::new(Name::new()),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),

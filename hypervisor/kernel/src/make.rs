@@ -125,7 +125,13 @@ pub fn vcpu<'c, B: Backend>(
         let _ = vcpu.deactivate();
         return Err(error.into());
     }
-    Ok(Cpu { core: VirtualCpu::new(&served.guest, me.task.vcpu(), vcpu, served.memory)?, common, served, extended })
+    Ok(Cpu {
+        core: VirtualCpu::new(&served.guest, me.task.vcpu(), vcpu, served.memory)?,
+        common,
+        served,
+        extended,
+        turns: u32::MAX,
+    })
 }
 
 const NO_FRAMES: StartError = StartError::Missing("there is no frame table");

@@ -72,7 +72,7 @@ impl Operator {
     pub fn look(&mut self, facts: &Facts) {
         let (now, second) = (cpu::tsc(), facts.tsc.as_hertz());
         if now >= self.next {
-            self.next = now.saturating_add(second / 10);
+            self.next = now.saturating_add(second);
             leases(facts, now);
             self.trace.look(second);
         }

@@ -29,8 +29,8 @@ static TALLIES: [Tally; MAX_TASKS] =
 /// Puts a vCPU's counts where all can see them.
 pub fn publish(task: &Task, counters: &Counters) {
     let Some(Tally { counts, ticks }) = TALLIES.get(usize::from(task.id().0)) else { return };
-    for (to, from) in counts.iter().chain(ticks).zip(counters.all().iter().chain(counters.all_ticks())) {
-        to.store(*from, Ordering::Relaxed);
+    for (values, now) in [(counts, counters.all()), (ticks, counters.all_ticks())] {
+        values.iter().zip(now).for_each(|(to, from)| to.store(*from, Ordering::Relaxed));
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Group {
     pub ran: Ticks,
     /// Virtual time.
     pub time: i128,
+    /// Ticks spent for it outside its turns that it was not charged for yet.
+    owed: Ticks,
     /// Thousandths of a tick.
     tokens: i128,
     filled: u64,
@@ -52,6 +54,7 @@ impl Group {
             tail: None,
             ran: 0,
             time: 0,
+            owed: 0,
             tokens: depth,
             filled: now,
             throttled: false,
@@ -63,7 +66,7 @@ impl Group {
 
     /// Takes over what the one in this place owed: a new life is no new claim.
     pub fn inherit(&mut self, left: &Self, slice: Ticks) {
-        (self.time, self.ran) = (left.time, left.ran);
+        (self.time, self.ran, self.owed) = (left.time, left.ran, left.owed);
         if self.params.cap.is_some() && left.params.cap.is_some() {
             let depth = (i128::from(self.params.burst) + i128::from(slice)) * 1000;
             (self.tokens, self.filled) = (left.tokens.min(depth), left.filled);
@@ -91,6 +94,12 @@ impl Group {
             self.tokens -= ticks * 1000;
         }
         self.budget -= ticks;
+    }
+
+    /// Notes `ticks` spent for it; what it is to be charged for, once that is `enough`.
+    pub fn owe(&mut self, ticks: Ticks, enough: Ticks) -> Option<Ticks> {
+        self.owed = self.owed.saturating_add(ticks);
+        (self.owed >= enough).then(|| core::mem::take(&mut self.owed))
     }
 
     /// A turn ended.

@@ -300,8 +300,11 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
                 let spent = now - p.since;
                 let last = p.last.take().filter(|_| !p.rests && spent > 0);
                 p.rest(now);
-                if let Some(group) = last {
-                    self.charge(group, spent, now);
+                // A good deal at a time: to sort a guest in anew is work, too.
+                let enough = self.slice / 8;
+                let due = last.and_then(|group| Some((group, self.group_mut(group)?.owe(spent, enough)?)));
+                if let Some((group, owed)) = due {
+                    self.charge(group, owed, now);
                 }
             }
             _ => self.yielded(cpu, now, Outcome::Ready),

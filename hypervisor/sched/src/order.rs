@@ -60,20 +60,19 @@ impl<const N: usize> Order<N> {
         if old.cpus != 0 && entry.is_none_or(|e| e.key != old.key) {
             // Who leaves is the first, mostly.
             let Some(at) = self.listed().iter().position(|other| *other == n) else { return };
+            let mut moved = 0;
+            let from_here = self.list.get_mut(at..self.length).into_iter().flatten();
+            from_here.rev().for_each(|place| core::mem::swap(place, &mut moved));
             self.length -= 1;
-            if at < self.length {
-                self.list.copy_within(at + 1..=self.length, at);
-            }
         }
         if let Some(Entry { key, .. }) = entry.filter(|e| old.cpus == 0 || e.key != old.key) {
             let at = self.place(key, n);
-            if at < self.length {
-                self.list.copy_within(at..self.length, at + 1);
+            let end = self.length + 1;
+            if let Some(from_here) = self.list.get_mut(at..end) {
+                let mut moved = n;
+                from_here.iter_mut().for_each(|place| core::mem::swap(place, &mut moved));
+                self.length = end;
             }
-            if let Some(place) = self.list.get_mut(at) {
-                *place = n;
-            }
-            self.length += 1;
         }
     }
 
