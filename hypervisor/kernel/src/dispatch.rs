@@ -227,6 +227,7 @@ fn over(facts: &Facts, id: GuestId, task: &Task) {
     if slot.left.fetch_sub(1, Ordering::AcqRel) != 1 {
         return;
     }
+    let begun = cpu::tsc();
     let again = lives::ended(facts, id, slot);
     let mut rested = 0;
     let due = !again || cpu::tsc() >= NEXT_AUDIT.load(Ordering::Relaxed);
@@ -241,8 +242,9 @@ fn over(facts: &Facts, id: GuestId, task: &Task) {
     }
     if again {
         lives::remake(facts, id);
-        // What this processor does is charged to it anyhow.
-        facts.scheduler.lock().charge(lives::group(id), rested, cpu::tsc());
+        let now = cpu::tsc();
+        let spent = now.wrapping_sub(begun).saturating_add(rested);
+        facts.scheduler.lock().charge(lives::group(id), spent, now);
     }
 }
 

@@ -304,7 +304,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
                 let enough = self.slice / 8;
                 let due = last.and_then(|group| Some((group, self.group_mut(group)?.owe(spent, enough)?)));
                 if let Some((group, owed)) = due {
-                    self.charge(group, owed, now);
+                    self.spend(group, owed, now);
                 }
             }
             _ => self.yielded(cpu, now, Outcome::Ready),
@@ -341,7 +341,8 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         self.open |= CpuSet::one(cpu).0;
         let Some((paused, group)) = self.task(run.task).map(|t| (t.paused, t.group)) else { return };
         if let Some(p) = self.cpu_mut(cpu) {
-            p.last = Some(group);
+            // What an end costs, whoever sees to it charges.
+            p.last = (outcome != Outcome::Gone).then_some(group);
         }
         if let Some(group) = self.group_mut(group) {
             group.charge(-i128::from(run.ahead));
@@ -366,6 +367,13 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             guest.time = guest.time.max(present);
         }
         guest.charge(i128::from(ticks.min(LONGEST)));
+        self.place(group, now);
+    }
+
+    /// Counts `ticks` that a CPU spent for a guest outside its turns: as a claim, not as its time.
+    fn spend(&mut self, group: u16, ticks: Ticks, now: u64) {
+        let Some(guest) = self.group_mut(group) else { return };
+        guest.time += guest.span(i128::from(ticks.min(LONGEST)));
         self.place(group, now);
     }
 

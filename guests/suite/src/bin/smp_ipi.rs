@@ -164,7 +164,7 @@ fn ping(_: &mut trap::Frame) {
 
 /// Each pair of processors sends one interrupt to and fro, all pairs at once.
 fn storm(mode: &str) {
-    const EACH: u32 = 4000;
+    const EACH: u32 = 2000;
     let pairs = smp::count() / 2;
     for number in 0..pairs * 2 {
         TURNS[number].store(0, Ordering::SeqCst);

@@ -31,6 +31,7 @@ fn again(a: Params, life: u64, make: u64) -> (u64, u64) {
             (now, left, had) = (now + make, life, had + make);
             s.add(A, a, now).unwrap();
             s.wake(A, now);
+            s.charge(a.group, make, now);
         }
     }
     (had, s.usage(B, now).unwrap().ran)
