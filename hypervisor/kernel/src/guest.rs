@@ -29,7 +29,7 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use spin::Mutex;
 
-/// A vCPU's counts are told at the end of each of so many turns.
+/// A vCPU's counts are told at the end of its first turn, and of each of so many after it.
 const TOLD_EACH: u32 = 8;
 
 /// Compartments on their way from the idle compartment to their own: tokens and addresses only.
@@ -325,7 +325,7 @@ impl<'c, B: Backend> Cpu<'c, B> {
     /// Says what it did so far.
     fn tell(&mut self, me: &Me, ended: bool) {
         self.turns = self.turns.wrapping_add(1);
-        if self.turns.is_multiple_of(TOLD_EACH) || ended {
+        if self.turns % TOLD_EACH == 1 || ended {
             me.task.exits.store(self.core.counters.total(), Ordering::Relaxed);
             tally::publish(me.task, &self.core.counters);
         }
