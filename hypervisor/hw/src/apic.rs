@@ -5,12 +5,12 @@
 //! SDM vol. 3A 11.5.4 "APIC Timer", 11.6 "Issuing Interprocessor Interrupts", 11.12 "Extended XAPIC (x2APIC)".
 
 use crate::cpu::{self, cpuid, read_msr, tsc, write_msr};
-use crate::descriptors::{KICK_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::descriptors::{KICK_VECTOR, SELF_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::layout::LOCAL_APIC;
 use bulkhead_arch::msr;
 use bulkhead_types::{Frequency, Hpa, MAX_CPUS};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use volatile::VolatilePtr;
 
 /// Register numbers (x2APIC; the xAPIC offset is 16 times as much).
@@ -35,6 +35,8 @@ const ASSERT: u32 = 1 << 14;
 const INIT: u32 = 5 << 8;
 const START_UP: u32 = 6 << 8;
 const PENDING: u32 = 1 << 12;
+/// Interrupt command: the destination is this processor, whatever else it says.
+const TO_SELF: u32 = 1 << 18;
 const BASE_ENABLE: u64 = 1 << 11;
 const BASE_X2APIC: u64 = 1 << 10;
 
@@ -48,10 +50,18 @@ const BY_DEADLINE: u64 = u64::MAX;
 /// For each processor the deadline that is set and has not rung, 0 for none.
 static DEADLINES: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
+/// For each processor whether it was kicked since it looked last.
+static KICKED: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+
+/// This processor's of all.
+fn own<T>(all: &'static [T; MAX_CPUS]) -> &'static T {
+    let [first, ..] = all;
+    all.get(cpu::number()).unwrap_or(first)
+}
+
 /// This processor's deadline.
 fn deadline() -> &'static AtomicU64 {
-    let [first, ..] = &DEADLINES;
-    DEADLINES.get(cpu::number()).unwrap_or(first)
+    own(&DEADLINES)
 }
 
 /// Whether there is a timer for [`set_deadline`]; known once [`enable`] was called.
@@ -150,6 +160,18 @@ pub(crate) fn timer_rang() {
     end_of_interrupt();
 }
 
+/// Another processor has kicked this one: its interrupt is being handled.
+pub(crate) fn was_kicked() {
+    own(&KICKED).store(true, Ordering::Relaxed);
+    end_of_interrupt();
+}
+
+/// Whether this processor was kicked, and took the interrupt, since the last call.
+#[must_use]
+pub fn take_kick() -> bool {
+    own(&KICKED).swap(false, Ordering::Relaxed)
+}
+
 /// As [`set_deadline`], unless an earlier one is set: setting the timer is slow, ringing too early does no harm.
 pub fn interrupt_by(until: u64) {
     let set = deadline().load(Ordering::Relaxed);
@@ -196,6 +218,14 @@ pub fn id() -> u32 {
 /// Interrupts the processor whose local APIC is number `to`, if only to make it look.
 pub fn kick(to: u32) {
     command(to, ASSERT | u32::from(KICK_VECTOR));
+}
+
+/// Interrupts this processor as soon as it lets interrupts in; that is no kick.
+pub fn interrupt_self() {
+    if PAGE.load(Ordering::Relaxed) == 0 {
+        return command(0, TO_SELF | ASSERT | u32::from(SELF_VECTOR));
+    }
+    write(COMMAND, TO_SELF | ASSERT | u32::from(SELF_VECTOR));
 }
 
 /// Sends INIT to the processor whose local APIC is number `to`: it waits for [`start`] then, whatever it did.

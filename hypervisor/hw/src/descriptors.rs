@@ -23,6 +23,8 @@ pub const TIMER_VECTOR: u8 = 0x40;
 pub const SPURIOUS_VECTOR: u8 = 0xFF;
 /// Vector by which one processor makes another look at what there is to do.
 pub const KICK_VECTOR: u8 = 0x41;
+/// A processor's interrupts to itself.
+pub const SELF_VECTOR: u8 = 0x42;
 
 /// Tops of the stacks for exceptions that must not trust the current one.
 #[derive(Clone, Copy, Debug)]

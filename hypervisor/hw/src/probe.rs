@@ -27,7 +27,7 @@ impl ThisProcessor {
 
 impl Source for ThisProcessor {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        if leaf > cpu::cpuid(leaf & 0x8000_0000, 0).eax {
+        if leaf > cpu::cpuid(leaf & 0xC000_0000, 0).eax {
             return [0; 4];
         }
         let answer = cpu::cpuid(leaf, subleaf);

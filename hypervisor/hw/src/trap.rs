@@ -4,6 +4,7 @@
 //! installed, and the machine stops. Interrupts only end a halt; NMIs are counted.
 
 use crate::apic;
+use crate::descriptors::{KICK_VECTOR, SELF_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -73,11 +74,13 @@ extern "C" fn trap_entry(frame: &Frame) {
             NMI_COUNT.fetch_add(1, Ordering::Relaxed);
         }
         0..32 => report(frame),
-        v if v == u64::from(crate::descriptors::TIMER_VECTOR) => apic::timer_rang(),
+        v if v == u64::from(TIMER_VECTOR) => apic::timer_rang(),
+        v if v == u64::from(KICK_VECTOR) => apic::was_kicked(),
+        v if v == u64::from(SELF_VECTOR) => apic::end_of_interrupt(),
         v => {
             STRAY_COUNT.fetch_add(1, Ordering::Relaxed);
             // One that is never ended would keep the timer's away. A spurious one was never begun.
-            if v != u64::from(crate::descriptors::SPURIOUS_VECTOR) {
+            if v != u64::from(SPURIOUS_VECTOR) {
                 apic::end_of_interrupt();
             }
         }

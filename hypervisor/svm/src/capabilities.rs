@@ -49,9 +49,14 @@ pub struct Capabilities {
     pub clean_bits: bool,
     /// One identifier's translations can be forgotten alone.
     pub flush_by_asid: bool,
+    /// It may deliver an injected interrupt once more, unless an exit follows: QEMU's TCG does.
+    pub repeats_interrupts: bool,
     /// Which of [`switched::SWITCHED`] exist.
     pub switched: [bool; switched::COUNT],
 }
+
+/// "TCGTCGTCGTCG", as leaf 4000_0000 has it.
+const TCG: [u32; 3] = [0x5447_4354, 0x4354_4743, 0x4743_5447];
 
 /// Fewest identifiers: the host's, and one for all guests.
 const FEWEST_ASIDS: u32 = 2;
@@ -83,6 +88,7 @@ impl Capabilities {
             clean_bits: features & 1 << 5 != 0,
             decode_assists: features & 1 << 7 != 0,
             flush_by_asid: features & 1 << 6 != 0,
+            repeats_interrupts: matches!(source.cpuid(0x4000_0000, 0), [_, b, c, d] if [b, c, d] == TCG),
             // RDTSCP.
             switched: [extended_edx & 1 << 27 != 0],
         })
@@ -99,6 +105,7 @@ mod tests {
         vm_cr: u64,
         asids: u32,
         features: u32,
+        name: &'static [u8; 12],
     }
 
     impl Source for Table {
@@ -106,6 +113,10 @@ mod tests {
             match leaf {
                 0x8000_0001 => [0, 0, self.svm, 1 << 27],
                 0x8000_000A => [1, self.asids, 0, self.features],
+                0x4000_0000 => {
+                    let word = |at: usize| u32::from_le_bytes(self.name[at..at + 4].try_into().unwrap());
+                    [0, word(0), word(4), word(8)]
+                }
                 _ => [0; 4],
             }
         }
@@ -114,7 +125,7 @@ mod tests {
         }
     }
 
-    const GOOD: Table = Table { svm: 4, vm_cr: 0, asids: 16, features: 0b1_1001 };
+    const GOOD: Table = Table { svm: 4, vm_cr: 0, asids: 16, features: 0b1_1001, name: b"KVMKVMKVM\0\0\0" };
 
     #[test]
     fn each_lack_has_its_sentence() {
@@ -134,5 +145,8 @@ mod tests {
         let capabilities = Capabilities::read(&GOOD).unwrap();
         assert!(capabilities.next_rip && !capabilities.decode_assists && !capabilities.flush_by_asid);
         assert_eq!(capabilities.switched, [true]);
+        assert!(!capabilities.repeats_interrupts);
+        let tcg = Capabilities::read(&Table { name: b"TCGTCGTCGTCG", ..GOOD }).unwrap();
+        assert!(tcg.repeats_interrupts);
     }
 }

@@ -27,6 +27,10 @@ pub struct FakeProcessor {
     pub deadlines: Vec<u64>,
     /// How often the host took interrupts.
     pub taken: usize,
+    /// Another processor's interrupt is among those that it takes.
+    pub kicked: bool,
+    /// How often it interrupted itself.
+    pub interrupted: usize,
 }
 
 impl Msrs for FakeProcessor {
@@ -55,8 +59,13 @@ impl Processor for FakeProcessor {
         }
     }
 
-    fn take_interrupts(&mut self) {
+    fn take_interrupts(&mut self) -> bool {
         self.taken += 1;
+        self.kicked
+    }
+
+    fn interrupt_self(&mut self) {
+        self.interrupted += 1;
     }
 
     fn tsc(&self) -> u64 {

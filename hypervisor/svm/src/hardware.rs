@@ -72,8 +72,9 @@ impl Processor for Hardware {
         unsafe { bulkhead_svm_enter(frame, vmcb.hpa().as_u64(), host.hpa().as_u64()) }
     }
 
-    fn take_interrupts(&mut self) {
+    fn take_interrupts(&mut self) -> bool {
         cpu::take_interrupts();
+        apic::take_kick()
     }
 
     fn tsc(&self) -> u64 {
@@ -82,5 +83,11 @@ impl Processor for Hardware {
 
     fn interrupt_by(&mut self, deadline: u64) {
         apic::interrupt_by(deadline);
+    }
+
+    fn interrupt_self(&mut self) {
+        // What was taken between turns has been minded.
+        let _ = apic::take_kick();
+        apic::interrupt_self();
     }
 }

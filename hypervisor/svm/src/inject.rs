@@ -20,6 +20,12 @@ pub fn encode(event: Event, protected_mode: bool) -> u64 {
     }
 }
 
+/// Whether `injection`, a value of EVENTINJ, delivers an interrupt.
+#[must_use]
+pub fn is_interrupt(injection: u64) -> bool {
+    matches!(decode(injection), Some(Event::Interrupt(_)))
+}
+
 /// Decodes EXITINTINFO; `None` if nothing was interrupted that has to be delivered again.
 #[must_use]
 pub fn decode(info: u64) -> Option<Event> {
@@ -34,7 +40,7 @@ pub fn decode(info: u64) -> Option<Event> {
 
 #[cfg(test)]
 mod tests {
-    use super::{decode, encode};
+    use super::{decode, encode, is_interrupt};
     use bulkhead_arch::Vector;
     use bulkhead_core::Event;
 
@@ -44,6 +50,7 @@ mod tests {
             assert_eq!(decode(encode(event, true)), Some(event));
         }
         assert_eq!(decode(0x30), None, "not valid");
+        assert!(is_interrupt(0x8000_0030) && !is_interrupt(0x30) && !is_interrupt(0x8000_0202));
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub struct SvmVcpu<M, P: Processor = Hardware> {
     step: Option<Step>,
     /// The single step of an instruction that was gone past is due.
     step_due: bool,
+    /// This entry was made to end behind the delivery of an interrupt.
+    ends_at_once: bool,
     /// When the turn ends.
     deadline: u64,
     /// Why it can not run any more.
@@ -145,6 +147,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             at_iret: false,
             step: None,
             step_due: false,
+            ends_at_once: false,
             deadline: u64::MAX,
             failed: None,
         };
@@ -199,7 +202,7 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             return Ok(Some(exit));
         }
         Ok(Some(match code {
-            exit::INTERRUPT => self.interrupted_by_host(),
+            exit::INTERRUPT => return Ok(self.interrupted_by_host()),
             exit::READ_CR4 | exit::READ_CR8 | exit::WRITE_CR0..=exit::WRITE_CR8 => {
                 self.control_register(code, info[0])?
             }
@@ -230,6 +233,11 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
             }
         }
         self.at_iret = false;
+        if self.capabilities.repeats_interrupts && inject::is_interrupt(self.vmcb.get(field::EVENT_INJECTION)) {
+            // The exit comes behind the delivery, before the handler's first instruction.
+            self.processor.interrupt_self();
+            self.ends_at_once = true;
+        }
         if self.windows.interrupt {
             self.vmcb.set(field::INTERRUPT_CONTROL, setup::INTERRUPTS_MASKED | WINDOW_REQUEST);
         }
@@ -282,14 +290,15 @@ impl<M: GuestMemory, P: Processor> SvmVcpu<M, P> {
     }
 
     /// An interrupt of the host's: it takes it now, or it would end every entry at once.
-    fn interrupted_by_host(&mut self) -> Exit {
-        self.processor.take_interrupts();
+    fn interrupted_by_host(&mut self) -> Option<Exit> {
+        let kicked = self.processor.take_interrupts();
+        let meant = core::mem::take(&mut self.ends_at_once) && !kicked && self.interrupted.is_none();
         if self.processor.tsc() >= self.deadline {
-            Exit::Timer
+            Some(Exit::Timer)
         } else if self.windows.nmi && !self.in_nmi && !self.in_shadow() {
-            Exit::NmiWindow
+            Some(Exit::NmiWindow)
         } else {
-            Exit::Host
+            (!meant).then_some(Exit::Host)
         }
     }
 
@@ -365,7 +374,8 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
 
     fn run(&mut self) -> Result<Exit, BackendError> {
         loop {
-            // Again at most twice: over the IRET that ends an NMI's handling, and on behind it.
+            // Again at most twice: over the IRET that ends an NMI's handling, and on behind it; or behind the delivery of an
+            // interrupt.
             match self.enter()? {
                 None => {}
                 Some(Exit::NmiWindow) if !self.windows.nmi => {}

@@ -73,6 +73,9 @@ impl Vmcb {
 
 /// What a processor with SVM does for one vCPU.
 pub trait Processor {
+    /// Interrupts itself as soon as it lets interrupts in: right behind the next entry.
+    fn interrupt_self(&mut self);
+
     /// Which of the machine's processors this is.
     fn number(&self) -> usize;
 
@@ -85,8 +88,9 @@ pub trait Processor {
     /// Enters the guest of `vmcb` with the registers of `frame`, and comes back with the state of `host`.
     fn enter(&mut self, frame: &mut Frame, vmcb: &mut Vmcb, host: &Region);
 
-    /// Lets the host take the interrupt that caused the last exit.
-    fn take_interrupts(&mut self);
+    /// Lets the host take the interrupt that caused the last exit. Whether another processor's was among them, if the
+    /// last entry was told to [`Processor::interrupt_self`].
+    fn take_interrupts(&mut self) -> bool;
 
     /// The host's time-stamp counter.
     fn tsc(&self) -> u64;

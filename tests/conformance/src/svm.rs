@@ -63,8 +63,11 @@ impl<P: Processor> Processor for Recorder<P> {
         self.note(vmcb);
         self.processor.enter(frame, vmcb, host);
     }
-    fn take_interrupts(&mut self) {
-        self.processor.take_interrupts();
+    fn take_interrupts(&mut self) -> bool {
+        self.processor.take_interrupts()
+    }
+    fn interrupt_self(&mut self) {
+        self.processor.interrupt_self();
     }
     fn tsc(&self) -> u64 {
         self.processor.tsc()

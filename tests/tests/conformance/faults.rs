@@ -209,8 +209,11 @@ impl<P: bulkhead_svm::vmcb::Processor> bulkhead_svm::vmcb::Processor for Faulty<
         }
         self.inner.enter(frame, vmcb, host);
     }
-    fn take_interrupts(&mut self) {
-        self.inner.take_interrupts();
+    fn interrupt_self(&mut self) {
+        self.inner.interrupt_self();
+    }
+    fn take_interrupts(&mut self) -> bool {
+        self.inner.take_interrupts()
     }
     fn tsc(&self) -> u64 {
         self.inner.tsc()

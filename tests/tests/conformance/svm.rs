@@ -233,7 +233,11 @@ impl Processor for Scripted {
         vmcb.set(field::EXIT_INFO_1, info);
     }
 
-    fn take_interrupts(&mut self) {}
+    fn take_interrupts(&mut self) -> bool {
+        false
+    }
+
+    fn interrupt_self(&mut self) {}
 
     fn tsc(&self) -> u64 {
         self.tsc

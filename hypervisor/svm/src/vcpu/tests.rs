@@ -92,6 +92,31 @@ fn an_event_is_injected_once_and_recorded_when_interrupted() {
 }
 
 #[test]
+fn an_exit_follows_an_interrupt_that_would_be_delivered_again() {
+    for (repeats, times) in [(false, 0), (true, 1)] {
+        let mut vcpu = vcpu(&[], &[]);
+        vcpu.capabilities.repeats_interrupts = repeats;
+        for event in [Event::Interrupt(0x30), Event::Nmi, Event::GP] {
+            vcpu.inject(event).unwrap();
+            vcpu.run().unwrap();
+        }
+        assert_eq!(vcpu.processor().interrupted, times);
+    }
+}
+
+#[test]
+fn the_exit_behind_an_interrupt_is_told_only_with_another_processors() {
+    for (kicked, first) in [(false, Exit::Halt), (true, Exit::Host)] {
+        let host = [(field::EXIT_CODE, exit::INTERRUPT)];
+        let mut vcpu = vcpu(&[], &[&host, &[(field::EXIT_CODE, 0x78)]]);
+        vcpu.capabilities.repeats_interrupts = true;
+        vcpu.processor().kicked = kicked;
+        vcpu.inject(Event::Interrupt(0x30)).unwrap();
+        assert_eq!(vcpu.run(), Ok(first));
+    }
+}
+
+#[test]
 fn translations_are_forgotten_once() {
     let mut vcpu = vcpu(&[field::TLB_CONTROL], &[]);
     for _ in 0..2 {
