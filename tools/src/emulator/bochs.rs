@@ -2,13 +2,19 @@
 //!
 //! Debian's build has the debugger on, so it is told to continue by a command file. It needs no display with `rfb` and
 //! no waiting for a viewer. Its serial port connects to a socket of ours.
+//!
+//! The display tries one port after the other, and if another Bochs begins to listen on the same port between its bind()
+//! and its listen(), its socket stays bound, each further bind() is refused, and Bochs ends with "RFB could not bind any
+//! port". So the machines of this host are started one after the other ([`display_lock`]).
 
 use super::{Medium, Ports, RunFolder, Spec};
 use crate::disk::{HEADS, TRACK};
 use crate::failure::{Failure, Outcome};
 use crate::files;
-use std::path::Path;
-use std::process::Command;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 /// The CPU: one with a coherent time base and working XSAVE.
 const CPU: &str = "corei7_haswell_4770";
@@ -25,6 +31,35 @@ pub fn command(spec: &Spec, folder: &RunFolder, ports: &Ports) -> Outcome<Comman
     let mut command = Command::new("bochs");
     command.arg("-q").arg("-f").arg(config).arg("-rc").arg(commands);
     Ok(command)
+}
+
+/// Waits until no other Bochs of this host is being started, and keeps others from it while this lives. Without a place for
+/// the lock it goes without.
+pub fn display_lock() -> Option<File> {
+    let lock = File::create(std::env::temp_dir().join("bulkhead-bochs.lock")).ok()?;
+    lock.lock().ok()?;
+    Some(lock)
+}
+
+/// Waits until the display of this Bochs has its port, or the machine is gone, for ten seconds at most.
+pub fn wait_for_display(child: &mut Child) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !listens(child.id()) && matches!(child.try_wait(), Ok(None)) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether one of a process's sockets waits for connections.
+fn listens(process: u32) -> bool {
+    const LISTEN: &str = "0A";
+    let open = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    let open: Vec<PathBuf> = open.filter_map(|file| fs::read_link(file.path()).ok()).collect();
+    let sockets = fs::read_to_string(format!("/proc/{process}/net/tcp")).unwrap_or_default();
+    let mut rows = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.any(|row| match (row.get(3), row.get(9)) {
+        (Some(&LISTEN), Some(inode)) => open.contains(&PathBuf::from(format!("socket:[{inode}]"))),
+        _ => false,
+    })
 }
 
 fn configuration(spec: &Spec, ports: &Ports) -> Outcome<String> {

@@ -163,7 +163,12 @@ pub fn start(kind: Kind, spec: &Spec, folder: RunFolder) -> Outcome<Running> {
         Kind::Qemu | Kind::Kvm => qemu::command(kind, spec, &ports)?,
     };
     let log = folder.file("emulator.log");
+    let alone = if kind == Kind::Bochs { bochs::display_lock() } else { None };
     let mut child = spawn(command, &log)?;
+    if alone.is_some() {
+        bochs::wait_for_display(&mut child);
+    }
+    drop(alone);
     match accept(&listener, &mut child) {
         Some(serial) => {
             let _ = serial.set_nodelay(true);
