@@ -13,6 +13,7 @@ use crate::event::Event;
 use crate::guest::{Flags, Guest, Shared, Yield};
 use crate::host::Host;
 use crate::mtrr::Mtrrs;
+use crate::pvclock::Stolen;
 use crate::reset;
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
 use bulkhead_devices::machine::{Machine, earlier};
@@ -39,6 +40,8 @@ pub struct VirtualCpu<'g, V, M> {
     pub(crate) tsc_adjust: u64,
     /// What it wrote to KVM's clock register.
     pub(crate) clock: u64,
+    /// Where it is told what was stolen from it.
+    pub(crate) stolen: Stolen,
     /// IA32_APIC_BASE, which its local APIC has too.
     pub(crate) apic_base: u64,
     /// It executed HLT and nothing has woken it.
@@ -67,6 +70,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             flags: guest.flags(id),
             tsc_adjust: 0,
             clock: 0,
+            stolen: Stolen::default(),
             apic_base: guest.first_apic_base(id),
             halted: false,
             due: None,
@@ -89,10 +93,13 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
 
     /// Runs the vCPU until the host's time-stamp counter reaches `until`, or it has nothing to do.
     pub fn run(&mut self, host: &mut impl Host, until: u64) -> Yield {
-        match self.turn(host, until) {
+        self.stolen.begin(&mut self.memory, host.waited(), self.guest.limits.tsc);
+        let over = match self.turn(host, until) {
             Ok(over) => over,
             Err(end) => Yield::Ended(self.guest.end(end, self.id, host)),
-        }
+        };
+        self.stolen.end(&mut self.memory);
+        over
     }
 
     fn turn(&mut self, host: &mut impl Host, until: u64) -> Result<Yield, End> {
@@ -202,7 +209,8 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         Ok(())
     }
 
-    /// Resets the registers as INIT does, the debug registers too; the PAT, x87 and vector registers stay as they are.
+    /// Resets the registers as INIT does, the debug registers too; the PAT, x87 and vector registers stay as they are. KVM's
+    /// are cleared, as KVM does: what they name may be in other use.
     /// SDM vol. 3A 10.1.1 "Processor State After Reset", table 10-1.
     #[cold]
     fn reset(&mut self, host: &mut impl Host) -> Result<(), BackendError> {
@@ -219,7 +227,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             self.vcpu.set_gpr(gpr, 0)?;
         }
         self.vcpu.set_interruptibility(Interruptibility::default())?;
-        (self.halted, self.due) = (false, None);
+        (self.halted, self.due, self.clock, self.stolen) = (false, None, 0, Stolen::default());
         Ok(())
     }
 

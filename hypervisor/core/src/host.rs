@@ -17,6 +17,9 @@ pub trait Host {
     /// The host's time-stamp counter, in ticks.
     fn tsc(&self) -> u64;
 
+    /// In how many of these ticks the vCPU could have run and had no processor, since it was made and up to its turn's begin.
+    fn waited(&self) -> u64;
+
     /// What the processor itself answers to CPUID.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
 

@@ -98,6 +98,7 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
             msr::HWCR if self.guest.limits.configuration => Ok(HWCR_VALUE),
             pvclock::SYSTEM_TIME => Ok(self.clock),
             pvclock::WALL_CLOCK => Ok(0),
+            pvclock::STEAL_TIME => Ok(self.stolen.register()),
             _ => self.mtrrs.read(index).ok_or(Refusal::Unknown),
         }
     }
@@ -142,6 +143,10 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
                 let seconds = self.guest.wall_clock;
                 let written = pvclock::write_wall_clock(&mut self.memory, Gpa::new(value), seconds);
                 written.map_err(|_| Refusal::Illegal)
+            }
+            pvclock::STEAL_TIME => {
+                let set = self.stolen.set(&mut self.memory, value, host.waited(), self.guest.limits.tsc);
+                set.ok_or(Refusal::Illegal)
             }
             msr::SYSCFG | msr::INT_PENDING | msr::HWCR | msr::PERF_EVENT_SELECT0..=msr::PERF_COUNTER3
                 if self.guest.limits.configuration =>

@@ -88,7 +88,7 @@ pub fn serve(facts: &Facts) -> ! {
         let look = now.saturating_add(if me == 0 { slice } else { LONGEST * slice });
         let until = decision.until.min(first_wake(me)).min(look);
         match decision.task {
-            Some(TaskId(number)) => turn(facts, number, me, until),
+            Some(TaskId(number)) => turn(facts, number, me, (until, decision.waited)),
             None if operator.as_ref().is_some_and(|operator| !operator.has_line()) && all_ended() => finish(facts),
             None => {
                 wait(until);
@@ -192,12 +192,13 @@ fn first_wake(me: usize) -> u64 {
     task::used().iter().map(|task| task.is_due(me)).min().unwrap_or(u64::MAX)
 }
 
-fn turn(facts: &Facts, number: u16, me: usize, until: u64) {
+fn turn(facts: &Facts, number: u16, me: usize, (until, waited): (u64, u64)) {
     let Some(task) = TASKS.get(usize::from(number)) else { return };
     let Some(id) = task.guest() else { return };
     park_unless(Some(task));
     enter_zone(facts, id);
     task.until.store(until, Ordering::Relaxed);
+    task.waited.store(waited, Ordering::Relaxed);
     task.begin(me);
     task.enter(Command::Run);
     let (next, now) = (task.next(), cpu::tsc());

@@ -99,12 +99,17 @@ struct Serving<'a, F> {
     served: &'a Served,
     extended: &'a mut ExtendedState,
     slot: &'static Slot,
+    task: &'static Task,
     nested: PhantomData<F>,
 }
 
 impl<F: Format> Host for Serving<'_, F> {
     fn tsc(&self) -> u64 {
         cpu::tsc()
+    }
+
+    fn waited(&self) -> u64 {
+        self.task.waited.load(Ordering::Relaxed)
     }
 
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
@@ -313,7 +318,7 @@ impl<'c, B: Backend> Cpu<'c, B> {
     /// The vCPU, and the host that it sees.
     fn serving(&mut self, me: &Me) -> (&mut VirtualCpu<'c, B::Vcpu, WindowRam>, Serving<'_, B::Nested>) {
         let Self { core, common, served, extended, .. } = self;
-        (core, Serving { common, served, extended, slot: me.slot, nested: PhantomData })
+        (core, Serving { common, served, extended, slot: me.slot, task: me.task, nested: PhantomData })
     }
 
     /// Ends the guest.

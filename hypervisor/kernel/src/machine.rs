@@ -311,6 +311,9 @@ impl Host for Asking {
     fn tsc(&self) -> u64 {
         bulkhead_hw::cpu::tsc()
     }
+    fn waited(&self) -> u64 {
+        0
+    }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
         cpuid(leaf, subleaf)
     }

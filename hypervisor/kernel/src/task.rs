@@ -88,6 +88,8 @@ pub struct Task {
     kicked: AtomicBool,
     /// Host's time-stamp count: the end of the turn that begins.
     pub until: AtomicU64,
+    /// Ticks that it waited for turns, up to the one that begins.
+    pub waited: AtomicU64,
     /// Host's time-stamp count: when to wake it.
     pub wake: AtomicU64,
     /// Number of the processor that it runs on, or ran on last, which wakes it in time.
@@ -108,6 +110,7 @@ impl Task {
             command: AtomicU8::new(Command::Run as u8),
             kicked: AtomicBool::new(false),
             until: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
             wake: AtomicU64::new(u64::MAX),
             cpu: AtomicUsize::new(0),
             exits: AtomicU64::new(0),

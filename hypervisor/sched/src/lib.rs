@@ -330,7 +330,9 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             Some(best) => self.start(cpu, best, &found, now),
             None => self.idle(cpu, found.event),
         };
-        Decision { task: found.best.map(|b| b.task), until, kick: kick.or_else(|| self.spare(cpu)) }
+        let task = found.best.map(|b| b.task);
+        let waited = task.and_then(|id| self.task(id)).map_or(0, |task| task.usage.waiting);
+        Decision { task, waited, until, kick: kick.or_else(|| self.spare(cpu)) }
     }
 
     /// How the CPU's task came back. It is charged for its time.

@@ -102,6 +102,8 @@ pub enum Outcome {
 pub struct Decision {
     /// Run this, or idle.
     pub task: Option<TaskId>,
+    /// What that one has waited for turns in all, up to now ([`Usage::waiting`]).
+    pub waited: Ticks,
     /// Ask again at this time at the latest; `u64::MAX`: nothing to wait for.
     pub until: u64,
     /// A CPU to interrupt: it idles or runs without end, and a task waits that may run there.

@@ -70,6 +70,9 @@ impl Host for Scarce {
         self.clock.set(self.clock.get() + 1);
         self.clock.get()
     }
+    fn waited(&self) -> u64 {
+        0
+    }
     fn cpuid(&self, _: u32, _: u32) -> CpuidResult {
         CpuidResult::default()
     }

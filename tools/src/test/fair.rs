@@ -75,6 +75,9 @@ struct Counted<'a> {
     ran: f64,
     window: f64,
     all: f64,
+    /// Ticks that were stolen in its window, as it was told and as it counted; in its life.
+    stolen: (f64, f64),
+    all_stolen: f64,
 }
 
 /// Whether the guests had what they should, `consoles` by their order.
@@ -85,7 +88,9 @@ pub fn shares(machine: &Machine, cpus: u16, consoles: &[String], log: &[String])
     let counts: Vec<Counted<'_>> = each
         .filter_map(|((guest, part), text)| {
             let ((ran, window), (all, _)) = (counted(text, "count window ")?, counted(text, "count life ")?);
-            Some(Counted { guest, part, ran, window, all })
+            let stolen = counted(text, "count stolen ")?;
+            let all_stolen = number(text.lines().find(|line| line.starts_with("count stolen in all"))?, "all")?;
+            Some(Counted { guest, part, ran, window, all, stolen, all_stolen })
         })
         .collect();
     if counts.len() != machine.guests.len() {
@@ -110,11 +115,14 @@ pub fn shares(machine: &Machine, cpus: u16, consoles: &[String], log: &[String])
 
 /// Holds the hypervisor's account of a guest against its own, and its cap.
 fn told(count: &Counted<'_>, account: &str, wrong: &mut Vec<String>) {
-    let Counted { guest, window, all, .. } = count;
+    let Counted { guest, window, all, stolen, all_stolen, .. } = count;
     let ticks = |word| number(account, word).unwrap_or(0.0);
     let (ran, life) = (ticks("ran"), ticks("ran") + ticks("waited") + ticks("slept"));
     let start = START * window / 2.0;
     let name = &guest.name;
+    // What was stolen is part of the window: what differs, too.
+    near(&format!("{name}'s window with what was stolen"), window - stolen.1 + stolen.0, *window, SLACK, wrong);
+    near(&format!("what was stolen from {name}"), *all_stolen, ticks("waited"), SLACK, wrong);
     near(&format!("{name}'s time"), ran, all + start, TURNS + 1000.0 * start / all, wrong);
     if guest.cpu.cap == 0 {
         return;

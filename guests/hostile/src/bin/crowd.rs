@@ -42,6 +42,7 @@ fn main() {
         ("init-storm", init_storm),
         ("wild-start", wild_start),
         ("init-first", init_first),
+        ("stolen", stolen),
         ("deaf-exit", || with_others(deaf, || ())),
         ("deaf-power-off", || with_others(deaf, || exit::power_off())),
         ("deaf-reset", || with_others(deaf, || port::write8(0xCF9, 6))),
@@ -236,6 +237,39 @@ fn wild_start() {
         time::delay(1000);
     }
     back();
+    saw!("all of them again");
+}
+
+/// What is stolen from all of them is to be told at one place, which all write to; INIT comes meanwhile, and ends it.
+fn stolen() {
+    const STEAL_TIME: u32 = 0x4B56_4D03;
+    fn ask(_: usize) {
+        for round in 0..200_000 {
+            if round % 64 == 0 {
+                hold!(cpu::wrmsr(STEAL_TIME, BUFFER | 1).is_ok(), "its own memory is not taken");
+                COUNT.fetch_add(1, Ordering::SeqCst);
+            }
+            if OVER.load(Ordering::Relaxed) {
+                break;
+            }
+            // SAFETY: RAM above the image that holds no Rust object.
+            unsafe { (BUFFER as *mut u64).add(round % 8).write_volatile(u64::MAX) };
+        }
+    }
+    for round in 1..=30 {
+        COUNT.store(0, Ordering::SeqCst);
+        others(ask);
+        hold!(time::wait_until(LONG, || COUNT.load(Ordering::SeqCst) >= smp::count() as u64 - 1), "nobody asks");
+        time::delay(2000);
+        apic::send(0xC_0000 | smp::INIT);
+        for number in 1..smp::count() {
+            hold!(smp::restart(number), "processor {number} does not come back in round {round}");
+        }
+        hold!(
+            smp::all(|_| hold!(cpu::rdmsr(STEAL_TIME).ok() == Some(0), "it outlives INIT")),
+            "a processor does not work"
+        );
+    }
     saw!("all of them again");
 }
 

@@ -27,6 +27,7 @@ fn main() {
         ("counter", counter),
         ("memory-types", memory_types),
         ("clock", clock),
+        ("stolen", stolen),
         ("tracing", tracing),
         ("registers-of-others", registers_of_others),
     ]);
@@ -165,7 +166,6 @@ fn memory_types() {
     saw!("legal types");
 }
 
-/// Branch records, performance counters, processor trace, power and voltage.
 /// KVM's clock: addresses that are not, or not wholly, this guest's RAM; what is written besides the structure.
 fn clock() {
     const WALL_CLOCK: u32 = 0x4B56_4D00;
@@ -191,6 +191,52 @@ fn clock() {
     let _ = (wrmsr(TSC_ADJUST, 0), wrmsr(SYSTEM_TIME, 0));
 }
 
+/// KVM's account of stolen time: addresses that are not this guest's RAM, reserved bits, a structure that is named anew all the
+/// time, and one that the guest writes to itself.
+fn stolen() {
+    const STEAL_TIME: u32 = 0x4B56_4D03;
+    let words = |at: u64| -> [u64; 24] { core::array::from_fn(|index| peek(at + 8 * index as u64).unwrap_or(0)) };
+    let fill = |at: u64| {
+        for offset in (0..192).step_by(8) {
+            hold!(bulkhead_hostile::poke(at + offset, u64::MAX).is_ok(), "its own memory");
+        }
+    };
+    let end = bulkhead_hostile::ram_end();
+    let display = 0xA_0000;
+    for at in [display, 0xB_FFC0, end, 0xC000_0000, 0xFEC0_0000, 0xFED8_0000, 0xFEE0_0000, 1 << 40, 1 << 51, !0x3F] {
+        hold!(wrmsr(STEAL_TIME, at | 1).is_err(), "what is stolen is told at {at:#x}");
+    }
+    // Behind what is not touched before: its memory is mapped when first touched.
+    let at = 0x30_0000;
+    for bit in 1..6 {
+        hold!(wrmsr(STEAL_TIME, at | 1 << bit | 1).is_err(), "reserved bit {bit}");
+        hold!(wrmsr(STEAL_TIME, at | 1 << bit).is_err(), "reserved bit {bit}, switched off");
+    }
+    hold_eq!(rdmsr(STEAL_TIME).unwrap_or(1), 0, "what was refused");
+    hold!(wrmsr(STEAL_TIME, at | 1).is_ok(), "its own memory is not taken");
+    hold!(words(at)[1] as u32 >= 2, "nothing is told");
+    fill(at - 64);
+    hold!(wrmsr(STEAL_TIME, at | 1).is_ok(), "its own memory is not taken");
+    let told = words(at - 64);
+    let rest = told[..8].iter().chain(&told[11..]).all(|word| *word == u64::MAX);
+    hold!(rest && told[8] != u64::MAX && (told[9] as u32).is_multiple_of(2), "more than the structure: {told:x?}");
+    hold!(told[9] >> 32 == 0 && told[10] == !0xFF, "flags, or that it does not run: {told:x?}");
+    // Turns come and go meanwhile.
+    let mut random = Random::new();
+    for round in 0..20_000 {
+        let place = at + random.below(64) * 64;
+        hold!(wrmsr(STEAL_TIME, place | 1).is_ok(), "round {round}");
+        hold!(bulkhead_hostile::poke(place + random.below(8) * 8, random.value()).is_ok(), "its own memory");
+    }
+    hold!(wrmsr(STEAL_TIME, (end - 64) | 1).is_ok(), "the last structure in RAM");
+    (0..2000).for_each(|_| _ = cpu::cpuid(0, 0));
+    let _ = wrmsr(STEAL_TIME, 0);
+    fill(at);
+    (0..200_000).for_each(|_| cpu::pause());
+    hold!(words(at).iter().all(|word| *word == u64::MAX), "it is told, and is switched off");
+}
+
+/// Branch records, performance counters, processor trace, power and voltage.
 fn tracing() {
     let refused = [
         0x1A1_u32,

@@ -2,7 +2,8 @@
 //!
 //! `warm=N` milliseconds after its start it counts for `window=N`, then goes on for as long as it warmed up, so that all who
 //! count beside it count while all run. `by=cpuid`, `by=port`: what it does is exits of that kind. It prints what it ran in the
-//! window, and in its life.
+//! window, and in its life; and what was stolen from it meanwhile, as it is told by KVM's convention (Linux,
+//! Documentation/virt/kvm/x86/msr.rst, MSR_KVM_STEAL_TIME), in the same ticks.
 #![no_std]
 #![no_main]
 #![allow(
@@ -12,9 +13,59 @@
     reason = "a panic ends a test guest as a failure, which is right"
 )]
 
-use bulkhead_rt::{check, cpu, has_word, port, println, scenario, time, word_value};
+use bulkhead_rt::{check, check_eq, cpu, has_word, port, println, scenario, skip, time, word_value};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 scenario!(main);
+
+const STEAL_TIME: u32 = 0x4B56_4D03;
+
+/// What the hypervisor writes.
+#[repr(C, align(64))]
+struct Stolen {
+    nanoseconds: AtomicU64,
+    version: AtomicU32,
+    flags: AtomicU32,
+    preempted: AtomicU32,
+}
+
+static STOLEN: Stolen = Stolen {
+    nanoseconds: AtomicU64::new(u64::MAX),
+    version: AtomicU32::new(1),
+    flags: AtomicU32::new(u32::MAX),
+    preempted: AtomicU32::new(u32::MAX),
+};
+
+/// Asks to be told what is stolen; whether the processor can.
+fn ask() -> bool {
+    if cpu::cpuid(0x4000_0100, 0).ebx != 0x4B4D_564B || cpu::cpuid(0x4000_0101, 0).eax & 1 << 5 == 0 {
+        skip!("stolen time: no such feature");
+        return false;
+    }
+    let at = &raw const STOLEN as u64 | 1;
+    check!(
+        cpu::wrmsr(STEAL_TIME, at | 2).is_err() && cpu::wrmsr(STEAL_TIME, at | 1 << 50).is_err(),
+        "what is wrong is refused"
+    );
+    check_eq!(cpu::rdmsr(STEAL_TIME).ok(), Some(0), "nothing is told until it is asked for");
+    check!(cpu::wrmsr(STEAL_TIME, at).is_ok(), "stolen time can be asked for");
+    check_eq!(cpu::rdmsr(STEAL_TIME).ok(), Some(at), "the register reads as it was written");
+    true
+}
+
+/// Ticks that were stolen since the processor was made. Only who runs reads this.
+fn stolen(hertz: u64) -> u64 {
+    let now = loop {
+        let version = STOLEN.version.load(Ordering::SeqCst);
+        let now = STOLEN.nanoseconds.load(Ordering::SeqCst);
+        if version % 2 == 0 && STOLEN.version.load(Ordering::SeqCst) == version {
+            break now;
+        }
+    };
+    let other = (STOLEN.flags.load(Ordering::SeqCst), STOLEN.preempted.load(Ordering::SeqCst) & 0xFF);
+    check_eq!(other, (0, 0), "flags; a processor that runs is not preempted");
+    (u128::from(now) * u128::from(hertz) / 1_000_000_000) as u64
+}
 
 fn main() {
     let hertz = time::announced_hertz().unwrap_or(10_000_000);
@@ -23,6 +74,8 @@ fn main() {
     let ticks = |word, otherwise| word_value(word).unwrap_or(otherwise) * jump;
     let (warm, window) = (ticks("warm", 1000), ticks("window", 10_000));
     let (cpuid, ports) = (has_word("by=cpuid"), has_word("by=port"));
+    let told = ask();
+    let stolen = || if told { stolen(hertz) } else { 0 };
     let mut ran = 0;
     let mut last = cpu::rdtsc();
     let first = last;
@@ -41,9 +94,13 @@ fn main() {
         (last, ran)
     };
     let (begin, before) = until(first + warm);
+    let stolen_before = stolen();
     let (end, after) = until(begin + window);
+    let stolen_after = stolen();
     println!("count window {} of {}", after - before, end - begin);
+    println!("count stolen {} of {}", stolen_after - stolen_before, end - begin - (after - before));
     let (end, all) = until(end + warm);
+    println!("count stolen in all {}", stolen());
     println!("count life {all} of {}", end - first);
     check!(all > 0, "it ran");
 }

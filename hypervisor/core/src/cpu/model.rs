@@ -339,6 +339,9 @@ impl Host for Clock {
     fn tsc(&self) -> u64 {
         self.0.get()
     }
+    fn waited(&self) -> u64 {
+        0
+    }
     fn cpuid(&self, _: u32, _: u32) -> CpuidResult {
         CpuidResult::default()
     }

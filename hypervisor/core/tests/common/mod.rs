@@ -294,6 +294,10 @@ impl Host for Clock {
         self.0.get()
     }
 
+    fn waited(&self) -> u64 {
+        0
+    }
+
     fn cpuid(&self, _: u32, _: u32) -> CpuidResult {
         CpuidResult::default()
     }

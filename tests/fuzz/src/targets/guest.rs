@@ -358,6 +358,10 @@ impl Host for Everything {
         self.tsc.get()
     }
 
+    fn waited(&self) -> u64 {
+        self.tsc.get() / 2
+    }
+
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
         match (leaf, subleaf) {
             (0, _) => CpuidResult { eax: 0x16, ..CpuidResult::default() },
