@@ -210,7 +210,7 @@ fn init_storm() {
         let to = smp::apic_id(1 + random.below(smp::count() as u64 - 1) as usize);
         let command = random.one_of(&[smp::INIT, smp::STARTUP | 7, smp::STARTUP | 7, 0x8500, 0x4060]);
         apic::send_to(to, command);
-        (0..random.below(2000)).for_each(|_| cpu::pause());
+        (0..random.below(4000)).for_each(|step| _ = core::hint::black_box(step)); // PAUSE would give a turn away on TCG
     }
     apic::send(0xC_0000 | smp::INIT);
     back();
