@@ -70,7 +70,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             flags: guest.flags(id),
             tsc_adjust: 0,
             clock: 0,
-            stolen: Stolen::default(),
+            stolen: Stolen::new(guest.vcpus() == 1),
             apic_base: guest.first_apic_base(id),
             halted: false,
             due: None,
@@ -227,7 +227,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
             self.vcpu.set_gpr(gpr, 0)?;
         }
         self.vcpu.set_interruptibility(Interruptibility::default())?;
-        (self.halted, self.due, self.clock, self.stolen) = (false, None, 0, Stolen::default());
+        (self.halted, self.due, self.clock, self.stolen) = (false, None, 0, self.stolen.reset());
         Ok(())
     }
 

@@ -13,7 +13,7 @@
 //! | a hostile guest may | and then |
 //! |---|---|
 //! | name any address | 12 or 32 bytes of its own RAM are written once; what is no RAM is #GP |
-//! | have the time stolen told anywhere | 17 bytes of its own RAM are written each turn, one at its end, in its own time; never read |
+//! | have the time stolen told anywhere | 17 bytes of its own RAM are written each turn, with several vCPUs one at its end, in its own time; never read |
 
 use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError};
 
@@ -67,15 +67,26 @@ pub(crate) fn write_wall_clock(memory: &mut impl GuestMemory, at: Gpa, seconds: 
 }
 
 /// Where a vCPU wants to be told what was stolen from it.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Stolen {
     /// The MSR.
     register: u64,
     /// How often it was told, twice; odd while it is.
     version: u32,
+    /// It is the guest's only vCPU: nobody can look while it is told, or while the vCPU does not run.
+    alone: bool,
 }
 
 impl Stolen {
+    pub(crate) const fn new(alone: bool) -> Self {
+        Self { register: 0, version: 0, alone }
+    }
+
+    /// As nothing were asked for.
+    pub(crate) const fn reset(self) -> Self {
+        Self::new(self.alone)
+    }
+
     /// What the MSR reads as.
     pub(crate) const fn register(self) -> u64 {
         self.register
@@ -106,6 +117,7 @@ impl Stolen {
     pub(crate) fn end(&mut self, memory: &mut impl GuestMemory) {
         const PREEMPTED: [u8; 1] = [1];
         if let Some(at) = self.at()
+            && !self.alone
             && memory.write(Gpa::new(at.wrapping_add(16)), &PREEMPTED).is_err()
         {
             self.register = 0;
@@ -122,10 +134,15 @@ impl Stolen {
         const NANOSECONDS: Frequency = Frequency::hertz(1_000_000_000);
         let (stolen, version) = (Gpa::new(at), Gpa::new(at.wrapping_add(8)));
         let told = self.version.wrapping_add(2);
-        memory.write(version, &self.version.wrapping_add(1).to_le_bytes())?;
-        memory.write(stolen, &tsc.convert(ticks, NANOSECONDS).to_le_bytes())?;
-        // Version, flags, preempted.
-        memory.write(version, &collected::<9>(told.to_le_bytes().into_iter()))?;
+        let nanoseconds = tsc.convert(ticks, NANOSECONDS).to_le_bytes();
+        if self.alone {
+            // Version, flags, preempted.
+            memory.write(stolen, &collected::<17>(nanoseconds.into_iter().chain(told.to_le_bytes())))?;
+        } else {
+            memory.write(version, &self.version.wrapping_add(1).to_le_bytes())?;
+            memory.write(stolen, &nanoseconds)?;
+            memory.write(version, &collected::<9>(told.to_le_bytes().into_iter()))?;
+        }
         self.version = told;
         Ok(())
     }
@@ -184,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_was_stolen_is_told_in_nanoseconds_each_turn() {
-        let (mut ram, mut stolen) = (Ram::new(), Stolen::default());
+        let (mut ram, mut stolen) = (Ram::new(), Stolen::new(false));
         stolen.begin(&mut ram, 5, TSC);
         stolen.end(&mut ram);
         assert!(ram.writes.is_empty(), "nobody asked");
@@ -210,15 +227,24 @@ mod tests {
     }
 
     #[test]
+    fn an_only_vcpu_is_told_at_once() {
+        let (mut ram, mut stolen) = (Ram::new(), Stolen::new(true));
+        assert_eq!(stolen.set(&mut ram, Ram::AT + 1, 10, TSC), Some(()));
+        stolen.end(&mut ram);
+        assert_eq!(ram.writes, [(0, 17)]);
+        assert_eq!((u64::from_le_bytes(ram.at(0)), ram.at::<9>(8)), (1000, [2, 0, 0, 0, 0, 0, 0, 0, 0]));
+    }
+
+    #[test]
     fn the_version_goes_round() {
-        let mut stolen = Stolen { register: 0, version: u32::MAX - 1 };
+        let mut stolen = Stolen { version: u32::MAX - 1, ..Stolen::new(false) };
         assert_eq!(stolen.set(&mut Ram::new(), Ram::AT | 1, 0, TSC), Some(()));
         assert_eq!(stolen.version, 0);
     }
 
     #[test]
     fn only_whole_structures_in_ram() {
-        let mut stolen = Stolen::default();
+        let mut stolen = Stolen::new(false);
         assert_eq!(stolen.set(&mut Ram::new(), Ram::AT | 1, 0, TSC), Some(()));
         for bit in 1..6 {
             for on in [0, 1] {
@@ -231,7 +257,7 @@ mod tests {
             assert_eq!(stolen.set(&mut Ram::new(), wrong | 1, 0, TSC), None, "{wrong:#x}");
             assert_eq!(stolen.register(), Ram::AT | 1, "what was refused changes nothing");
             // What is off names nothing.
-            assert_eq!(Stolen::default().set(&mut Ram::new(), wrong, 0, TSC), Some(()));
+            assert_eq!(Stolen::new(false).set(&mut Ram::new(), wrong, 0, TSC), Some(()));
         }
         let mut gone = Ram { gone: true, ..Ram::new() };
         stolen.begin(&mut gone, 1, TSC);

@@ -53,7 +53,7 @@ fn ask() -> bool {
     true
 }
 
-/// Ticks that were stolen since the processor was made. Only who runs reads this.
+/// Ticks that were stolen since the processor was made. Only who runs reads this. It says nothing: that would take time.
 fn stolen(hertz: u64) -> u64 {
     let now = loop {
         let version = STOLEN.version.load(Ordering::SeqCst);
@@ -62,8 +62,6 @@ fn stolen(hertz: u64) -> u64 {
             break now;
         }
     };
-    let other = (STOLEN.flags.load(Ordering::SeqCst), STOLEN.preempted.load(Ordering::SeqCst) & 0xFF);
-    check_eq!(other, (0, 0), "flags; a processor that runs is not preempted");
     (u128::from(now) * u128::from(hertz) / 1_000_000_000) as u64
 }
 
@@ -102,5 +100,9 @@ fn main() {
     let (end, all) = until(end + warm);
     println!("count stolen in all {}", stolen());
     println!("count life {all} of {}", end - first);
+    if told {
+        let other = (STOLEN.flags.load(Ordering::SeqCst), STOLEN.preempted.load(Ordering::SeqCst) & 0xFF);
+        check_eq!(other, (0, 0), "flags; a processor that runs is not preempted");
+    }
     check!(all > 0, "it ran");
 }
