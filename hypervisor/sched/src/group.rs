@@ -39,9 +39,13 @@ pub(crate) struct Group {
     pub home: Cpu,
 }
 
+/// Most tokens, in thousandths of a tick: what may be saved up, and at least a turn.
+const fn depth(params: &Params, slice: Ticks) -> i128 {
+    1000 * if params.burst > slice { params.burst as i128 } else { slice as i128 }
+}
+
 impl Group {
     pub const fn new(params: Params, now: u64, slice: Ticks, home: Cpu) -> Self {
-        let depth = (params.burst as i128 + slice as i128) * 1000;
         let rate = SCALE / if params.share == 0 { 1 } else { params.share as i128 };
         Self {
             params,
@@ -55,7 +59,7 @@ impl Group {
             ran: 0,
             time: 0,
             owed: 0,
-            tokens: depth,
+            tokens: depth(&params, slice),
             filled: now,
             throttled: false,
             deadline: now,
@@ -68,8 +72,7 @@ impl Group {
     pub fn inherit(&mut self, left: &Self, slice: Ticks) {
         (self.time, self.ran, self.owed) = (left.time, left.ran, left.owed);
         if self.params.cap.is_some() && left.params.cap.is_some() {
-            let depth = (i128::from(self.params.burst) + i128::from(slice)) * 1000;
-            (self.tokens, self.filled) = (left.tokens.min(depth), left.filled);
+            (self.tokens, self.filled) = (left.tokens.min(depth(&self.params, slice)), left.filled);
             self.throttled = left.throttled;
         }
         if self.params.reservation == left.params.reservation {
@@ -115,9 +118,8 @@ impl Group {
     /// Brings tokens and budget up to date.
     pub fn refill(&mut self, now: u64, slice: Ticks) {
         if let Some(cap) = self.params.cap {
-            let depth = (i128::from(self.params.burst) + i128::from(slice)) * 1000;
             let more = i128::from(now.saturating_sub(self.filled)) * i128::from(cap);
-            self.tokens = (self.tokens + more).min(depth);
+            self.tokens = (self.tokens + more).min(depth(&self.params, slice));
             self.filled = self.filled.max(now);
             self.throttled &= self.tokens < i128::from(slice) * 1000;
         }

@@ -48,7 +48,7 @@ pub struct Params {
     pub share: u32,
     /// Thousandths of one CPU, not 0; may exceed 1000.
     pub cap: Option<u32>,
-    /// Ticks that may be saved up and spent above the cap.
+    /// Ticks that may be saved up and spent above the cap; a slice, if that is more.
     pub burst: Ticks,
     /// Guaranteed time.
     pub reservation: Option<Reservation>,
