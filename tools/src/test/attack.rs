@@ -20,7 +20,7 @@ const SEED: u64 = 77;
 /// Thousandths of the CPU that a guest must get beside one that floods: what it gets beside one that only computes (the row
 /// `flood-spin`: half, less what turns cost at 100,000 ticks a turn, 484 on Bochs), less 1 % of it.
 pub const LEAST_SHARE: u64 = 479;
-/// Seconds of the host.
+/// Seconds of the host, for each of the machine's processors: it carries them out one after the other.
 pub const TIMEOUT: u64 = 60;
 
 #[derive(Debug, Default, Deserialize)]
@@ -57,7 +57,7 @@ pub struct Attack {
     #[serde(default)]
     lazy: bool,
     /// Its processors, if not one.
-    vcpus: Option<u16>,
+    pub vcpus: Option<u16>,
     /// Pieces of its console beside the protocol's.
     #[serde(default)]
     lines: Vec<String>,

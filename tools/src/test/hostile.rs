@@ -57,6 +57,8 @@ struct Beside<'a> {
 
 /// Thousandths of a processor that the witness must get if it has one for itself.
 const LEAST_OF_ONE: u64 = 970;
+/// Processors of the machines on which attacks of several vCPUs are made again.
+const SEVERAL: [u16; 2] = [2, 4];
 /// Rounds that the witness makes beside an attacker that never ends.
 const ROUNDS: u32 = 4;
 
@@ -167,7 +169,7 @@ pub fn hostile(args: &HostileArgs) -> Outcome<u8> {
     let test = TestArgs { filter: args.name.clone(), jobs: args.jobs, ..TestArgs::default() };
     crate::cargo::suite(&workspace)?;
     let mut tally = Tally::default();
-    run(&Builder::new(&workspace)?, &test, &machines, args.cpus, &mut tally)?;
+    run(&Builder::new(&workspace)?, &test, &machines, args.cpus, &|_| true, &mut tally)?;
     Ok(if tally.close() { OK } else { FAILED })
 }
 
@@ -180,11 +182,30 @@ fn print_table(attacks: &[Attack]) {
     println!("{} attacks", attacks.len());
 }
 
+/// All on one processor, and those of several vCPUs on more, which is where they are side by side.
+pub fn run_all(builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) -> Outcome<()> {
+    run(builder, args, machines, 1, &|_| true, tally)?;
+    for cpus in SEVERAL.into_iter().filter(|_| !args.quick) {
+        run(builder, args, machines, cpus, &|attack| attack.vcpus.is_some(), tally)?;
+    }
+    Ok(())
+}
+
 /// Runs the attacks that are asked for, and prints the table of verdicts.
-pub fn run(builder: &Builder, args: &TestArgs, machines: &[Kind], cpus: u16, tally: &mut Tally) -> Outcome<()> {
+fn run(
+    builder: &Builder,
+    args: &TestArgs,
+    machines: &[Kind],
+    cpus: u16,
+    which: &dyn Fn(&Attack) -> bool,
+    tally: &mut Tally,
+) -> Outcome<()> {
     let workspace = builder.workspace();
     let attacks = read(workspace)?;
-    let all = attacks.iter().flat_map(|attack| machines.iter().map(move |on| (attack.at(*on), *on)));
+    let all = attacks
+        .iter()
+        .filter(|attack| which(attack))
+        .flat_map(|attack| machines.iter().map(move |on| (attack.at(*on), *on)));
     let with = if cpus == 1 { String::new() } else { format!(" with {cpus} processors") };
     let name = |(attack, on): (&Attack, Kind)| format!("{} on {on}{with}", attack.full_name());
     let wanted: Vec<(Attack, Kind)> = all.filter(|(attack, on)| args.takes(&name((attack, *on)))).collect();
@@ -206,7 +227,7 @@ pub fn run(builder: &Builder, args: &TestArgs, machines: &[Kind], cpus: u16, tal
             tally.note(&name, verdict, took);
         },
     );
-    println!("{} hostile runs in {:.0} s", wanted.len(), started.elapsed().as_secs_f64());
+    println!("{} hostile runs{with} in {:.0} s", wanted.len(), started.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -224,7 +245,7 @@ fn attempt(builder: &Builder, attack: &Attack, on: Kind, cpus: u16) -> Outcome<(
     let watch = Watch::new(&attack.case(), &names);
     let mut beside = Beside { attack, cpus, watch, line: String::new(), rounds: 0, told: false, shares: Vec::new() };
     let (session, _) = Session::new(running);
-    let report = session.follow(&mut beside, Some(Duration::from_secs(TIMEOUT)));
+    let report = session.follow(&mut beside, Some(Duration::from_secs(TIMEOUT * u64::from(cpus))));
     let wrong = beside.wrong(on, &report);
     let share = if attack.share { beside.share() } else { None };
     let path = builder.workspace().build("logs")?.join(format!("{}.{on}.{cpus}.log", attack.full_name()));

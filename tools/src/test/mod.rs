@@ -121,7 +121,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         fault::run(&builder, args, tally);
     }
     conformance::run(workspace, args, tally)?;
-    hostile::run(&builder, args, &machines, 1, tally)?;
+    hostile::run_all(&builder, args, &machines, tally)?;
     if tally.is_empty() {
         return Err(Failure::usage("no test has that in its name").hint("leave --filter out to see all names"));
     }
