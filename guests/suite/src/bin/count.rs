@@ -58,7 +58,7 @@ fn stolen(hertz: u64) -> u64 {
     let now = loop {
         let version = STOLEN.version.load(Ordering::SeqCst);
         let now = STOLEN.nanoseconds.load(Ordering::SeqCst);
-        if version % 2 == 0 && STOLEN.version.load(Ordering::SeqCst) == version {
+        if version.is_multiple_of(2) && STOLEN.version.load(Ordering::SeqCst) == version {
             break now;
         }
     };
