@@ -227,7 +227,9 @@ fn run(
             tally.note(&name, verdict, took);
         },
     );
-    println!("{} hostile runs{with} in {:.0} s", wanted.len(), started.elapsed().as_secs_f64());
+    if !wanted.is_empty() {
+        println!("{} hostile runs{with} in {:.0} s", wanted.len(), started.elapsed().as_secs_f64());
+    }
     Ok(())
 }
 
