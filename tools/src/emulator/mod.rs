@@ -16,6 +16,7 @@ use monitor::Monitor;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -109,7 +110,7 @@ pub struct Running {
     monitor: Option<Monitor>,
     _control: Option<Control>,
     log: PathBuf,
-    _folder: RunFolder,
+    folder: RunFolder,
 }
 
 impl Running {
@@ -131,6 +132,15 @@ impl Running {
         match &mut self.monitor {
             Some(monitor) => monitor.machine_check(),
             None => Err(Failure::usage("Bochs has no machine checks").hint("use --on qemu")),
+        }
+    }
+
+    /// Lets all processors but the first stand still, as long as what it returns lives.
+    pub fn hold_others(&mut self) -> Outcome<UnixStream> {
+        let socket = self.folder.file("debugger");
+        match &mut self.monitor {
+            Some(monitor) => monitor.hold_others(&socket),
+            None => Err(Failure::usage("Bochs can not hold a processor").hint("use --on qemu")),
         }
     }
 
@@ -183,7 +193,7 @@ pub fn start(kind: Kind, spec: &Spec, folder: RunFolder) -> Outcome<Running> {
                 _ => None,
             };
             // From here on the child ends with what is returned, or dropped.
-            let mut running = Running { child, serial, monitor, _control: None, log, _folder: folder };
+            let mut running = Running { child, serial, monitor, _control: None, log, folder };
             running._control = control.transpose()?;
             Ok(running)
         }

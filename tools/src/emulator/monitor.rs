@@ -7,6 +7,7 @@
 use crate::failure::{Failure, Outcome};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,7 +29,22 @@ impl Monitor {
     /// Gives the first processor an uncorrectable machine check, as broken hardware would.
     pub fn machine_check(&mut self) -> Outcome<()> {
         // Bank 0, valid, uncorrected, enabled; nothing can be restarted. SDM vol. 3B 16.3.2.2 "IA32_MCi_STATUS MSRs".
-        let line = "mce 0 0 0xb000000000000000 0x4 0 0";
+        self.line("mce 0 0 0xb000000000000000 0x4 0 0")
+    }
+
+    /// Lets all processors but the first stand still, as long as what it returns lives: QEMU's debugger stub stops the machine,
+    /// and goes on with the first alone. `socket` is a name for it. GDB, "Packets", `vCont`.
+    pub fn hold_others(&mut self, socket: &Path) -> Outcome<UnixStream> {
+        let fail = |e: std::io::Error| Failure::failed(format!("QEMU's debugger stub: {e}"));
+        self.line(&format!("gdbserver unix:{},server=on,wait=off", socket.display()))?;
+        let mut stub = UnixStream::connect(socket).map_err(fail)?;
+        // The checksum is the sum of the bytes between $ and #.
+        stub.write_all(b"+$vCont;c:1#13").map_err(fail)?;
+        Ok(stub)
+    }
+
+    /// Has a line of the monitor for people carried out.
+    fn line(&mut self, line: &str) -> Outcome<()> {
         let command = serde_json::json!({
             "execute": "human-monitor-command",
             "arguments": { "command-line": line },

@@ -1,8 +1,9 @@
-//! What is said when the machine under the hypervisor breaks: a machine check while no guest has anything to do.
+//! What is said when the machine under the hypervisor breaks: a machine check while no guest has anything to do, and a processor
+//! that stands still.
 
 use super::TestArgs;
 use super::tally::{Tally, Verdict};
-use crate::emulator::Kind;
+use crate::emulator::{Kind, Place};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::run::{OneGuest, one_guest};
@@ -21,16 +22,35 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// the idle compartment. (What is inside depends on the moment: an interrupt may be taken just then.)
 const WANTED: [&str; 5] = ["event panic exception 18 #MC", "  rip ", "  at 0x", "enter_context", "event panic end"];
 
+const STILL: &str = "a processor that stands still on qemu: it is said";
+/// A guest of the first processor, whose end the second one is to wait for.
+const COUNTS: &str = "warm=0 window=300";
+
 /// Breaks a machine.
 pub fn run(builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    if args.takes(NAME) {
-        let start = Instant::now();
-        let verdict = verdict(builder).unwrap_or_else(|failure| Verdict::Failed(failure.to_string()));
-        tally.note(NAME, verdict, start.elapsed());
+    for (name, of) in [(NAME, machine_check as fn(&Builder) -> Outcome<Verdict>), (STILL, stands_still)] {
+        if args.takes(name) {
+            let start = Instant::now();
+            let verdict = of(builder).unwrap_or_else(|failure| Verdict::Failed(failure.to_string()));
+            tally.note(name, verdict, start.elapsed());
+        }
     }
 }
 
-fn verdict(builder: &Builder) -> Outcome<Verdict> {
+fn stands_still(builder: &Builder) -> Outcome<Verdict> {
+    let args = OneGuest { cmdline: Some(COUNTS.to_owned()), ..OneGuest::default() };
+    let mut machine = one_guest("@suite/count", &args)?;
+    machine.guests.iter_mut().for_each(|guest| guest.cpu.cpus = 1);
+    let mut running = builder.start_at(&Place { cpus: 2, ..Place::of(Kind::Qemu) }, &machine)?;
+    let mut said = String::new();
+    wait_for("guest started", &mut running.serial, &mut said)?;
+    let held = running.hold_others()?;
+    wait_for("event processor stopped: 1 of 1 do not answer", &mut running.serial, &mut said)?;
+    drop(held);
+    Ok(Verdict::Passed)
+}
+
+fn machine_check(builder: &Builder) -> Outcome<Verdict> {
     let args = OneGuest { cmdline: Some(CMDLINE.to_owned()), ..OneGuest::default() };
     let mut running = builder.start(Kind::Qemu, &one_guest(GUEST, &args)?)?;
     let mut said = String::new();
