@@ -1,5 +1,6 @@
-//! What is said when the machine under the hypervisor breaks: a machine check while no guest has anything to do, and a processor
-//! that stands still.
+//! What is said when the machine under the hypervisor breaks.
+//!
+//! A machine check while no guest has anything to do, and a processor that stands still.
 
 use super::TestArgs;
 use super::tally::{Tally, Verdict};
