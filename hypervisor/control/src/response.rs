@@ -74,6 +74,8 @@ pub enum Response<'a> {
         /// Breaches that were found; the log names them.
         violations: u64,
     },
+    /// To [`Action::Stop`](crate::Action::Stop): the guest has heard it, and takes its time; an event tells its end.
+    Asked,
 }
 
 /// Some of a list.
@@ -286,6 +288,8 @@ pub enum Refusal {
     TooLong,
     /// This hypervisor can not do it.
     Unsupported,
+    /// Its system has not enabled its power button.
+    Deaf,
 }
 
 impl fmt::Display for State {
@@ -318,6 +322,7 @@ impl fmt::Display for Refusal {
             Self::Unknown => f.write_str("this hypervisor does not know it: use the `hv` that it came with"),
             Self::TooLong => f.write_str("the answer does not fit into a frame: this is the hypervisor's fault"),
             Self::Unsupported => f.write_str("this hypervisor can not do that yet"),
+            Self::Deaf => f.write_str("it does not listen to its power button: `kill` ends it at once"),
         }
     }
 }

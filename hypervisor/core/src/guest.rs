@@ -294,6 +294,14 @@ impl Guest {
         self.look_again(VcpuId::BOOT);
     }
 
+    /// Presses its power button, on behalf of its first vCPU; `false` if it does not listen.
+    pub fn press_power_button(&self, host: &mut impl Host) -> bool {
+        let (mut shared, _) = self.lock(host);
+        let heard = shared.machine.press_power_button();
+        self.release(shared, VcpuId::BOOT, host);
+        heard
+    }
+
     /// Whether vCPU `id` is the one that ended it.
     #[must_use]
     pub fn was_ended_by(&self, id: VcpuId) -> bool {

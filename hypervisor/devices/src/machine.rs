@@ -255,6 +255,13 @@ impl Machine {
         self.uart.has_room()
     }
 
+    /// Presses the power button; `false` if the guest does not listen to it.
+    pub fn press_power_button(&mut self) -> bool {
+        let heard = self.pm.press();
+        self.drive(layout::SCI_LINE, self.pm.line());
+        heard
+    }
+
     /// What the guest has asked for first, once.
     pub const fn take_request(&mut self) -> Option<Request> {
         self.request.take()

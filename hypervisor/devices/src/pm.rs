@@ -1,17 +1,20 @@
 //! ACPI fixed hardware: PM1 event and control blocks, and the power-management timer.
 //!
-//! ACPI specification 6.5, sections 4.8.3.1 "PM1 Event Grouping", 4.8.3.2 "PM1 Control Grouping", 4.8.3.3 "Power
-//! Management Timer" and 7.4.2 "System \_Sx States".
+//! ACPI specification 6.5, sections 4.8.2.2.1.1 "Fixed Power Button", 4.8.3.1 "PM1 Event Grouping", 4.8.3.2 "PM1 Control
+//! Grouping", 4.8.3.3 "Power Management Timer" and 7.4.2 "System \_Sx States".
 //!
-//! Emulated: the status and enable registers with the timer's carry as the one event source there is, the control
-//! register with the change to S5, and the timer with 32 bits. The machine is always in ACPI mode: there is no SMI.
+//! Emulated: the status and enable registers with two sources of events, the timer's carry and the power button; the control
+//! register with the change to S5; and the timer with 32 bits. The machine is always in ACPI mode: there is no SMI. The
+//! button is pressed where the system listens to it, and nowhere else: a press that nobody hears is not kept for later. Held
+//! for four seconds it would end the machine; nobody holds it.
 //!
-//! Not emulated: buttons, wake-up, sleep states other than S5, general-purpose events, bus mastering status.
+//! Not emulated: the sleep button, wake-up, sleep states other than S5, general-purpose events, bus mastering status.
 //!
 //! | a hostile guest may | and then |
 //! |---|---|
 //! | write any sleep type | S5 ends its machine, all others do nothing |
-//! | enable any event | only the timer ever has one, every 10 minutes |
+//! | enable any event | only the timer has one, every 10 minutes, and the button, when the operator presses it |
+//! | leave the button's status set | its own interrupt stays up; presses are not counted, and nothing waits for it |
 
 use crate::bits::low_u32;
 use bulkhead_types::{Frequency, Ticks, Width};
@@ -22,6 +25,7 @@ pub const PM_TIMER: Frequency = Frequency::hertz(3_579_545);
 pub const SLEEP_TYPE_S5: u8 = 5;
 
 const TIMER_EVENT: u16 = 1 << 0;
+const BUTTON_EVENT: u16 = 1 << 8;
 /// TMR, GBL, power button, sleep button, RTC, PCIe wake disable.
 const ENABLE_MASK: u16 = 0x4721;
 const SCI_ENABLED: u16 = 1 << 0;
@@ -108,7 +112,16 @@ impl PowerManagement {
     /// Level of the system control interrupt.
     #[must_use]
     pub const fn line(&self) -> bool {
-        self.status & self.enable & TIMER_EVENT != 0
+        self.status & self.enable & (TIMER_EVENT | BUTTON_EVENT) != 0
+    }
+
+    /// Presses the power button; `false`, and nothing is done, if its event is not enabled.
+    pub const fn press(&mut self) -> bool {
+        let heard = self.enable & BUTTON_EVENT != 0;
+        if heard {
+            self.status |= BUTTON_EVENT;
+        }
+        heard
     }
 
     /// Whether the guest has gone to S5, once.
@@ -155,6 +168,25 @@ mod tests {
         pm.write(0, 1, due);
         assert!(!pm.line());
         assert_eq!(pm.deadline().unwrap().as_u64(), Frequency::hertz(HZ).count_at(2 << 31, super::PM_TIMER));
+    }
+
+    #[test]
+    fn button_is_heard_where_it_is_enabled() {
+        let mut pm = block();
+        assert!(!pm.press(), "nobody listens");
+        pm.write(3, 1, Ticks::ZERO);
+        assert!(!pm.line(), "and nothing was kept");
+        assert!(pm.press() && pm.press());
+        assert_eq!((pm.line(), pm.read(0, Width::Dword, Ticks::ZERO)), (true, 0x0100_0100));
+        pm.write(3, 0, Ticks::ZERO);
+        assert!(!pm.line() && !pm.press(), "a disabled one is quiet, and keeps its status");
+        pm.write(3, 1, Ticks::ZERO);
+        assert!(pm.line());
+        pm.write(0, 0xFF, Ticks::ZERO);
+        assert!(pm.line(), "the low byte is not its status");
+        pm.write(1, 1, Ticks::ZERO);
+        assert!(!pm.line(), "one clears however many presses");
+        assert_eq!(pm.read(0, Width::Word, Ticks::ZERO), 0);
     }
 
     #[test]

@@ -133,9 +133,22 @@ pub fn audit(facts: &Facts) {
 
 /// Writes the registers of a guest's vCPUs to the log, while no guest runs.
 pub fn dump(facts: &Facts, slot: &Slot) {
+    have(facts, slot.tasks(), Command::Dump);
+}
+
+/// Presses a guest's power button, while no guest runs; whether it listens.
+pub fn press(facts: &Facts, slot: &Slot) -> bool {
+    slot.asked.store(false, Ordering::Relaxed);
+    have(facts, slot.task(VcpuId::BOOT), Command::Press);
+    call(facts, slot);
+    slot.asked.load(Ordering::Relaxed)
+}
+
+/// Has vCPUs that have not ended do something, while no guest runs.
+fn have(facts: &Facts, tasks: impl IntoIterator<Item = &'static Task>, command: Command) {
     quiet(facts, || {
         park_unless(None);
-        slot.tasks().filter(|task| task.state() != State::Absent).for_each(|task| task.enter(Command::Dump));
+        tasks.into_iter().filter(|task| task.state() != State::Absent).for_each(|task| task.enter(command));
     });
     // What was read is another zone's.
     leave_zone();

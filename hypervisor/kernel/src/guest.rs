@@ -264,6 +264,10 @@ fn live<B: Backend>(me: &Me, common: &Common, state: Option<&InitialState>) -> !
                 debug_assert!(parked.is_ok());
             }
             (Command::Dump, Ok(cpu)) => cpu.dump(me),
+            (Command::Press, Ok(cpu)) => {
+                let (core, mut serving) = cpu.serving(me);
+                slot.asked.store(core.guest.press_power_button(&mut serving), Ordering::Relaxed);
+            }
             (Command::Run, Ok(cpu)) => task.become_next(cpu.turn(me)),
             (_, Err(_)) => task.become_next(State::Absent),
         }

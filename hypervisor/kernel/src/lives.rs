@@ -56,6 +56,7 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     let lease = (guest.lease != 0).then(|| facts.tsc.as_hertz().saturating_mul(guest.lease));
     slot.until.store(lease.map_or(u64::MAX, |lease| now.saturating_add(lease)), Ordering::Relaxed);
     (*slot.ending.lock(), *slot.spent.lock()) = (Ending::Failed, Usage::ZERO);
+    slot.asked.store(false, Ordering::Relaxed);
     event(facts, id, EventKind::Started(by));
     slot.set_state(State::Alive);
     // An operator may have wanted that while it was made.
@@ -159,8 +160,9 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     event(facts, id, EventKind::Ended(ending));
     let well = matches!(ending, Ending::PowerOff | Ending::Reset | Ending::TestExit(0) | Ending::Stopped);
     let restarts = facts.guest(id).map_or(0, |guest| guest.restarts);
-    // What an operator, or its lease, has stopped stays so.
-    let stopped = ending == Ending::Stopped;
+    // What an operator, or its lease, has stopped stays so; what was asked to stop, too.
+    let asked = slot.asked.load(Ordering::Relaxed) && ending == Ending::PowerOff;
+    let stopped = asked || ending == Ending::Stopped;
     let again = slot.again.swap(false, Ordering::Relaxed)
         || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
     slot.set_state(match (again, well) {

@@ -159,6 +159,8 @@ pub struct Slot {
     pub paused: AtomicBool,
     /// It is to be made anew when it has ended.
     pub again: AtomicBool,
+    /// It has heard its power button.
+    pub asked: AtomicBool,
     /// Count of the time-stamp counter when it was made.
     pub started: AtomicU64,
     /// Count at which its lease is over; never, if that is the highest.
@@ -201,6 +203,7 @@ impl Slot {
             order: AtomicU8::new(Order::None as u8),
             paused: AtomicBool::new(false),
             again: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             started: AtomicU64::new(0),
             until: AtomicU64::new(u64::MAX),
             zone: AtomicU16::new(NO_ZONE),

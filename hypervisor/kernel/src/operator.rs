@@ -183,7 +183,9 @@ impl Host<'_> {
                 event(EventKind::Injected(by));
             }
             (Action::Trace(on), _) => return Ok(self.2.set(id, on)),
-            (Action::Stop, true) => return Err(Refusal::Unsupported),
+            (Action::Stop, true) if state != bulkhead_control::State::Running => return Err(Refusal::Is(state)),
+            (Action::Stop, true) if !dispatch::press(facts, slot) => return Err(Refusal::Deaf),
+            (Action::Stop, true) => event(EventKind::Stopping(by)),
             _ => return Err(Refusal::Is(state)),
         }
         Ok(true)
@@ -263,7 +265,10 @@ impl Machine for Host<'_> {
                 hertz: self.0.tsc.as_hertz(),
             },
             Operation::List(from) => Response::Guests(self.page(from, |id, slot, guest| self.guest(id, slot, guest))),
-            Operation::Act { guest, action } => done(self.act(guest, action, by)),
+            Operation::Act { guest, action } => match self.act(guest, action, by) {
+                Ok(true) if action == Action::Stop => Response::Asked,
+                result => done(result),
+            },
             Operation::Stats(from) => Response::Stats(self.stats(from)),
             Operation::Events(from) => {
                 Response::Events(EVENTS.get().map_or_else(Default::default, |events| events.lock().read(from)))

@@ -47,6 +47,8 @@ pub enum Command {
     Audit = 2,
     /// Write its registers to the log.
     Dump = 3,
+    /// Press its guest's power button.
+    Press = 4,
 }
 
 /// Whether a vCPU can run.
@@ -230,6 +232,7 @@ impl Task {
             1 => Command::Park,
             2 => Command::Audit,
             3 => Command::Dump,
+            4 => Command::Press,
             _ => Command::Run,
         }
     }

@@ -18,7 +18,7 @@ use crate::pack;
 use crate::workspace::Workspace;
 use bulkhead_control::line::CHUNK;
 use bulkhead_control::mac::{self, Hash, Key};
-use bulkhead_control::{Action, Events, Guest, Operation, Refusal, Response, Stats};
+use bulkhead_control::{Action, Events, Guest, Operation, Refusal, Response, State, Stats};
 use clap::{Args, Subcommand};
 use link::Reply;
 pub use link::{Link, Patience};
@@ -28,7 +28,7 @@ use std::io::{Read as _, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often new events are asked for.
 const POLL: Duration = Duration::from_millis(200);
@@ -73,8 +73,14 @@ enum Command {
     Destroy(Name),
     /// Let a stopped guest run.
     Start(Name),
-    /// Ask a guest to switch itself off.
-    Stop(Name),
+    /// Ask a guest to switch itself off: press its power button.
+    Stop {
+        #[command(flatten)]
+        name: Name,
+        /// Wait for its end so long, like 30s; status 1 if it has not ended then.
+        #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+        wait: Option<u64>,
+    },
     /// Let a guest run no further.
     Pause(Name),
     /// Let a paused guest run on.
@@ -194,7 +200,10 @@ fn run(args: &CtlArgs, mut link: Link, out: &mut dyn Write) -> Outcome<u8> {
         }
         Command::Destroy(name) => act(link, &mut show, name, Action::Destroy)?,
         Command::Start(name) => act(link, &mut show, name, Action::Start)?,
-        Command::Stop(name) => act(link, &mut show, name, Action::Stop)?,
+        Command::Stop { name, wait } => {
+            act(link, &mut show, name, Action::Stop)?;
+            wait.map_or(Ok(()), |seconds| wait_for_end(link, &name.guest, Duration::from_secs(seconds)))?;
+        }
         Command::Pause(name) => act(link, &mut show, name, Action::Pause)?,
         Command::Resume(name) => act(link, &mut show, name, Action::Resume)?,
         Command::Reset(name) => act(link, &mut show, name, Action::Reset)?,
@@ -279,6 +288,23 @@ fn refused(what: &str, refusal: Refusal) -> Failure {
 fn act(link: &mut Link, show: &mut Show<'_>, name: &Name, action: Action) -> Outcome<()> {
     let operation = Operation::Act { guest: &name.guest, action };
     show.response(&one(link, &operation, &name.guest)?.response()?)
+}
+
+/// Waits until a guest has ended.
+fn wait_for_end(link: &mut Link, guest: &str, time: Duration) -> Outcome<()> {
+    let end = Instant::now() + time;
+    let number = guest.parse().ok();
+    while guests(link)?.iter().any(|one| {
+        let named = one.name == guest || number == Some(one.id);
+        named && !matches!(one.state, State::Stopped | State::Failed)
+    }) {
+        if Instant::now() >= end {
+            let message = format!("{guest}: it has not ended after {} s", time.as_secs());
+            return Err(Failure::failed(message).hint("`kill` ends it at once"));
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
 }
 
 /// All guests.

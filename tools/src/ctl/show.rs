@@ -69,6 +69,10 @@ impl<'a> Show<'a> {
         let (text, value) = match response {
             Response::Done => ("done".to_owned(), json!({ "result": "done" })),
             Response::Unchanged => ("it is so already".to_owned(), json!({ "result": "unchanged" })),
+            Response::Asked => {
+                let text = "asked; `events` tells when it has ended, and `kill` does not wait";
+                (text.to_owned(), json!({ "result": "asked" }))
+            }
             Response::Created(id) => (format!("guest {id}"), json!({ "result": "created", "id": id })),
             Response::Version { version, backend, cpus, hertz } => (
                 format!(

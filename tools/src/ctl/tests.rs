@@ -141,7 +141,7 @@ fn each_action_is_done_and_told() {
         ("resume linux", "done\n", State::Running),
         ("reset 1", "done\n", State::Running),
         ("inject linux", "done\n", State::Running),
-        ("stop linux", "done\n", State::Stopped),
+        ("stop linux", "asked; `events` tells when it has ended, and `kill` does not wait\n", State::Stopped),
         ("start linux", "done\n", State::Running),
         ("kill linux", "done\n", State::Stopped),
     ] {
@@ -194,6 +194,19 @@ fn what_can_not_be_done_is_one_line_and_status_1() {
     }
     let failure = bench.ctl("top").map(|_| ());
     assert!(failure.is_err_and(|f| f.status == 2 && f.message == "top needs a terminal"));
+}
+
+#[test]
+fn a_stop_can_wait_for_the_end() {
+    let bench = Bench::new();
+    bench.machine().fake = Fake::new(&["obedient", "stubborn"]);
+    let asked = bench.good("stop obedient --wait 60s");
+    assert!(asked.starts_with("asked;"), "{asked}");
+    assert_eq!(bench.good("stop 1 --wait 60s"), "it is so already\n");
+    assert_eq!(bench.json("stop stubborn")["result"], "asked");
+    let failure = bench.ctl("stop 2 --wait 1s").unwrap_err();
+    assert_eq!((failure.status, failure.message.as_str()), (1, "2: it has not ended after 1 s"));
+    assert_eq!(bench.state("stubborn"), State::Running);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use bulkhead_types::manifest::ConsoleMode;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// What is typed at the monitor's prompt, and what must come. The guests: 1 spin, which runs, and 2 hello, which has ended.
-const MONITOR: [(&str, &str); 37] = [
+const MONITOR: [(&str, &str); 40] = [
     ("list", " 1 spin             spin     running"),
     ("list x", "`list` takes no arguments"),
     ("lits", "there is no command `lits`: did you mean `list`?"),
@@ -58,7 +58,10 @@ const MONITOR: [(&str, &str); 37] = [
     ("trace spin off", "done"),
     ("inject hello nmi", "it is stopped"),
     ("inject spin", "write `inject GUEST nmi`"),
-    ("stop spin", "this hypervisor can not do that yet"),
+    ("stop spin", "it does not listen to its power button: `kill` ends it at once"),
+    ("stop hello", "it is so already"),
+    ("stop nobody", "there is no such guest"),
+    ("stop", "write `stop GUEST`"),
     ("reset spin", "event guest 1 spin started"),
     ("start spin", "it is so already"),
     ("destroy spin", "it is running: stop it first"),
@@ -71,7 +74,7 @@ const MONITOR: [(&str, &str); 37] = [
 ];
 
 /// Arguments of `hv ctl`, its status, and what standard output, or if it fails standard error, must have.
-const CTL: [(&str, i32, &str); 36] = [
+const CTL: [(&str, i32, &str); 39] = [
     ("list", 0, " 1 spin             spin       running"),
     ("list --json", 0, "\"origin\""),
     ("list x", 2, "unexpected argument"),
@@ -89,7 +92,10 @@ const CTL: [(&str, i32, &str); 36] = [
     ("pause spin", 0, "it is so already"),
     ("resume spin", 0, "done"),
     ("inject hello", 1, "it is stopped"),
-    ("stop spin", 1, "can not do that yet"),
+    ("stop spin", 1, "does not listen to its power button"),
+    ("stop spin --wait 1", 2, "1"),
+    ("stop hello --wait 1s", 0, "it is so already"),
+    ("stop nobody", 1, "there is no such guest"),
     ("console spin", 1, "can not do that yet"),
     ("console nobody", 1, "there is no such guest"),
     ("reset nobody", 1, "there is no such guest"),
@@ -159,13 +165,13 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMo
 }
 
 /// The machine's console.
-struct Terminal {
+pub struct Terminal {
     serial: TcpStream,
     come: Arc<Mutex<String>>,
 }
 
 impl Terminal {
-    fn new(running: &Running) -> Outcome<Self> {
+    pub fn new(running: &Running) -> Outcome<Self> {
         let fail = |e: std::io::Error| Failure::failed(e.to_string());
         let serial = running.serial.try_clone().map_err(fail)?;
         let mut from = serial.try_clone().map_err(fail)?;
@@ -188,16 +194,18 @@ impl Terminal {
         Ok(Self { serial, come })
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Outcome<()> {
+    /// Types them.
+    pub fn send(&mut self, bytes: &[u8]) -> Outcome<()> {
         self.serial.write_all(bytes).map_err(|e| Failure::failed(e.to_string()))
     }
 
-    fn come(&self) -> String {
+    /// All that has come.
+    pub fn come(&self) -> String {
         self.come.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until `text` has come, after so many bytes.
-    fn wait(&self, text: &str, after: usize) -> Outcome<()> {
+    pub fn wait(&self, text: &str, after: usize) -> Outcome<()> {
         self.wait_for(text, after, PATIENCE)
     }
 
@@ -213,7 +221,8 @@ impl Terminal {
         Err(Failure::failed(format!("`{text}` did not come, but:\n{}", come.get(after..).unwrap_or_default())))
     }
 
-    fn ask(&mut self, line: &str, want: &str) -> Outcome<()> {
+    /// Types a command at the prompt; its answer must have this in it.
+    pub fn ask(&mut self, line: &str, want: &str) -> Outcome<()> {
         // What is still to come of the command before it.
         thread::sleep(Duration::from_millis(50));
         let before = self.come().len();
@@ -222,15 +231,20 @@ impl Terminal {
     }
 }
 
-fn ctl(workspace: &Workspace, line: &Path, counter: &Path) -> Outcome<()> {
+/// What `hv ctl` with these words does.
+pub fn hv_ctl(workspace: &Workspace, line: &Path, words: &[&str]) -> Outcome<Output> {
     let own = std::env::current_exe().map_err(|e| Failure::failed(e.to_string()))?;
+    let mut command = Command::new(own);
+    command.current_dir(workspace.path("")).arg("ctl").args(words).arg("--line").arg(line);
+    command.output().map_err(|e| Failure::failed(e.to_string()))
+}
+
+fn ctl(workspace: &Workspace, line: &Path, counter: &Path) -> Outcome<()> {
     for (words, status, want) in CTL {
         let counter = counter.to_string_lossy();
         let words: Vec<&str> =
             words.split(' ').map(|word| if word == "COUNTER" { counter.as_ref() } else { word }).collect();
-        let mut command = Command::new(&own);
-        command.current_dir(workspace.path("")).arg("ctl").args(&words).arg("--line").arg(line);
-        let output = command.output().map_err(|e| Failure::failed(e.to_string()))?;
+        let output = hv_ctl(workspace, line, &words)?;
         let text = if status == 0 { output.stdout } else { output.stderr };
         let text = String::from_utf8_lossy(&text).into_owned();
         let right = output.status.code() == Some(status) && text.contains(want);

@@ -101,7 +101,8 @@ pub fn act(link: &mut Link, guest: &str, action: Action) -> Outcome<()> {
     one(link, &Operation::Act { guest, action }, guest).map(|_| ())
 }
 
-fn wait_for(link: &mut Link, guest: &str, state: State) -> Outcome<()> {
+/// Waits until a guest is in this state.
+pub fn wait_for(link: &mut Link, guest: &str, state: State) -> Outcome<()> {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         if guests(link)?.iter().any(|one| one.name == guest && one.state == state) {

@@ -6,6 +6,7 @@
 mod attack;
 mod boots;
 mod budgets;
+mod button;
 mod cases;
 mod command;
 mod commands;
@@ -115,6 +116,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     boots::run(workspace, args, tally);
     control::run(workspace, &builder, args, &machines, tally);
     commands::run(workspace, &builder, args, &machines, tally);
+    button::run(workspace, &builder, args, &machines, tally);
     if machines.contains(&Kind::Qemu) {
         many::run(workspace, &builder, args, tally);
         dumps::run(workspace, &builder, args, tally);

@@ -51,6 +51,7 @@ pub fn show(response: &Response<'_>, out: &mut impl Write) -> Result<Option<u16>
         Response::Audit { tables, frames, violations } => {
             write!(out, "{tables} page tables, {frames} frames, {violations} violations\r\n")?;
         }
+        Response::Asked => write!(out, "asked; the log tells when it has ended, and `kill` does not wait\r\n")?,
         Response::Created(id) => write!(out, "guest {id}\r\n")?,
         // They are no answers to what the monitor asks in this way.
         Response::Events(_) | Response::Send(_) | Response::Taken(_) | Response::Output { .. } => {}

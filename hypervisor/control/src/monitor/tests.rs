@@ -55,7 +55,7 @@ fn each_action_is_done() {
         ("dump linux", "done", State::Running),
         ("trace linux on", "done", State::Running),
         ("destroy linux", "it is running: stop it first", State::Running),
-        ("stop linux", "done", State::Stopped),
+        ("stop linux", "asked; the log tells when it has ended, and `kill` does not wait", State::Stopped),
         ("inject linux nmi", "it is stopped: start it first", State::Stopped),
         ("start linux", "done", State::Running),
         ("kill 1", "done", State::Stopped),

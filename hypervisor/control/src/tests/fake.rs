@@ -100,6 +100,7 @@ impl Fake {
             (Action::Start, Stopped | Failed) => (Running, EventKind::Started(by)),
             (Action::Start, Running) | (Action::Resume, Running) | (Action::Pause, Paused) => return Ok(false),
             (Action::Stop | Action::Kill, Stopped) => return Ok(false),
+            (Action::Stop, Running) if one.guest.name == "stubborn" => (Running, EventKind::Stopping(by)),
             (Action::Stop, Running) => (Stopped, EventKind::Ended(Ending::PowerOff)),
             (Action::Kill, _) => (Stopped, EventKind::Ended(Ending::Stopped)),
             (Action::Pause, Running) => (Paused, EventKind::Paused(by)),
@@ -183,7 +184,10 @@ impl Machine for Fake {
         match *operation {
             Operation::Version => Response::Version { version: "0.1.0", backend: "none", cpus: 2, hertz: 1_000_000 },
             Operation::List(from) => Response::Guests(self.page(from, |one| one.guest.clone())),
-            Operation::Act { guest, action } => done(self.act(guest, action, by)),
+            Operation::Act { guest, action } => match self.act(guest, action, by) {
+                Ok(true) if action == Action::Stop => Response::Asked,
+                result => done(result),
+            },
             Operation::Create { bytes, sha256 } => match &self.upload {
                 Some((upload, _)) if upload.is(bytes, &sha256) => Response::Send(upload.come()),
                 _ => {

@@ -5,7 +5,7 @@
 //! in its own module.
 //!
 //! The tables are built once, before the guest starts, for guest-physical address [`layout::RSDP`]. They say only what is
-//! there: fixed hardware without SMI, buttons or general-purpose events; no 8042 and no VGA.
+//! there: fixed hardware with a power button, without SMI and general-purpose events; no 8042 and no VGA.
 
 mod aml;
 
@@ -126,9 +126,9 @@ fn fadt(facs: u32, dsdt: u32) -> Vec<u8> {
     const RESERVED_LATENCY: u16 = 0xFFF;
     // Legacy devices, no VGA, no PCIe ASPM; not: 8042.
     const BOOT_ARCHITECTURE: u16 = 1 << 0 | 1 << 2 | 1 << 4;
-    // WBINVD works, C1 on all processors, no power or sleep button and no RTC wake status in fixed hardware, 32-bit timer,
-    // reset register.
-    const FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10;
+    // WBINVD works, C1 on all processors, no sleep button and no RTC wake status in fixed hardware, 32-bit timer, reset
+    // register. Bit 4 is clear: the power button is fixed hardware.
+    const FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10;
     const RESET: u8 = 0x06;
     const CENTURY: u8 = 0x32;
     let (events, control, timer) = (layout::ACPI_PM, layout::ACPI_PM + 4, layout::ACPI_PM + 8);

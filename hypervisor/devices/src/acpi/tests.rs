@@ -77,6 +77,7 @@ fn fixed_description() {
         assert_eq!((fadt[long], fadt[long + 1]), (1, fadt[length] * 8));
     }
     assert_eq!((u64_at(fadt, 120), fadt[128]), (0xCF9, 6), "reset register");
+    assert_eq!(u32_at(fadt, 112) >> 4 & 0b111, 0b110, "a power button in fixed hardware, no other, and no RTC wake-up");
 }
 
 #[test]

@@ -291,6 +291,27 @@ fn pm_timer_raises_the_sci() {
 }
 
 #[test]
+fn power_button_raises_the_sci() {
+    let mut bench = Bench::new();
+    bench.init_pics();
+    bench.outb(0x4D1, 0x02);
+    assert!(!bench.machine.press_power_button());
+    bench.write(layout::ACPI_PM + 2, Width::Word, 0x100);
+    assert_eq!(bench.interrupt(), None, "a press that nobody heard is gone");
+    let _ = bench.machine.take_changed();
+    assert!(bench.machine.press_power_button() && bench.machine.press_power_button());
+    assert!(bench.machine.take_changed());
+    for _ in 0..3 {
+        assert_eq!(bench.interrupt(), Some(0x29), "a level, as long as its status is set");
+        bench.end_of_interrupt();
+    }
+    assert_eq!(bench.read(layout::ACPI_PM, Width::Word), 0x100);
+    bench.write(layout::ACPI_PM, Width::Word, 0x100);
+    bench.end_of_interrupt();
+    assert_eq!(bench.interrupt(), None);
+}
+
+#[test]
 fn test_device_raises_its_line() {
     let mut bench = Bench::new();
     let apic = |bench: &mut Bench, register, value| {
@@ -323,6 +344,7 @@ enum Step {
     Input(u8),
     Drain,
     Acknowledge,
+    Press,
 }
 
 fn widths() -> impl Strategy<Value = Width> {
@@ -365,8 +387,7 @@ fn steps() -> impl Strategy<Value = Step> {
         (0..100_000_u64).prop_map(Step::Pass),
         Just(Step::Deadline),
         any::<u8>().prop_map(Step::Input),
-        Just(Step::Drain),
-        Just(Step::Acknowledge),
+        prop_oneof![Just(Step::Drain), Just(Step::Acknowledge), Just(Step::Press)],
     ]
 }
 
@@ -395,6 +416,9 @@ proptest! {
                 Step::Drain => while machine.console_output().is_some() {},
                 Step::Acknowledge => {
                     let _ = machine.interrupts_mut().acknowledge(BOOT);
+                }
+                Step::Press => {
+                    let _ = machine.press_power_button();
                 }
             }
             machine.advance(BOOT, now);

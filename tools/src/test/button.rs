@@ -1,0 +1,145 @@
+//! `stop`: of a guest that obeys, one that does not listen, one that ignores it.
+
+use super::TestArgs;
+use super::commands::{Terminal, hv_ctl};
+use super::control::{act, events, expect, wait_for};
+use super::tally::{Tally, Verdict};
+use crate::ctl::{Link, Patience, guests, one, stats};
+use crate::emulator::{Kind, Place};
+use crate::failure::Outcome;
+use crate::machine::Builder;
+use crate::manifest;
+use crate::workspace::Workspace;
+use bulkhead_control::{Action, Ending, EventKind, Operation, Refusal, Response, Source, State};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/button.toml";
+const DEAF: Response<'static> = Response::Refused(Refusal::Deaf);
+const KEY: [u8; 32] = *b"a key of those that have buttons";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Times that the one that ignores its button is asked.
+const PRESSES: usize = 50;
+
+/// Runs it on each of these machines.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
+    for (kind, cpus) in machines.iter().flat_map(|kind| [(kind, 1), (kind, 2)]) {
+        let name = format!("power button on {kind} with {cpus} processors");
+        if !args.takes(&name) {
+            continue;
+        }
+        let start = Instant::now();
+        let verdict = match verdict(workspace, builder, *kind, cpus) {
+            Ok(()) => Verdict::Passed,
+            Err(failure) => Verdict::Failed(failure.to_string()),
+        };
+        tally.note(&name, verdict, start.elapsed());
+    }
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, cpus: u16) -> Outcome<()> {
+    let mut machine = manifest::read(&workspace.path(MACHINE))?;
+    machine.control = Some(KEY);
+    let path = workspace.build("")?.join(format!("button-{kind}-{}", std::process::id()));
+    let place = Place { control: Some((path.clone(), KEY)), cpus, ..Place::of(kind) };
+    let running = builder.start_at(&place, &machine)?;
+    let mut terminal = Terminal::new(&running)?;
+    let connect = || Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let mut link = connect();
+    pressed(&mut link)?;
+    refused(&mut link)?;
+    obeyed(&mut link)?;
+    start(&mut link, &terminal)?;
+    // The line has one client.
+    drop(link);
+    by_tool(workspace, &path, &["obeys", "--wait", "60s"], 0, "asked")?;
+    by_tool(workspace, &path, &["deaf", "--wait", "60s"], 1, "does not listen to its power button")?;
+    let mut link = connect();
+    expect(state(&mut link, "obeys")? == Some(State::Stopped), "`hv ctl stop` did not wait")?;
+    start(&mut link, &terminal)?;
+    terminal.send(b"\x10\x40")?;
+    terminal.ask("stop deaf", "it does not listen to its power button")?;
+    terminal.ask("stop obeys", "asked; the log tells when it has ended")?;
+    wait_for(&mut link, "obeys", State::Stopped)?;
+    let audit = one(&mut link, &Operation::Audit, "audit")?;
+    expect(matches!(audit.response()?, Response::Audit { violations: 0, tables: 1.., .. }), "the audit is not clean")
+}
+
+/// Asks a guest to stop.
+fn stop(link: &mut Link, guest: &str, right: &Response<'_>) -> Outcome<()> {
+    let reply = link.call(&Operation::Act { guest, action: Action::Stop })?;
+    let got = reply.response()?;
+    expect(got == *right, &format!("stop {guest}: {got:?}, not {right:?}"))
+}
+
+/// Asks a guest to stop until it listens.
+fn stop_when_it_listens(link: &mut Link, guest: &str) -> Outcome<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match stop(link, guest, &Response::Asked) {
+            Err(_) if Instant::now() < end => {}
+            result => return result,
+        }
+    }
+}
+
+fn state(link: &mut Link, guest: &str) -> Outcome<Option<State>> {
+    Ok(guests(link)?.iter().find(|one| one.name == guest).map(|one| one.state))
+}
+
+/// Those that can not be asked, who go on as they were.
+fn refused(link: &mut Link) -> Outcome<()> {
+    stop(link, "deaf", &DEAF)?;
+    stop(link, "nobody", &Response::Refused(Refusal::NoGuest))?;
+    act(link, "obeys", Action::Pause)?;
+    stop(link, "obeys", &Response::Refused(Refusal::Is(State::Paused)))?;
+    act(link, "obeys", Action::Resume)?;
+    wait_for(link, "obeys", State::Running)?;
+    wait_for(link, "deaf", State::Running)
+}
+
+/// One that hears it, leaves its interrupt up and goes on: it alone suffers. It does not listen all the time.
+fn pressed(link: &mut Link) -> Outcome<()> {
+    for _ in 0..PRESSES {
+        stop_when_it_listens(link, "ignores")?;
+    }
+    wait_for(link, "ignores", State::Running)?;
+    let used = |link: &mut Link| -> Outcome<u64> {
+        Ok(stats(link)?.guests.iter().find(|one| one.name == "deaf").map_or(0, |one| one.used))
+    };
+    let before = used(link)?;
+    thread::sleep(Duration::from_millis(300));
+    expect(used(link)? > before, "a guest whose interrupt stays up keeps another one from running")?;
+    act(link, "ignores", Action::Kill)?;
+    wait_for(link, "ignores", State::Stopped)
+}
+
+/// One that obeys: it is told, and stays off, though its manifest lets it come again.
+fn obeyed(link: &mut Link) -> Outcome<()> {
+    stop_when_it_listens(link, "obeys")?;
+    wait_for(link, "obeys", State::Stopped)?;
+    let told = events(link)?;
+    let at = |kind| told.iter().rposition(|told| *told == kind);
+    let (asked, ended) = (at(EventKind::Stopping(Source::Line)), at(EventKind::Ended(Ending::PowerOff)));
+    expect(asked.is_some() && asked < ended, &format!("events do not tell of it: {told:?}"))?;
+    stop(link, "obeys", &Response::Unchanged)?;
+    expect(state(link, "obeys")? == Some(State::Stopped), "it has come again")
+}
+
+/// The same by `hv ctl stop`: its status, and what it says.
+fn by_tool(workspace: &Workspace, line: &Path, words: &[&str], status: i32, want: &str) -> Outcome<()> {
+    let words: Vec<&str> = ["stop"].iter().chain(words).copied().collect();
+    let output = hv_ctl(workspace, line, &words)?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let right = output.status.code() == Some(status) && text.contains(want);
+    expect(right, &format!("ctl {words:?}: {}, not {status} and `{want}`:\n{text}", output.status))
+}
+
+/// Starts the one that obeys, and waits until it listens.
+fn start(link: &mut Link, terminal: &Terminal) -> Outcome<()> {
+    let before = terminal.come().len();
+    act(link, "obeys", Action::Start)?;
+    terminal.wait("listens, and obeys", before)
+}
