@@ -293,9 +293,6 @@ impl<'c, B: Backend> Cpu<'c, B> {
             }
             Err(error) => self.end(me, error.into()),
         };
-        if order == Order::Reset {
-            me.slot.again.store(true, Ordering::Relaxed);
-        }
         // Another processor may give it its next turn.
         if !matches!(over, Yield::Ended(_))
             && ONLINE.load(Ordering::Relaxed) > 1

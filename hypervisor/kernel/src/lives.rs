@@ -154,17 +154,17 @@ pub fn vcpu_ended(facts: &Facts, slot: &Slot, task: &Task) {
 pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     let Usage { ran, waiting, blocked, .. } = *slot.spent.lock();
     log!("log guest {id} ticks: ran {ran} waited {waiting} slept {blocked}");
-    slot.give(Order::None);
     slot.paused.store(false, Ordering::Relaxed);
     let ending = *slot.ending.lock();
     event(facts, id, EventKind::Ended(ending));
     let well = matches!(ending, Ending::PowerOff | Ending::Reset | Ending::TestExit(0) | Ending::Stopped);
     let restarts = facts.guest(id).map_or(0, |guest| guest.restarts);
-    // What an operator, or its lease, has stopped stays so; what was asked to stop, too.
+    // What an operator, or its lease, has stopped stays so; what was asked to stop, too. The last order counts, whether it has
+    // ended by it or before.
     let asked = slot.asked.load(Ordering::Relaxed) && ending == Ending::PowerOff;
-    let stopped = asked || ending == Ending::Stopped;
-    let again = slot.again.swap(false, Ordering::Relaxed)
-        || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
+    let order = slot.take_order();
+    let stopped = asked || order == Order::Kill || ending == Ending::Stopped;
+    let again = order == Order::Reset || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
     slot.set_state(match (again, well) {
         (true, _) => State::Remade,
         (false, true) => State::Ended,
@@ -216,6 +216,14 @@ pub fn start(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
         State::Absent => {}
         State::Ended | State::Failed => destroy(facts, id),
         State::Alive | State::Remade => return Err(Refusal::Is(bulkhead_control::State::Running)),
+    }
+    // One that came when it had ended was for its former life.
+    slot.take_order();
+    // Its RAM is taken at its first turn, when only an event can tell: so it is if others take it first.
+    let wanted = facts.guest(id).map_or(0, |guest| guest.memory / PAGE_SIZE);
+    if FRAMES.get().is_none_or(|frames| frames.lock().free() < wanted) {
+        slot.set_state(State::Failed);
+        return Err(Refusal::NoRoom);
     }
     create(facts, id, by);
     if slot.state() == State::Failed { Err(Refusal::NoRoom) } else { Ok(()) }

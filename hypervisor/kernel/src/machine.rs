@@ -157,8 +157,6 @@ pub struct Slot {
     order: AtomicU8,
     /// An operator keeps it off all processors.
     pub paused: AtomicBool,
-    /// It is to be made anew when it has ended.
-    pub again: AtomicBool,
     /// It has heard its power button.
     pub asked: AtomicBool,
     /// Count of the time-stamp counter when it was made.
@@ -193,6 +191,17 @@ pub enum Order {
     Nmi = 3,
 }
 
+impl Order {
+    const fn of(number: u8) -> Self {
+        match number {
+            1 => Self::Kill,
+            2 => Self::Reset,
+            3 => Self::Nmi,
+            _ => Self::None,
+        }
+    }
+}
+
 impl Slot {
     const fn empty() -> Self {
         Self {
@@ -202,7 +211,6 @@ impl Slot {
             restarts: AtomicU16::new(0),
             order: AtomicU8::new(Order::None as u8),
             paused: AtomicBool::new(false),
-            again: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             started: AtomicU64::new(0),
             until: AtomicU64::new(u64::MAX),
@@ -251,17 +259,21 @@ impl Slot {
 
     /// What an operator wants of it, and it has not done.
     pub fn order(&self) -> Order {
-        match self.order.load(Ordering::Acquire) {
-            1 => Order::Kill,
-            2 => Order::Reset,
-            3 => Order::Nmi,
-            _ => Order::None,
-        }
+        Order::of(self.order.load(Ordering::Acquire))
     }
 
-    /// Gives it an order, in place of an earlier one.
+    /// The same, and no more from now on.
+    pub fn take_order(&self) -> Order {
+        Order::of(self.order.swap(Order::None as u8, Ordering::AcqRel))
+    }
+
+    /// Gives it an order, in place of an earlier one; but an NMI does not take the place of its end.
     pub fn give(&self, order: Order) {
-        self.order.store(order as u8, Ordering::Release);
+        if order == Order::Nmi {
+            let _ = self.order.compare_exchange(0, order as u8, Ordering::AcqRel, Ordering::Relaxed);
+        } else {
+            self.order.store(order as u8, Ordering::Release);
+        }
     }
 
     /// It has carried out an order, and goes on, unless it was given another one.

@@ -166,6 +166,8 @@ impl Host<'_> {
             (Action::Kill | Action::Stop, false) => return Ok(false),
             (Action::Kill, true) => order(facts, slot, Order::Kill),
             (Action::Reset, true) => order(facts, slot, Order::Reset),
+            // It would never end.
+            (Action::Pause, true) if state == bulkhead_control::State::Stopping => return Err(Refusal::Is(state)),
             (Action::Pause, true) if slot.paused.swap(true, Ordering::Relaxed) => return Ok(false),
             (Action::Pause, true) => {
                 dispatch::hold(facts, slot, true);
@@ -178,7 +180,7 @@ impl Host<'_> {
             }
             (Action::Destroy, false) => lives::forget(facts, id, by)?,
             (Action::Dump, true) => dispatch::dump(facts, slot),
-            (Action::Nmi, true) => {
+            (Action::Nmi, true) if state == bulkhead_control::State::Running => {
                 order(facts, slot, Order::Nmi);
                 event(EventKind::Injected(by));
             }

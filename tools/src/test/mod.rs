@@ -23,6 +23,7 @@ mod images;
 mod judge;
 mod lies;
 mod many;
+mod races;
 mod table;
 mod tally;
 
@@ -119,6 +120,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     button::run(workspace, &builder, args, &machines, tally);
     if machines.contains(&Kind::Qemu) {
         many::run(workspace, &builder, args, tally);
+        races::run(workspace, &builder, args, tally);
         dumps::run(workspace, &builder, args, tally);
         fault::run(&builder, args, tally);
     }

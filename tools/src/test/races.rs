@@ -1,0 +1,314 @@
+//! Orders raced with exits, frames that come again, and more guests than there is room for.
+//!
+//! Two processors: the operator is on the first, and the flooding guests are on both.
+
+use super::TestArgs;
+use super::control::{act, drain, events, expect, free_bytes, wait_for};
+use super::tally::{Tally, Verdict};
+use crate::ctl::{Link, Patience, guests, one, upload};
+use crate::emulator::{Kind, Place};
+use crate::failure::{Failure, Outcome};
+use crate::files;
+use crate::machine::Builder;
+use crate::manifest::{self, Guest, ImageRef, Machine};
+use crate::pack;
+use crate::workspace::Workspace;
+use bulkhead_control::line::Refused;
+use bulkhead_control::{Action, EventKind, Operation, Refusal, Response, State};
+use bulkhead_types::manifest::{LoadAs, MAX_GUESTS};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/many.toml";
+const KEY: [u8; 32] = *b"a key for those that race orders";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Guests that flood.
+const FLOODING: usize = 3;
+/// Orders that are given without waiting for what comes of them.
+const ORDERS: u64 = 400;
+/// Spare memory in MiB.
+const SPARE: u64 = 96;
+/// Of the memory that is free, one part is that of each guest of the flood of creates: fewer find memory than there can be.
+const PARTS: u64 = 20;
+
+/// Reads the power-management timer without end; entered in real mode.
+const FLOOD: [u8; 6] = [
+    0xBA, 0x08, 0x06, // mov dx, 608h
+    0xED, // in ax, dx
+    0xEB, 0xFD, // jmp back
+];
+
+/// Runs it on QEMU.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
+    let name = "races and lies on a machine that runs, on qemu";
+    if !args.takes(name) {
+        return;
+    }
+    let start = Instant::now();
+    let verdict = match verdict(workspace, builder) {
+        Ok(measured) => {
+            tally.say(&measured);
+            Verdict::Passed
+        }
+        Err(failure) => Verdict::Failed(failure.to_string()),
+    };
+    tally.note(name, verdict, start.elapsed());
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
+    let folder = workspace.build("")?;
+    let line = folder.join(format!("races-{}", std::process::id()));
+    let kernel = folder.join(format!("races-{}.bin", std::process::id()));
+    files::write(&kernel, &FLOOD)?;
+    let done = machine(workspace, &kernel).and_then(|machine| {
+        let place = Place { control: Some((line.clone(), KEY)), cpus: 2, spare: SPARE, ..Place::of(Kind::Qemu) };
+        let running = builder.start_at(&place, &machine)?;
+        drain(&running)?;
+        let connect = || Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+        let raced = race(&mut connect())?;
+        replay(&line)?;
+        let made = too_many(workspace, &machine, &mut connect())?;
+        Ok(format!("{raced}; {made}"))
+    });
+    let _ = std::fs::remove_file(kernel);
+    done
+}
+
+/// A machine of guests that flood, f0 to f2.
+fn machine(workspace: &Workspace, kernel: &Path) -> Outcome<Machine> {
+    let machine = manifest::read(&workspace.path(MACHINE))?;
+    let first = machine.guests.first().ok_or_else(|| Failure::failed("no guest"))?;
+    let flooding = |number: usize| Guest {
+        name: format!("f{number}"),
+        kernel: ImageRef::File(kernel.to_owned()),
+        load: LoadAs::Flat { at: 0x8000 },
+        ..first.clone()
+    };
+    Ok(Machine { guests: (0..FLOODING).map(flooding).collect(), control: Some(KEY), ..machine.clone() })
+}
+
+/// Marsaglia's xorshift.
+fn next(number: &mut u64) -> u64 {
+    *number ^= *number << 13;
+    *number ^= *number >> 7;
+    *number ^= *number << 17;
+    *number >> 11
+}
+
+/// Gives guests that flood exits orders without waiting for their ends: each answer fits, no order is lost, and nothing is.
+fn race(link: &mut Link) -> Outcome<String> {
+    const ACTIONS: [Action; 12] = [
+        Action::Start,
+        Action::Start,
+        Action::Start,
+        Action::Kill,
+        Action::Reset,
+        Action::Reset,
+        Action::Pause,
+        Action::Resume,
+        Action::Destroy,
+        Action::Nmi,
+        Action::Stop,
+        Action::Dump,
+    ];
+    let before = emptied(link)?;
+    let (mut number, mut answers) = (0x0123_4567_89AB_CDEF, [0_u32; 3]);
+    for _ in 0..ORDERS {
+        let guest = format!("f{}", next(&mut number) % FLOODING as u64);
+        let index = usize::try_from(next(&mut number) % ACTIONS.len() as u64).unwrap_or(0);
+        let action = ACTIONS.get(index).copied().unwrap_or(Action::Kill);
+        let reply = link.call(&Operation::Act { guest: &guest, action })?;
+        let answer = reply.response()?;
+        let slot = match answer {
+            Response::Done => 0,
+            Response::Unchanged => 1,
+            Response::Refused(Refusal::Is(_) | Refusal::NoGuest | Refusal::Deaf) => 2,
+            other => return Err(Failure::failed(format!("{action:?} of {guest}: {other:?}"))),
+        };
+        answers.iter_mut().skip(slot).take(1).for_each(|count| *count += 1);
+    }
+    // A kill behind a reset and before an NMI is the one that counts.
+    for number in 0..FLOODING {
+        let guest = format!("f{number}");
+        let _ = link.call(&Operation::Act { guest: &guest, action: Action::Start })?;
+        for action in [Action::Resume, Action::Reset, Action::Kill, Action::Nmi, Action::Pause, Action::Stop] {
+            let _ = link.call(&Operation::Act { guest: &guest, action })?;
+        }
+    }
+    let after = emptied(link)?;
+    expect(before == after, &format!("memory was lost in races: {before}, then {after} bytes were free"))?;
+    let audit = one(link, &Operation::Audit, "audit")?;
+    expect(matches!(audit.response()?, Response::Audit { violations: 0, tables: 1.., .. }), "the audit is not clean")?;
+    let [done, unchanged, refused] = answers;
+    Ok(format!("{ORDERS} orders raced with exits: {done} done, {unchanged} had nothing to do, {refused} refused"))
+}
+
+/// Ends and destroys all; bytes that are free then.
+fn emptied(link: &mut Link) -> Outcome<u64> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let all = guests(link)?;
+        if all.is_empty() {
+            return free_bytes(link);
+        }
+        expect(Instant::now() < end, &format!("guests do not end: {all:?}"))?;
+        for guest in all {
+            let ended = matches!(guest.state, State::Stopped | State::Failed);
+            let action = if ended { Action::Destroy } else { Action::Kill };
+            // Between list and order it may have ended.
+            let _ = link.call(&Operation::Act { guest: &guest.name, action })?;
+        }
+    }
+}
+
+/// Frames of one session, one after the other.
+type Frames = Arc<Mutex<Vec<Vec<u8>>>>;
+
+/// Records what a client sends, and sends it again to the machine that runs: in the same session out of order and changed, and
+/// when the next session is there. Nothing changes, and it is told.
+fn replay(line: &Path) -> Outcome<()> {
+    let relay = line.with_extension("relay");
+    let frames = record(line, &relay)?;
+    let patience = Patience { answer: Duration::from_secs(2), all: PATIENCE };
+    let mut link = Link::new(&relay, KEY, patience);
+    act(&mut link, "f0", Action::Start)?;
+    for action in [Action::Pause, Action::Resume, Action::Kill] {
+        act(&mut link, "f0", action)?;
+    }
+    wait_for(&mut link, "f0", State::Stopped)?;
+    act(&mut link, "f0", Action::Start)?;
+    wait_for(&mut link, "f0", State::Running)?;
+    let before = events(&mut link)?.len();
+    drop(link);
+    let _ = std::fs::remove_file(relay);
+    let sent = frames.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    // The session is the hypervisor's still. What is left of it are all requests but the last, which would be answered.
+    let requests: Vec<&Vec<u8>> = sent.iter().skip(2).rev().skip(1).collect();
+    expect(requests.len() > 6, &format!("{} requests were recorded", requests.len()))?;
+    send(line, requests.iter().map(|frame| frame.to_vec()))?;
+    send(line, sent.iter().map(|frame| changed(frame)))?;
+    // Another session, then all of the former one: its hello, its proof, its requests.
+    let mut link = Link::new(line, KEY, patience);
+    expect(guests(&mut link)?.iter().any(|guest| guest.name == "f0"), "a guest is gone by frames that came again")?;
+    drop(link);
+    send(line, sent.iter().cloned())?;
+    let mut link = Link::new(line, KEY, patience);
+    wait_for(&mut link, "f0", State::Running)?;
+    let told = events(&mut link)?;
+    let new = told.get(before..).unwrap_or_default();
+    let harmless =
+        |kind: &EventKind| matches!(kind, EventKind::Session | EventKind::Refused(_) | EventKind::LeftOut(_));
+    expect(new.iter().all(harmless), &format!("frames that came again did something: {new:?}"))?;
+    let count = |of: fn(&Refused) -> u32| -> u32 {
+        let refused =
+            new.iter().filter_map(|kind| if let EventKind::Refused(refused) = kind { Some(refused) } else { None });
+        refused.map(of).sum()
+    };
+    let (replayed, spoiled) = (count(|refused| refused.replayed), count(|refused| refused.unproved + refused.garbled));
+    let right = replayed as usize >= requests.len() && spoiled as usize >= sent.len();
+    expect(right, &format!("{replayed} replayed and {spoiled} spoiled frames were told: {new:?}"))
+}
+
+/// One byte of it is another one, and it is a frame still.
+fn changed(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let middle = frame.len() / 2;
+    frame.iter_mut().skip(middle).take(1).for_each(|byte| *byte = if *byte == 0x55 { 0xAA } else { 0x55 });
+    frame
+}
+
+/// Sends frames as a client without any session.
+fn send(line: &Path, frames: impl Iterator<Item = Vec<u8>>) -> Outcome<()> {
+    let fail = |e: std::io::Error| Failure::failed(format!("the control line: {e}"));
+    let mut raw = UnixStream::connect(line).map_err(fail)?;
+    raw.set_read_timeout(Some(Duration::from_millis(100))).map_err(fail)?;
+    for frame in frames {
+        raw.write_all(&frame).map_err(fail)?;
+    }
+    // What it is answered is taken until nothing comes: frames are looked at every 10 ms.
+    let (mut buffer, end) = ([0; 4096], Instant::now() + Duration::from_secs(2));
+    while Instant::now() < end {
+        match raw.read(&mut buffer) {
+            Ok(1..) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+/// Passes one client's bytes on to the line, and keeps its frames: each ends with a zero.
+fn record(line: &Path, relay: &Path) -> Outcome<Frames> {
+    let fail = |e: std::io::Error| Failure::failed(format!("the relay: {e}"));
+    let _ = std::fs::remove_file(relay);
+    let listener = UnixListener::bind(relay).map_err(fail)?;
+    let mut machine = UnixStream::connect(line).map_err(fail)?;
+    let mut back = machine.try_clone().map_err(fail)?;
+    let frames = Frames::default();
+    let kept = Arc::clone(&frames);
+    thread::spawn(move || {
+        let Ok((mut client, _)) = listener.accept() else { return };
+        let Ok(mut answers) = client.try_clone() else { return };
+        let backwards = thread::spawn(move || _ = std::io::copy(&mut back, &mut answers));
+        let (mut buffer, mut frame) = ([0; 4096], Vec::new());
+        while let Ok(count @ 1..) = client.read(&mut buffer) {
+            for byte in buffer.iter().take(count) {
+                frame.push(*byte);
+                if *byte == 0 && frame.len() > 1 {
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut frame));
+                }
+            }
+            let _ = machine.write_all(buffer.get(..count).unwrap_or_default());
+        }
+        let _ = machine.shutdown(std::net::Shutdown::Both);
+        let _ = backwards.join();
+    });
+    Ok(frames)
+}
+
+/// Creates guests until it is refused, and starts them; when they are gone, all is free that was.
+fn too_many(workspace: &Workspace, machine: &Machine, link: &mut Link) -> Outcome<String> {
+    let before = emptied(link)?;
+    let memory = (before / PARTS).next_multiple_of(1 << 20);
+    let flood = |number: usize| -> Outcome<Vec<u8>> {
+        let first = machine.guests.first().ok_or_else(|| Failure::failed("no guest"))?;
+        let guest = Guest { name: format!("c{number}"), zone: 0, memory, lazy: false, ..first.clone() };
+        let zones = machine.zones.iter().take(1).cloned().collect();
+        pack::pack(workspace, &Machine { zones, guests: vec![guest], control: None, ..machine.clone() })
+    };
+    let (mut made, mut started, mut says) = (0, 0, String::new());
+    for number in 0..=MAX_GUESTS {
+        match upload(link, &flood(number)?, &format!("c{number}")) {
+            Ok(_) => made += 1,
+            Err(failure) => {
+                says = failure.message;
+                break;
+            }
+        }
+        let name = format!("c{number}");
+        let reply = link.call(&Operation::Act { guest: &name, action: Action::Start })?;
+        match reply.response()? {
+            Response::Done => started += 1,
+            Response::Refused(Refusal::NoRoom) => {}
+            other => return Err(Failure::failed(format!("start {name}: {other:?}"))),
+        }
+    }
+    // The manifest's own have numbers, too.
+    expect(made == MAX_GUESTS - FLOODING, &format!("{made} guests were created, then: {says}"))?;
+    expect(says.contains("no room for it"), &format!("it is refused by: {says}"))?;
+    let running = guests(link)?.iter().filter(|guest| guest.state == State::Running).count();
+    let right = running > 0 && running <= started && started < made;
+    expect(right, &format!("{started} guests were started, and {running} run"))?;
+    for number in 0..made {
+        let name = format!("c{number}");
+        expect(guests(link)?.iter().any(|guest| guest.name == name.as_str()), &format!("{name} is not in the list"))?;
+    }
+    let after = emptied(link)?;
+    expect(before == after, &format!("memory was lost by creates: {before}, then {after} bytes were free"))?;
+    let mib = before >> 20;
+    Ok(format!("of {mib} MiB {made} guests created and {started} started, then refused; all is free again"))
+}
