@@ -6,7 +6,7 @@ use super::control::{act, events, expect, wait_for};
 use super::tally::{Tally, Verdict};
 use crate::ctl::{Link, Patience, guests, one, stats};
 use crate::emulator::{Kind, Place};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
 use crate::workspace::Workspace;
@@ -130,7 +130,7 @@ fn obeyed(link: &mut Link) -> Outcome<()> {
 /// The same by `hv ctl stop`: its status, and what it says.
 fn by_tool(workspace: &Workspace, line: &Path, words: &[&str], status: i32, want: &str) -> Outcome<()> {
     let words: Vec<&str> = ["stop"].iter().chain(words).copied().collect();
-    let output = hv_ctl(workspace, line, &words)?;
+    let output = hv_ctl(workspace, line, &words)?.output().map_err(|e| Failure::failed(e.to_string()))?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     let right = output.status.code() == Some(status) && text.contains(want);

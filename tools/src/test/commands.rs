@@ -1,9 +1,9 @@
 //! Each command of the monitor and of `hv ctl`, right and wrong, on a machine that runs; and lies about images.
 
-use super::TestArgs;
-use super::control::expect;
+use super::control::{expect, wait_for};
 use super::many::COUNTER;
 use super::tally::{Tally, Verdict};
+use super::{TestArgs, endless};
 use crate::ctl::{Link, Patience, one, pages};
 use crate::emulator::{Kind, Place, Running};
 use crate::failure::{Failure, Outcome};
@@ -13,12 +13,12 @@ use crate::manifest;
 use crate::workspace::Workspace;
 use bulkhead_control::mac::Hash;
 use bulkhead_control::upload::Wrong;
-use bulkhead_control::{Operation, Refusal, Response};
+use bulkhead_control::{Operation, Refusal, Response, State};
 use bulkhead_types::manifest::ConsoleMode;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,11 +30,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// What is typed at the monitor's prompt, and what must come. The guests: 1 spin, which runs, and 2 hello, which has ended.
-const MONITOR: [(&str, &str); 40] = [
+const MONITOR: [(&str, &str); 52] = [
     ("list", " 1 spin             spin     running"),
     ("list x", "`list` takes no arguments"),
     ("lits", "there is no command `lits`: did you mean `list`?"),
     ("version", "Bulkhead 0.1.0 with "),
+    ("version x", "`version` takes no arguments"),
     ("help", "Tab completes"),
     ("help pause", "pause    GUEST         let a guest run no further"),
     ("help nothing", "there is no command `nothing`"),
@@ -42,13 +43,20 @@ const MONITOR: [(&str, &str); 40] = [
     ("stats spin", "timer"),
     ("stats nobody", "there is no such guest"),
     ("top", "cpu %"),
-    ("log", "guest 2 hello: ended power-off"),
+    ("top x", "`top` takes no arguments"),
+    ("log", "guest 1 spin: started by "),
     ("log 0", "guest 1 spin: started by manifest"),
     ("log x", "write `log [NUMBER]`"),
     ("memmap", "nobody (free)"),
+    ("memmap x", "`memmap` takes no arguments"),
     ("audit", " 0 violations"),
+    ("audit x", "`audit` takes no arguments"),
+    ("pause hello", "it is stopped: start it first"),
+    ("pause", "write `pause GUEST`"),
     ("pause spin", "done"),
     ("pause spin", "it is so already"),
+    ("inject spin nmi", "it is paused: resume it first"),
+    ("stop spin", "it is paused: resume it first"),
     ("resume 1", "done"),
     ("resume", "write `resume GUEST`"),
     ("dump spin", "dump "),
@@ -63,10 +71,14 @@ const MONITOR: [(&str, &str); 40] = [
     ("stop nobody", "there is no such guest"),
     ("stop", "write `stop GUEST`"),
     ("reset spin", "event guest 1 spin started"),
+    ("reset hello", "it is stopped: start it first"),
+    ("reset spin now", "write `reset GUEST`"),
     ("start spin", "it is so already"),
+    ("start nobody", "there is no such guest"),
     ("destroy spin", "it is running: stop it first"),
     ("kill spin", "event guest 1 spin ended stopped"),
     ("kill spin", "it is so already"),
+    ("kill", "write `kill GUEST`"),
     ("destroy spin", "event guest 1 spin destroyed"),
     ("start spin", "event guest 1 spin started"),
     ("console nobody", "there is no such guest"),
@@ -74,14 +86,17 @@ const MONITOR: [(&str, &str); 40] = [
 ];
 
 /// Arguments of `hv ctl`, its status, and what standard output, or if it fails standard error, must have.
-const CTL: [(&str, i32, &str); 39] = [
+const CTL: [(&str, i32, &str); 47] = [
     ("list", 0, " 1 spin             spin       running"),
     ("list --json", 0, "\"origin\""),
     ("list x", 2, "unexpected argument"),
     ("lst", 2, "list"),
     ("version", 0, "Bulkhead 0.1.0 with "),
+    ("version x", 2, "unexpected argument"),
     ("audit", 0, " 0 violations"),
+    ("audit x", 2, "unexpected argument"),
     ("memmap", 0, "guest 1 (Ram)"),
+    ("memmap x", 2, "unexpected argument"),
     ("stats", 0, " 1 spin "),
     ("stats spin", 0, "timer"),
     ("stats nobody", 1, "there is no such guest"),
@@ -90,7 +105,10 @@ const CTL: [(&str, i32, &str); 39] = [
     ("events --from x", 2, "invalid"),
     ("pause spin", 0, "done"),
     ("pause spin", 0, "it is so already"),
+    ("pause hello", 1, "it is stopped"),
+    ("inject spin", 1, "it is paused"),
     ("resume spin", 0, "done"),
+    ("resume hello", 1, "it is stopped"),
     ("inject hello", 1, "it is stopped"),
     ("stop spin", 1, "does not listen to its power button"),
     ("stop spin --wait 1", 2, "1"),
@@ -103,6 +121,7 @@ const CTL: [(&str, i32, &str); 39] = [
     ("destroy spin", 1, "it is running"),
     ("destroy hello", 0, "done"),
     ("destroy hello", 1, "there is no such guest"),
+    ("destroy", 2, "GUEST"),
     ("start hello", 0, "done"),
     ("start", 2, "GUEST"),
     ("top", 2, "top needs a terminal"),
@@ -113,8 +132,12 @@ const CTL: [(&str, i32, &str); 39] = [
     ("create COUNTER", 1, "another guest has this name"),
     ("create COUNTER --name other --lease 1s", 0, "guest 4"),
     ("create COUNTER --lease 1ms", 2, "a number of seconds"),
+    ("kill nobody", 1, "there is no such guest"),
     ("kill spin", 0, "done"),
 ];
+
+/// The same when the monitor's are done: on Bochs, who ends in the handler of an NMI leaves none for others.
+const LAST: [(&str, i32, &str); 2] = [("start spin", 0, "done"), ("inject spin", 0, "done")];
 
 /// Runs it on each of these machines.
 pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
@@ -150,18 +173,24 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMo
         files::write(&kernel, &COUNTER)?;
         let text = format!("[[guest]]\nname = \"counter\"\nkernel = \"{}\"\nmemory = \"4M\"\n", kernel.display());
         files::write(&manifest, format!("{text}load = {{ flat = 0x8000 }}\n").as_bytes())?;
-        let told = ctl(workspace, &path, &manifest).and_then(|()| lies(&path));
+        let told = ctl(workspace, &path, &manifest, &CTL).and_then(|()| lies(&path));
         let _ = (std::fs::remove_file(manifest), std::fs::remove_file(kernel));
         told?;
         terminal.send(b"\x10\x40")?;
-        terminal.ask("start spin", "event guest 1 spin started")?;
+        endless::run(workspace, &path, &mut terminal)?;
     } else {
         terminal.send(b"\x1dm")?;
         terminal.wait("bulkhead> ", 0)?;
     }
     let wrong = MONITOR.iter().filter_map(|(line, want)| terminal.ask(line, want).err());
     let wrong: Vec<String> = wrong.map(|failure| failure.to_string()).collect();
-    expect(wrong.is_empty(), &wrong.join("\n"))
+    expect(wrong.is_empty(), &wrong.join("\n"))?;
+    wait_for(
+        &mut Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE }),
+        "spin",
+        State::Stopped,
+    )?;
+    ctl(workspace, &path, Path::new(""), &LAST)
 }
 
 /// The machine's console.
@@ -231,20 +260,20 @@ impl Terminal {
     }
 }
 
-/// What `hv ctl` with these words does.
-pub fn hv_ctl(workspace: &Workspace, line: &Path, words: &[&str]) -> Outcome<Output> {
+/// `hv ctl` with these words.
+pub fn hv_ctl(workspace: &Workspace, line: &Path, words: &[&str]) -> Outcome<Command> {
     let own = std::env::current_exe().map_err(|e| Failure::failed(e.to_string()))?;
     let mut command = Command::new(own);
     command.current_dir(workspace.path("")).arg("ctl").args(words).arg("--line").arg(line);
-    command.output().map_err(|e| Failure::failed(e.to_string()))
+    Ok(command)
 }
 
-fn ctl(workspace: &Workspace, line: &Path, counter: &Path) -> Outcome<()> {
-    for (words, status, want) in CTL {
+fn ctl(workspace: &Workspace, line: &Path, counter: &Path, rows: &[(&str, i32, &str)]) -> Outcome<()> {
+    for &(words, status, want) in rows {
         let counter = counter.to_string_lossy();
         let words: Vec<&str> =
             words.split(' ').map(|word| if word == "COUNTER" { counter.as_ref() } else { word }).collect();
-        let output = hv_ctl(workspace, line, &words)?;
+        let output = hv_ctl(workspace, line, &words)?.output().map_err(|e| Failure::failed(e.to_string()))?;
         let text = if status == 0 { output.stdout } else { output.stderr };
         let text = String::from_utf8_lossy(&text).into_owned();
         let right = output.status.code() == Some(status) && text.contains(want);
@@ -303,7 +332,7 @@ fn lies(line: &Path) -> Outcome<()> {
     expect(free(link)? == before, "lies about images cost memory")
 }
 
-fn free(link: &mut Link) -> Outcome<u64> {
+pub fn free(link: &mut Link) -> Outcome<u64> {
     let mut free = 0;
     pages(|from| match one(link, &Operation::Memory(from), "memmap")?.response()? {
         Response::Memory(page) => {
@@ -314,4 +343,43 @@ fn free(link: &mut Link) -> Outcome<u64> {
         _ => Err(Failure::failed("no memory map")),
     })?;
     Ok(free)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CTL, LAST, MONITOR};
+    use crate::cli::Cli;
+    use bulkhead_control::monitor::COMMANDS;
+    use clap::CommandFactory as _;
+
+    /// Whether the first word of `line` is `name`.
+    fn is(line: &str, name: &str) -> bool {
+        line.split(' ').next() == Some(name)
+    }
+
+    #[test]
+    fn each_command_of_the_monitor_is_tried_right_and_wrong() {
+        const WRONG: [&str; 5] = ["write `", "takes no arguments", "there is no ", "it is stopped", "it is running"];
+        for (name, ..) in COMMANDS {
+            let wrong = |want: &str| WRONG.iter().any(|start| want.contains(start));
+            let rows: Vec<&(&str, &str)> = MONITOR.iter().filter(|(line, _)| is(line, name)).collect();
+            let (bad, good): (Vec<&(&str, &str)>, Vec<_>) = rows.into_iter().partition(|(_, want)| wrong(want));
+            // `console` takes the keyboard; what it does right is tried where consoles are.
+            assert!(!good.is_empty() || name == "console", "{name} is not tried");
+            assert!(!bad.is_empty(), "{name} is not tried with wrong arguments");
+        }
+    }
+
+    #[test]
+    fn each_command_of_the_tool_is_tried_right_and_wrong() {
+        let cli = Cli::command();
+        let ctl = cli.find_subcommand("ctl").unwrap();
+        for name in ctl.get_subcommands().map(clap::Command::get_name) {
+            let rows: Vec<_> = CTL.iter().chain(&LAST).filter(|(line, ..)| is(line, name)).collect();
+            // Those go on without end, or want a terminal.
+            let elsewhere = ["top", "metrics", "console"].contains(&name);
+            assert!(elsewhere || rows.iter().any(|(_, status, _)| *status == 0), "{name} is not tried");
+            assert!(rows.iter().any(|(_, status, _)| *status != 0), "{name} is not tried with wrong arguments");
+        }
+    }
 }

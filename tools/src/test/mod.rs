@@ -13,6 +13,7 @@ mod commands;
 mod conformance;
 mod control;
 mod dumps;
+mod endless;
 mod fair;
 mod fault;
 mod fuzz;

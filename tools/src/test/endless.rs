@@ -1,0 +1,97 @@
+//! Commands of `hv ctl` that go on until they are ended, on a machine that runs.
+
+use super::commands::{Terminal, hv_ctl};
+use super::control::expect;
+use crate::failure::{Failure, Outcome};
+use crate::workspace::Workspace;
+use std::io::{Read, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Tries them; the guest `spin` runs afterwards.
+pub fn run(workspace: &Workspace, line: &Path, terminal: &mut Terminal) -> Outcome<()> {
+    let events = Going::start(workspace, line, "events --follow")?;
+    events.wait("guest 1 spin: started by manifest", 1)?;
+    terminal.ask("start spin", "event guest 1 spin started")?;
+    events.wait("guest 1 spin: started by monitor", 1)?;
+    drop(events);
+    for (words, want) in [("stats --watch", "ticks of all CPUs"), ("stats spin --watch", "timer ")] {
+        Going::start(workspace, line, &format!("{words} --interval 0.1"))?.wait(want, 3)?;
+    }
+    metrics(workspace, line)
+}
+
+fn metrics(workspace: &Workspace, line: &Path) -> Outcome<()> {
+    // One that is free now.
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).map_err(fail)?;
+    let serving = Going::start(workspace, line, &format!("metrics --listen {address}"))?;
+    serving.wait(&format!("http://{address}/metrics"), 1)?;
+    let mut text = String::new();
+    let mut stream = TcpStream::connect(address).map_err(fail)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").map_err(fail)?;
+    stream.read_to_string(&mut text).map_err(fail)?;
+    let right = text.starts_with("HTTP/1.1 200 ") && text.contains("guest=\"spin\"");
+    expect(right, &format!("ctl metrics served:\n{text}"))
+}
+
+fn fail(error: std::io::Error) -> Failure {
+    Failure::failed(error.to_string())
+}
+
+/// A command that goes on; it is ended when this is dropped.
+struct Going {
+    words: String,
+    child: Child,
+    come: Arc<Mutex<String>>,
+}
+
+impl Going {
+    fn start(workspace: &Workspace, line: &Path, words: &str) -> Outcome<Self> {
+        let all: Vec<&str> = words.split(' ').collect();
+        let mut command = hv_ctl(workspace, line, &all)?;
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(fail)?;
+        let come = Arc::new(Mutex::new(String::new()));
+        if let (Some(out), Some(errors)) = (child.stdout.take(), child.stderr.take()) {
+            collect(out, &come);
+            collect(errors, &come);
+        }
+        Ok(Self { words: words.to_owned(), child, come })
+    }
+
+    /// Waits until `text` has come so many times.
+    fn wait(&self, text: &str, times: usize) -> Outcome<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let come = self.come.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if come.matches(text).count() >= times {
+                return Ok(());
+            }
+            expect(Instant::now() < end, &format!("ctl {}: no `{text}`, {times} times, in:\n{come}", self.words))?;
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        let _ = (self.child.kill(), self.child.wait());
+    }
+}
+
+fn collect(mut from: impl Read + Send + 'static, come: &Arc<Mutex<String>>) {
+    let come = Arc::clone(come);
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            let text = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default());
+            come.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
+        }
+    });
+}
