@@ -8,19 +8,25 @@ use crate::failure::{Failure, Outcome};
 use crate::files::place;
 use crate::workspace::Workspace;
 use crate::{cargo, files, package, vmlinux};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Packages that depend on the newest kernel: Debian's for clouds, Ubuntu's for virtual machines.
 const KERNELS: [&str; 3] = ["linux-image-cloud-amd64", "linux-image-kvm", "linux-image-virtual"];
 const BUSYBOX: &str = "busybox-static";
+/// Modules of the kernel that hear the power button, and pass it on to a program, by their places below `kernel/drivers`. A
+/// kernel may have them built in.
+const MODULES: [&str; 2] = ["acpi/button.ko", "input/evdev.ko"];
 
-/// What the first program leaves to a shell: the usual mounts, and then a shell with job control on the console.
+/// What the first program leaves to a shell: the usual mounts, the power button, and then a shell with job control on the
+/// console.
 const RC: &str = "\
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 hostname bulkhead
+for module in /lib/*.ko; do insmod $module; done
+(head -c 1 /dev/input/event0 >/dev/null && poweroff -f) 2>/dev/null &
 cd /root
 echo \"Linux $(uname -r) with busybox; 'poweroff -f' ends it.\"
 while :; do setsid cttyhack sh; done
@@ -28,12 +34,17 @@ while :; do setsid cttyhack sh; done
 
 /// The kernel's bzImage; fetched if it is not there.
 pub fn kernel(workspace: &Workspace) -> Outcome<PathBuf> {
-    let kernel = workspace.build("linux")?.join("vmlinuz");
-    if kernel.is_file() {
+    let folder = workspace.build("linux")?;
+    let (kernel, modules) = (folder.join("vmlinuz"), folder.join("modules"));
+    if kernel.is_file() && modules.is_dir() {
         return Ok(kernel);
     }
     let package = package::behind(&KERNELS, "linux-image-")?;
     let unpacked = package::fetch(workspace, &package)?;
+    let modules = workspace.build("linux/modules")?;
+    for path in MODULES.iter().filter_map(|module| package::module(&unpacked, module)) {
+        place(&path, &modules.join(path.file_name().unwrap_or_default()))?;
+    }
     place(&package::boot_file(&unpacked, "vmlinuz", "")?, &kernel)?;
     let _ = std::fs::remove_dir_all(&unpacked);
     Ok(kernel)
@@ -63,7 +74,15 @@ pub fn initrd(workspace: &Workspace) -> Outcome<PathBuf> {
         let _ = std::fs::remove_dir_all(&unpacked);
     }
     let init = cargo::linux_init(workspace)?;
-    let archive = archive(&files::read(&init)?, &files::read(&busybox)?);
+    let mut archive = archive(&files::read(&init)?, &files::read(&busybox)?);
+    kernel(workspace)?;
+    for module in MODULES.iter().filter_map(|module| Path::new(module).file_name()) {
+        let path = folder.join("modules").join(module);
+        if path.is_file() {
+            archive.file(&format!("lib/{}", module.display()), &files::read(&path)?);
+        }
+    }
+    let archive = archive.finish();
     let path = folder.join("initrd.cpio");
     if std::fs::read(&path).is_ok_and(|there| there == archive) {
         return Ok(path);
@@ -74,9 +93,9 @@ pub fn initrd(workspace: &Workspace) -> Outcome<PathBuf> {
     Ok(path)
 }
 
-fn archive(init: &[u8], busybox: &[u8]) -> Vec<u8> {
+fn archive(init: &[u8], busybox: &[u8]) -> Archive {
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
+    for folder in ["bin", "dev", "etc", "lib", "proc", "root", "sys", "tmp"] {
         archive.folder(folder);
     }
     archive.device("dev/console", 5, 1);
@@ -86,5 +105,5 @@ fn archive(init: &[u8], busybox: &[u8]) -> Vec<u8> {
     archive.program("bin/busybox", busybox);
     archive.link("bin/sh", "busybox");
     archive.file("etc/rc", RC.as_bytes());
-    archive.finish()
+    archive
 }

@@ -34,6 +34,14 @@ pub fn boot_file(unpacked: &Path, prefix: &str, suffix: &str) -> Outcome<PathBuf
     names.find(wanted).ok_or_else(|| Failure::failed(format!("there is no {prefix}*{suffix} in {}", boot.display())))
 }
 
+/// The module of the kernel in an unpacked package that lies there below `kernel/drivers`, if it is in a file of its own.
+pub fn module(unpacked: &Path, name: &str) -> Option<PathBuf> {
+    let versions =
+        ["lib/modules", "usr/lib/modules"].into_iter().filter_map(|m| std::fs::read_dir(unpacked.join(m)).ok());
+    let mut places = versions.flatten().flatten().map(|version| version.path().join("kernel/drivers").join(name));
+    places.find(|path| path.is_file())
+}
+
 fn update_lists() -> Outcome<()> {
     eprintln!("asking apt for its lists of packages");
     let root = rustix::process::geteuid().is_root();

@@ -5,17 +5,20 @@ use super::commands::{Terminal, hv_ctl};
 use super::control::{act, events, expect, wait_for};
 use super::tally::{Tally, Verdict};
 use crate::ctl::{Link, Patience, guests, one, stats};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, Running};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, Ending, EventKind, Operation, Refusal, Response, Source, State};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/button.toml";
+const LINUX: &str = "tests/manifests/linux.toml";
+/// Longest that Linux takes to its prompt.
+const BOOTS: Duration = Duration::from_secs(300);
 const DEAF: Response<'static> = Response::Refused(Refusal::Deaf);
 const KEY: [u8; 32] = *b"a key of those that have buttons";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,26 +27,61 @@ const PRESSES: usize = 50;
 
 /// Runs it on each of these machines.
 pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
-    for (kind, cpus) in machines.iter().flat_map(|kind| [(kind, 1), (kind, 2)]) {
-        let name = format!("power button on {kind} with {cpus} processors");
-        if !args.takes(&name) {
-            continue;
+    let mut row = |name: &str, try_it: &dyn Fn() -> Outcome<()>| {
+        if !args.takes(name) {
+            return;
         }
         let start = Instant::now();
-        let verdict = match verdict(workspace, builder, *kind, cpus) {
+        let verdict = match try_it() {
             Ok(()) => Verdict::Passed,
             Err(failure) => Verdict::Failed(failure.to_string()),
         };
-        tally.note(&name, verdict, start.elapsed());
+        tally.note(name, verdict, start.elapsed());
+    };
+    for (kind, cpus) in machines.iter().flat_map(|kind| [(*kind, 1), (*kind, 2)]) {
+        let name = format!("power button on {kind} with {cpus} processors");
+        row(&name, &|| verdict(workspace, builder, kind, cpus));
+    }
+    for kind in machines.iter().filter(|_| !args.quick) {
+        row(&format!("power button of Linux on {kind}"), &|| linux(workspace, builder, *kind));
     }
 }
 
-fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, cpus: u16) -> Outcome<()> {
-    let mut machine = manifest::read(&workspace.path(MACHINE))?;
+/// Starts the machine of a manifest; where its line is.
+fn start_machine(
+    workspace: &Workspace,
+    builder: &Builder,
+    manifest: &str,
+    place: Place,
+) -> Outcome<(Running, PathBuf)> {
+    let mut machine = manifest::read(&workspace.path(manifest))?;
     machine.control = Some(KEY);
-    let path = workspace.build("")?.join(format!("button-{kind}-{}", std::process::id()));
-    let place = Place { control: Some((path.clone(), KEY)), cpus, ..Place::of(kind) };
-    let running = builder.start_at(&place, &machine)?;
+    let path = workspace.build("")?.join(format!("button-{}-{}", place.kind, std::process::id()));
+    let place = Place { control: Some((path.clone(), KEY)), ..place };
+    Ok((builder.start_at(&place, &machine)?, path))
+}
+
+/// A kernel that is not ours: its module hears the button, and a program that reads the button's events switches it off.
+fn linux(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
+    let (running, path) = start_machine(workspace, builder, LINUX, Place::of(kind))?;
+    let terminal = Terminal::new(&running)?;
+    terminal.wait_for("/root # ", 0, BOOTS)?;
+    let mut link = Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let end = Instant::now() + BOOTS;
+    // A press before the program has opened the button's device is nobody's.
+    while state(&mut link, "linux")? == Some(State::Running) {
+        expect(Instant::now() < end, &format!("Linux does not obey its power button:\n{}", terminal.come()))?;
+        let _ = link.call(&Operation::Act { guest: "linux", action: Action::Stop })?;
+        thread::sleep(Duration::from_secs(2));
+    }
+    let told = events(&mut link)?;
+    let right = told.contains(&EventKind::Stopping(Source::Line)) && told.contains(&EventKind::Ended(Ending::PowerOff));
+    expect(right, &format!("events do not tell of it: {told:?}"))
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, cpus: u16) -> Outcome<()> {
+    let place = Place { cpus, ..Place::of(kind) };
+    let (running, path) = start_machine(workspace, builder, MACHINE, place)?;
     let mut terminal = Terminal::new(&running)?;
     let connect = || Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
     let mut link = connect();

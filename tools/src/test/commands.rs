@@ -238,7 +238,8 @@ impl Terminal {
         self.wait_for(text, after, PATIENCE)
     }
 
-    fn wait_for(&self, text: &str, after: usize, patience: Duration) -> Outcome<()> {
+    /// The same, and so long.
+    pub fn wait_for(&self, text: &str, after: usize, patience: Duration) -> Outcome<()> {
         let end = Instant::now() + patience;
         while Instant::now() < end {
             if self.come().get(after..).is_some_and(|come| come.contains(text)) {
