@@ -131,6 +131,7 @@ pub fn run(data: &[u8]) {
                 let (gpa, width) = (address(&mut feed), feed.width());
                 machine.mmio_write(by, gpa, width, feed.magnitude() & width.mask(), now);
             }
+            6 if bits & 0x38 == 0x38 => _ = machine.press_power_button(),
             6 => processor(&mut machine, by, &mut feed, now),
             _ => {
                 let ticks = if feed.flag() { u64::from(feed.u8()) } else { u64::from(feed.u16()) << 2 };

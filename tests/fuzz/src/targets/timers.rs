@@ -128,8 +128,13 @@ pub fn pm(data: &[u8]) {
             assert_eq!(off, twin.take_power_off());
             assert!(!off || offset == 5 && value & 1 << 5 != 0, "power-off by {value:#x} at {offset}");
         } else {
-            let (offset, width) =
-                (feed.u8() & 15, [Width::Byte, Width::Word, Width::Dword][usize::from(feed.below(3))]);
+            let byte = feed.u8();
+            if byte & 0x80 != 0 {
+                let listens = chip.read(3, Width::Byte, now) & 1 != 0;
+                assert_eq!((chip.press(), twin.press()), (listens, listens), "heard by who listens");
+                assert!(!listens || chip.line() && chip.read(1, Width::Byte, now) & 1 != 0, "and told");
+            }
+            let (offset, width) = (byte & 15, [Width::Byte, Width::Word, Width::Dword][usize::from(feed.below(3))]);
             let value = chip.read(offset, width, now);
             assert_eq!(value, twin.read(offset, width, now), "{offset} at {now}");
             assert!(u64::from(value) <= width.mask());
