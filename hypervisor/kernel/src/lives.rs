@@ -219,7 +219,8 @@ pub fn start(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     }
     // One that came when it had ended was for its former life.
     slot.take_order();
-    // Its RAM is taken at its first turn, when only an event can tell: so it is if others take it first.
+    // Its RAM is taken at its first turn, when only an event can tell: that is so if others take it first, or if it is in
+    // pieces too small.
     let wanted = facts.guest(id).map_or(0, |guest| guest.memory / PAGE_SIZE);
     if FRAMES.get().is_none_or(|frames| frames.lock().free() < wanted) {
         slot.set_state(State::Failed);
