@@ -33,6 +33,7 @@ pub mod line;
 pub mod mac;
 pub mod monitor;
 mod operation;
+pub mod output;
 mod response;
 pub mod screen;
 pub mod upload;

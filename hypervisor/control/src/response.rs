@@ -236,8 +236,8 @@ pub enum EventKind {
     LeaseOver,
     /// It was given an NMI.
     Injected(Source),
-    /// So many bytes of its console were held back: it writes too much.
-    HeldBack(u64),
+    /// So many bytes of its console were lost: it writes on while its transmitter is busy.
+    ConsoleLost(u64),
     /// So many events of it were left out: there were too many.
     LeftOut(u64),
     /// A client has proved the key.
@@ -353,7 +353,7 @@ impl fmt::Display for EventKind {
             Self::Destroyed(by) => write!(f, "destroyed by {by}"),
             Self::LeaseOver => f.write_str("lease over"),
             Self::Injected(by) => write!(f, "nmi injected by {by}"),
-            Self::HeldBack(bytes) => write!(f, "{bytes} bytes held back: its console writes too much"),
+            Self::ConsoleLost(bytes) => write!(f, "{bytes} bytes of its console lost: it writes too much"),
             Self::LeftOut(count) => write!(f, "{count} events left out: there were too many"),
             Self::Session => f.write_str("control line: a client has proved the key"),
             Self::Refused(Refused { garbled, unproved, replayed, skipped }) => write!(

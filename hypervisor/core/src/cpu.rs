@@ -103,11 +103,12 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
     }
 
     fn turn(&mut self, host: &mut impl Host, until: u64) -> Result<Yield, End> {
+        let (mut shared, _) = self.guest.lock_at(0);
         if self.id == VcpuId::BOOT {
-            let (mut shared, _) = self.guest.lock_at(0);
             shared.take_input(host);
-            self.guest.release(shared, self.id, host);
         }
+        shared.drain_console(host);
+        self.guest.release(shared, self.id, host);
         let mut next = 0;
         self.counters.begin(host.tsc());
         loop {

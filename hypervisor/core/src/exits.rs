@@ -128,9 +128,12 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
         self.vcpu.skip_instruction()?;
         let (mut shared, now) = self.guest.lock(host);
         shared.machine.port_write(access.port, access.width, value, now);
-        shared.drain_console(host);
+        let busy = shared.drain_console(host);
         let asked = shared.take_request();
         self.guest.release(shared, self.id, host);
+        if busy {
+            self.guest.preempt(self.id);
+        }
         asked
     }
 
@@ -143,9 +146,12 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
         let mut registers = Registers { vcpu: &mut self.vcpu, physical_bits };
         let mut wires = Wires { machine: &mut shared.machine, by: self.id, now };
         let result = bulkhead_emulate::string_io(&mut registers, &mut self.memory, &mut wires, access);
-        shared.drain_console(host);
+        let busy = shared.drain_console(host);
         let asked = shared.take_request();
         self.guest.release(shared, self.id, host);
+        if busy {
+            self.guest.preempt(self.id);
+        }
         self.finish(result)?;
         asked
     }

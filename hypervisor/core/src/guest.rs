@@ -118,11 +118,16 @@ impl Shared {
         }
     }
 
-    /// Sends the console's output.
-    pub(crate) fn drain_console(&mut self, host: &mut impl Host) {
-        while let Some(byte) = self.machine.console_output() {
-            host.console(byte);
+    /// Sends the console's output, as far as the host has room. Whether so much is left that the transmitter went busy: the
+    /// turn is to end, since the host makes room between turns.
+    pub(crate) fn drain_console(&mut self, host: &mut impl Host) -> bool {
+        while let Some(byte) = self.machine.next_console_output() {
+            if !host.console(byte) {
+                break;
+            }
+            self.machine.console_output();
         }
+        self.machine.take_console_busy()
     }
 
     /// Hands the console what has come in, as far as it has room.
@@ -300,6 +305,17 @@ impl Guest {
         let heard = shared.machine.press_power_button();
         self.release(shared, VcpuId::BOOT, host);
         heard
+    }
+
+    /// Sends what its console's chip still has, as far as the host has room: it has ended.
+    pub fn drain_console(&self, host: &mut impl Host) {
+        self.shared.lock().drain_console(host);
+    }
+
+    /// How many bytes its console has lost, see [`Machine::console_lost`].
+    #[must_use]
+    pub fn console_lost(&self) -> u64 {
+        self.shared.lock().machine.console_lost()
     }
 
     /// Whether vCPU `id` is the one that ended it.

@@ -23,8 +23,9 @@ pub trait Host {
     /// What the processor itself answers to CPUID.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
 
-    /// Sends a byte of the guest's console. One vCPU of a guest does so at a time; the same holds for input.
-    fn console(&mut self, byte: u8);
+    /// Takes a byte of the guest's console. `false`: it has no room, and may have some at the guest's next turn. One vCPU of
+    /// a guest does so at a time; the same holds for input.
+    fn console(&mut self, byte: u8) -> bool;
 
     /// A byte for the guest's console, if one has come in.
     fn console_input(&mut self) -> Option<u8>;

@@ -1,6 +1,7 @@
 //! What a guest sees of time: deadlines that pass while it runs, halts, is served or waits for its turn.
 //!
 //! SDM vol. 3A 11.5.4 "APIC Timer", 11.5.4.1 "TSC-Deadline Mode"; vol. 3B 18.17 "Time-Stamp Counter".
+#![allow(dead_code, reason = "what is in common is not all used here")]
 
 mod common;
 

@@ -234,6 +234,23 @@ impl Machine {
         self.interrupts.take_attention()
     }
 
+    /// The byte that [`Machine::console_output`] takes next.
+    #[must_use]
+    pub fn next_console_output(&self) -> Option<u8> {
+        self.uart.output()
+    }
+
+    /// Whether the console's transmitter went busy since this was asked last: so much waits to be taken.
+    pub const fn take_console_busy(&mut self) -> bool {
+        self.uart.take_busy()
+    }
+
+    /// How many bytes the guest has written to its console while the transmitter was busy and there was no room: lost.
+    #[must_use]
+    pub const fn console_lost(&self) -> u64 {
+        self.uart.lost()
+    }
+
     /// Takes the oldest byte that the guest has sent to its console. To be asked until there is none after every exit in
     /// which it may have sent some; what is not taken makes the guest's transmitter busy in the end.
     pub fn console_output(&mut self) -> Option<u8> {

@@ -12,11 +12,11 @@
 //! the FIFO. There are no framing errors, parity errors or breaks; DMA mode has no pins to act on.
 //!
 //! Output waits in a ring until the hypervisor takes it. While the ring has not even room for a FIFO's worth, the
-//! transmitter reports itself busy: a driver that looks waits, and one that does not loses what it writes.
+//! transmitter reports itself busy: a driver that looks waits, and one that does not loses what it writes, which is counted.
 //!
 //! | a hostile guest may | and then |
 //! |---|---|
-//! | write without end | the ring stays full, further bytes are lost, nobody waits |
+//! | write without end | the ring stays full, further bytes are lost and counted, nobody waits |
 //! | never read its input | the FIFO is full, [`Uart::receive`] refuses, the sender keeps the byte |
 //! | leave loopback on | input is refused as if the FIFO were full |
 //! | toggle IER.THRE to make interrupts | each toggle is one exit of its own, paid from its share |
@@ -75,6 +75,10 @@ pub struct Uart {
     overrun: bool,
     /// The transmitter went empty and nobody has been told.
     went_empty: bool,
+    /// The transmitter went busy, and the hypervisor has not been told.
+    went_busy: bool,
+    /// Bytes that were written while there was no room.
+    lost: u64,
     /// Modem lines, high nibble as in MSR, and their deltas in the low nibble.
     modem: u8,
     input: Deque<u8, FIFO>,
@@ -94,6 +98,8 @@ impl Uart {
             trigger: 0,
             overrun: false,
             went_empty: false,
+            went_busy: false,
+            lost: 0,
             modem: MSR_CTS | MSR_DSR | MSR_CARRIER,
             input: Deque::new(),
             output: Deque::new(),
@@ -153,6 +159,23 @@ impl Uart {
         !self.in_loopback() && self.input.len() < self.capacity()
     }
 
+    /// The oldest byte that was sent and not taken.
+    #[must_use]
+    pub fn output(&self) -> Option<u8> {
+        self.output.front().copied()
+    }
+
+    /// Whether the transmitter went busy since this was asked last.
+    pub const fn take_busy(&mut self) -> bool {
+        core::mem::replace(&mut self.went_busy, false)
+    }
+
+    /// How many bytes were lost: written while the transmitter was busy, and there was no room.
+    #[must_use]
+    pub const fn lost(&self) -> u64 {
+        self.lost
+    }
+
     /// Takes the oldest byte that was sent.
     pub fn pop_output(&mut self) -> Option<u8> {
         let was_ready = self.ready();
@@ -186,8 +209,10 @@ impl Uart {
         if self.in_loopback() {
             self.overrun |= !self.store(byte);
         } else {
+            let was_ready = self.ready();
             // A full ring loses the byte: the guest was told not to send.
-            let _ = self.output.push_back(byte);
+            self.lost = self.lost.saturating_add(self.output.push_back(byte).is_err().into());
+            self.went_busy |= was_ready && !self.ready();
         }
         self.went_empty = self.ready();
     }
@@ -237,7 +262,10 @@ impl Uart {
     }
 
     fn read_line_status(&mut self) -> u8 {
-        let mut value = if self.ready() { LSR_EMPTY | LSR_IDLE } else { 0 };
+        let mut value = if self.ready() { LSR_EMPTY } else { 0 };
+        if self.output.is_empty() {
+            value |= LSR_IDLE;
+        }
         if !self.input.is_empty() {
             value |= LSR_DATA;
         }

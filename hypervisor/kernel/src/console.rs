@@ -1,8 +1,13 @@
 //! The serial line, shared by the hypervisor's log and the guests' consoles.
 //!
 //! Bytes are never kept in the shared part: a guest's output goes to the chip from its own compartment, within its own
-//! time, and its input is taken from the chip there. Only the number of the channel is shared. Processors take turns at
-//! the line by a lock; a guest whose processor does not get it keeps its output, and waits only when it has no room left.
+//! time, and its input is taken from the chip there. Only the number of the channel is shared.
+//!
+//! **Who sends when.** An exit puts bytes into the guest's own [`Output`] and touches nothing else. They are sent when a turn
+//! of the guest is over, if nobody else has the line: its lock is tried and not waited for. While [`BACKLOG`] bytes wait, no
+//! more are taken, and the guest's transmitter is busy in the end. A guest sends for what is left of its turn, at least one
+//! and at most five milliseconds. If another one, or the log, found the line taken meanwhile, it then leaves it free for as
+//! long, so that a flood has half of the line at the most.
 //!
 //! In [`ConsoleMode::Framed`] the byte 0x10 followed by 0x40 + N says that what follows belongs to channel N (0 the
 //! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
@@ -10,23 +15,30 @@
 
 use bulkhead_control::Name;
 use bulkhead_control::monitor::ESCAPE;
+use bulkhead_control::output::Output;
+use bulkhead_hw::cpu;
 use bulkhead_hw::serial::Serial;
-use bulkhead_types::GuestId;
 use bulkhead_types::manifest::ConsoleMode;
+use bulkhead_types::{Frequency, GuestId};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use heapless::Deque;
 use spin::{Mutex, MutexGuard};
 
 const SWITCH: u8 = 0x10;
 const CHANNEL_BASE: u8 = 0x40;
 /// Longest line that is printed whole in line mode.
 const LINE: usize = 200;
-/// Bytes that a guest can keep until the line is free.
-const KEPT: usize = 1024;
+/// Bytes of a guest that can wait for the line.
+const BACKLOG: u64 = 1024;
+/// Longest that a guest sends at a time, unless it is a line, in parts of a second.
+const LONGEST: u64 = 200;
+/// The same where nothing is left of its turn.
+const SHORTEST: u64 = 1000;
 
 /// Held by whoever sends.
 static SENDER: Mutex<()> = Mutex::new(());
+/// Somebody has found the line taken.
+static CONTENDED: AtomicBool = AtomicBool::new(false);
 
 static FRAMED: AtomicBool = AtomicBool::new(false);
 /// Channel of the last byte sent.
@@ -82,6 +94,14 @@ fn send(channel: u16, byte: u8) {
     serial.send(byte);
 }
 
+/// Waits until nobody else sends. Not on the way of an exit.
+fn take_line() -> MutexGuard<'static, ()> {
+    SENDER.try_lock().unwrap_or_else(|| {
+        CONTENDED.store(true, Ordering::Relaxed);
+        SENDER.lock()
+    })
+}
+
 /// The hypervisor's log, as long as nobody else sends.
 pub struct Log(#[expect(dead_code, reason = "held, not looked at")] Option<MutexGuard<'static, ()>>);
 
@@ -95,7 +115,7 @@ impl Log {
 
     /// As [`Log::open`], for the monitor itself, which knows where its prompt is.
     pub fn beside_prompt() -> Self {
-        Self(Some(SENDER.lock()))
+        Self(Some(take_line()))
     }
 
     /// Waits for nobody: for the report of a fault, whose processor may have been sending.
@@ -131,130 +151,159 @@ macro_rules! log {
     }};
 }
 
-/// One guest's end of the line. Lies in the guest's compartment.
+/// One guest's end of the line. Lies in the guest's compartment, and is touched by this guest's vCPUs alone.
 pub struct GuestConsole {
     channel: u16,
     name: Name,
+    output: Output,
+    /// Offset of the first byte that was not sent.
+    sent: u64,
     line: [u8; LINE],
     length: usize,
-    /// Not sent yet.
-    kept: Deque<u8, KEPT>,
+    tsc: Frequency,
+    /// Count of the time-stamp counter before which it leaves the line to others.
+    rest: u64,
+    /// Something waits, and others had the line when it was last to be sent.
+    kept_off: bool,
 }
 
 impl GuestConsole {
-    /// The console of the guest with this number and name.
-    pub fn new(id: GuestId, name: &str) -> Self {
+    /// The console of the guest with this number and name, on a machine with this time-stamp counter.
+    pub fn new(id: GuestId, name: &str, tsc: Frequency) -> Self {
         let name = Name::try_from(name).unwrap_or_default();
-        Self { channel: id.number(), name, line: [0; LINE], length: 0, kept: Deque::new() }
+        let (channel, output, line) = (id.number(), Output::new(), [0; LINE]);
+        Self { channel, name, output, sent: 0, line, length: 0, tsc, rest: 0, kept_off: false }
     }
 
-    /// Sends a byte of the guest's output.
-    pub fn send(&mut self, byte: u8) {
+    /// Takes a byte of the guest's output. `false`: so much waits already that it has to wait, too.
+    pub fn push(&mut self, byte: u8) -> bool {
+        let room = self.output.end() - self.sent < BACKLOG;
+        if room {
+            self.output.push(byte);
+        }
+        room
+    }
+
+    /// What the guest has written.
+    pub const fn output(&self) -> &Output {
+        &self.output
+    }
+
+    /// Whether some of it was not sent.
+    pub const fn waits(&self) -> bool {
+        self.sent < self.output.end()
+    }
+
+    /// Whether some of it waits for others to leave the line.
+    pub const fn is_kept_off(&self) -> bool {
+        self.kept_off
+    }
+
+    /// Sends a piece of what waits, if the line is free. Between turns, of which the last one was to end at this count of the
+    /// time-stamp counter.
+    pub fn flush(&mut self, until: u64) {
+        self.kept_off = self.waits() && !self.try_flush(until);
+    }
+
+    fn try_flush(&mut self, until: u64) -> bool {
+        let now = cpu::tsc();
+        if now < self.rest {
+            return false;
+        }
+        let hertz = self.tsc.as_hertz();
+        let piece = until.saturating_sub(now).max(hertz / SHORTEST).min(hertz / LONGEST);
+        let sender = SENDER.try_lock();
+        match &sender {
+            Some(sender) => self.send_piece(piece, sender),
+            None => CONTENDED.store(true, Ordering::Relaxed),
+        }
+        sender.is_some()
+    }
+
+    /// Ends the line of a guest that has ended.
+    pub fn finish(&mut self) {
+        self.end_line(&take_line());
+    }
+
+    fn send_piece(&mut self, piece: u64, sender: &MutexGuard<'static, ()>) {
+        let begun = cpu::tsc();
+        let mut now = begun;
+        while now.saturating_sub(begun) < piece
+            && let Some(byte) = self.output.get(self.sent)
+        {
+            self.sent += 1;
+            self.send(byte, sender);
+            now = cpu::tsc();
+        }
+        let others = CONTENDED.swap(false, Ordering::Relaxed);
+        self.rest = if others { now.saturating_add(now.saturating_sub(begun)) } else { 0 };
+    }
+
+    fn send(&mut self, byte: u8, sender: &MutexGuard<'static, ()>) {
         if FRAMED.load(Ordering::Relaxed) {
-            self.queue(byte);
-            return self.flush();
+            return send(self.channel, byte);
         }
         match byte {
-            b'\n' => self.end_line(),
+            b'\n' => self.end_line(sender),
             b'\r' => {}
             // What could move the cursor or ring a bell could imitate another's line. So could the second half of ISO 8859,
             // whose first 32 characters are controls too.
-            b'\t' | b' '..=b'~' => self.keep(byte),
-            _ => self.keep(b'?'),
+            b'\t' | b' '..=b'~' => self.keep(byte, sender),
+            _ => self.keep(b'?', sender),
         }
     }
 
-    fn keep(&mut self, byte: u8) {
+    fn keep(&mut self, byte: u8, sender: &MutexGuard<'static, ()>) {
         if let Some(slot) = self.line.get_mut(self.length) {
             *slot = byte;
             self.length += 1;
         }
         if self.length == LINE {
-            self.end_line();
+            self.end_line(sender);
         }
     }
 
-    /// Prints what there is of a line.
-    pub fn end_line(&mut self) {
+    /// Prints what there is of a line, in one piece.
+    fn end_line(&mut self, _sender: &MutexGuard<'static, ()>) {
         if self.length == 0 {
             return;
         }
-        // A line goes out in one piece.
-        if self.kept.len() > KEPT / 2 {
-            self.wait_and_flush();
-        }
-        let name = self.name.clone();
-        let prefix = ["[", &name, "] "].into_iter().flat_map(str::bytes);
-        let line = self.line;
-        for byte in prefix.chain(line.into_iter().take(self.length)).chain(*b"\r\n") {
-            self.queue(byte);
-        }
+        hide_prompt();
+        let prefix = ["[", &self.name, "] "].into_iter().flat_map(str::bytes);
+        let line = self.line.into_iter().take(self.length);
+        prefix.chain(line).chain(*b"\r\n").for_each(|byte| send(self.channel, byte));
         self.length = 0;
-        self.flush();
-    }
-
-    fn queue(&mut self, byte: u8) {
-        if self.kept.is_full() {
-            self.wait_and_flush();
-        }
-        let _ = self.kept.push_back(byte);
-    }
-
-    /// Sends what was kept.
-    fn wait_and_flush(&mut self) {
-        self.send_kept(&SENDER.lock());
-    }
-
-    /// Sends all there is, of a guest that has ended.
-    pub fn finish(&mut self) {
-        self.end_line();
-        self.wait_and_flush();
-    }
-
-    /// Sends what was kept, if the line is free.
-    pub fn flush(&mut self) {
-        if !self.kept.is_empty()
-            && let Some(sender) = SENDER.try_lock()
-        {
-            self.send_kept(&sender);
-        }
-    }
-
-    fn send_kept(&mut self, _sender: &MutexGuard<'static, ()>) {
-        if !FRAMED.load(Ordering::Relaxed) && !self.kept.is_empty() {
-            hide_prompt();
-        }
-        while let Some(byte) = self.kept.pop_front() {
-            send(self.channel, byte);
-        }
     }
 
     /// A byte that has come in for this guest. A switch to another channel on the way is obeyed.
-    pub fn receive(&mut self) -> Option<u8> {
-        let serial = Serial::again();
-        if self.channel != 0 && FOCUS.load(Ordering::Relaxed) == self.channel && LITERAL.swap(false, Ordering::Relaxed)
-        {
-            return Some(ESCAPE);
-        }
-        while FOCUS.load(Ordering::Relaxed) == self.channel && serial.has_input() {
-            let byte = serial.receive()?;
-            if !FRAMED.load(Ordering::Relaxed) {
-                if byte == ESCAPE && self.channel != 0 {
-                    // The monitor takes what follows.
-                    ESCAPED.store(self.channel, Ordering::Relaxed);
-                    FOCUS.store(0, Ordering::Relaxed);
-                    return None;
-                }
-                return Some(byte);
-            }
-            match (SWITCHING.swap(false, Ordering::Relaxed), byte) {
-                (false, SWITCH) => SWITCHING.store(true, Ordering::Relaxed),
-                (true, CHANNEL_BASE..) => FOCUS.store(u16::from(byte - CHANNEL_BASE), Ordering::Relaxed),
-                (_, byte) => return Some(byte),
-            }
-        }
-        None
+    pub fn receive(&self) -> Option<u8> {
+        receive(self.channel)
     }
+}
+
+fn receive(channel: u16) -> Option<u8> {
+    let serial = Serial::again();
+    if channel != 0 && FOCUS.load(Ordering::Relaxed) == channel && LITERAL.swap(false, Ordering::Relaxed) {
+        return Some(ESCAPE);
+    }
+    while FOCUS.load(Ordering::Relaxed) == channel && serial.has_input() {
+        let byte = serial.receive()?;
+        if !FRAMED.load(Ordering::Relaxed) {
+            if byte == ESCAPE && channel != 0 {
+                // The monitor takes what follows.
+                ESCAPED.store(channel, Ordering::Relaxed);
+                FOCUS.store(0, Ordering::Relaxed);
+                return None;
+            }
+            return Some(byte);
+        }
+        match (SWITCHING.swap(false, Ordering::Relaxed), byte) {
+            (false, SWITCH) => SWITCHING.store(true, Ordering::Relaxed),
+            (true, CHANNEL_BASE..) => FOCUS.store(u16::from(byte - CHANNEL_BASE), Ordering::Relaxed),
+            (_, byte) => return Some(byte),
+        }
+    }
+    None
 }
 
 /// The guest that has input waiting, if any. Input for none is dropped.
@@ -270,7 +319,7 @@ pub fn input_for() -> Option<GuestId> {
 
 /// A byte that has come in for the monitor. A switch to another channel on the way is obeyed.
 pub fn monitor_input() -> Option<u8> {
-    GuestConsole::new(GuestId::IDLE, "").receive()
+    receive(0)
 }
 
 /// Has what is typed go to this guest from now on, after the escape itself if `literal`.
@@ -286,5 +335,5 @@ pub fn escaped() -> Option<u16> {
 
 /// Drops a byte that came in for a guest that does not run.
 pub fn drop_input() {
-    GuestConsole::new(GuestId::new(FOCUS.load(Ordering::Relaxed)), "").receive();
+    receive(FOCUS.load(Ordering::Relaxed));
 }

@@ -31,6 +31,8 @@ use spin::Mutex;
 
 /// A vCPU's counts are told at the end of its first turn, and of each of so many after it.
 const TOLD_EACH: u32 = 8;
+/// So often in a second a guest whose output waits for the line tries to send it: more often than pieces come.
+const FLUSHES_PER_SECOND: u64 = 250;
 
 /// Compartments on their way from the idle compartment to their own: tokens and addresses only.
 static MADE: [Mutex<Option<Compartment>>; MAX_GUESTS] = [const { Mutex::new(None) }; MAX_GUESTS];
@@ -69,17 +71,19 @@ pub struct Served {
     pub(crate) ended: AtomicU8,
 }
 
-/// The guest's end of the line, and how many bytes went there and came from there.
+/// The guest's end of the line.
 pub struct Console {
     line: GuestConsole,
-    written: u64,
+    /// Bytes that came from there.
     read: u64,
+    /// It had no room for a byte.
+    full: bool,
 }
 
 impl Console {
     /// Of a guest that has written nothing.
     pub const fn new(line: GuestConsole) -> Self {
-        Self { line, written: 0, read: 0 }
+        Self { line, read: 0, full: false }
     }
 }
 
@@ -116,10 +120,11 @@ impl<F: Format> Host for Serving<'_, F> {
         cpuid(leaf, subleaf)
     }
 
-    fn console(&mut self, byte: u8) {
+    fn console(&mut self, byte: u8) -> bool {
         let mut console = self.served.console.lock();
-        console.written = console.written.wrapping_add(1);
-        console.line.send(byte);
+        let taken = console.line.push(byte);
+        console.full |= !taken;
+        taken
     }
 
     fn console_input(&mut self) -> Option<u8> {
@@ -287,7 +292,7 @@ impl<'c, B: Backend> Cpu<'c, B> {
         let mut over = match self.load(me.task) {
             Ok(()) if matches!(order, Order::Kill | Order::Reset) => self.end(me, End::Stopped),
             Ok(()) => {
-                let until = me.task.until.load(Ordering::Relaxed);
+                let until = me.task.until.load(Ordering::Relaxed).min(self.next_flush(me, GuestConsole::is_kept_off));
                 let (core, mut serving) = self.serving(me);
                 core.run(&mut serving, until)
             }
@@ -306,7 +311,14 @@ impl<'c, B: Backend> Cpu<'c, B> {
             // What was made due for it by itself, after it had looked for the last time.
             Yield::Waiting { .. } if self.served.guest.is_called(self.core.id) => State::Ready,
             Yield::Waiting { until } => {
-                me.task.wake.store(until.unwrap_or(u64::MAX), Ordering::Relaxed);
+                me.task
+                    .wake
+                    .store(until.unwrap_or(u64::MAX).min(self.next_flush(me, GuestConsole::waits)), Ordering::Relaxed);
+                State::Waiting
+            }
+            // The next turn is like this one, until all that it wrote is sent.
+            Yield::Ended(_) if self.has_output(me) => {
+                me.task.wake.store(self.next_flush(me, GuestConsole::waits), Ordering::Relaxed);
                 State::Waiting
             }
             Yield::Ended(end) => {
@@ -314,6 +326,13 @@ impl<'c, B: Backend> Cpu<'c, B> {
                 State::Absent
             }
         }
+    }
+
+    /// Whether some of the console's output was not sent; what the chip has is taken from it.
+    fn has_output(&mut self, me: &Me) -> bool {
+        let (core, mut serving) = self.serving(me);
+        core.guest.drain_console(&mut serving);
+        self.served.console.lock().line.waits()
     }
 
     /// The vCPU, and the host that it sees.
@@ -336,9 +355,23 @@ impl<'c, B: Backend> Cpu<'c, B> {
             tally::publish(me.task, &self.core.counters);
         }
         let mut console = self.served.console.lock();
-        console.line.flush();
-        me.slot.written.store(console.written, Ordering::Relaxed);
+        console.line.flush(me.task.until.load(Ordering::Relaxed));
+        me.slot.written.store(console.line.output().end(), Ordering::Relaxed);
         me.slot.read.store(console.read, Ordering::Relaxed);
+        let full = core::mem::replace(&mut console.full, false);
+        drop(console);
+        if full {
+            me.slot.lost.store(self.served.guest.console_lost(), Ordering::Relaxed);
+        }
+    }
+
+    /// Host's time-stamp count at which to try to send more of the console's output, if `waits` says so.
+    fn next_flush(&self, me: &Me, waits: fn(&GuestConsole) -> bool) -> u64 {
+        if waits(&self.served.console.lock().line) {
+            cpu::tsc().saturating_add(me.facts.tsc.as_hertz() / FLUSHES_PER_SECOND)
+        } else {
+            u64::MAX
+        }
     }
 
     /// Makes the vCPU's registers the CPU's, if they are not.

@@ -17,6 +17,7 @@ mod dispatch;
 mod entries;
 pub mod guest;
 mod lives;
+mod lost;
 pub mod machine;
 pub mod make;
 mod operator;

@@ -193,7 +193,7 @@ fn destroy(facts: &Facts, id: GuestId) {
     if count != 0 {
         log!("event guest {id} {} destroyed frames={count}", guest.name);
     }
-    for count in [&slot.started, &slot.written, &slot.read] {
+    for count in [&slot.started, &slot.written, &slot.read, &slot.lost] {
         count.store(0, Ordering::Relaxed);
     }
 }

@@ -171,6 +171,8 @@ pub struct Slot {
     pub written: AtomicU64,
     /// Bytes that it read from there.
     pub read: AtomicU64,
+    /// Bytes that it wrote there in vain: its transmitter was busy.
+    pub lost: AtomicU64,
     /// How it ended, when it has.
     pub ending: Mutex<Ending>,
     /// Where the time of its vCPUs that have ended went.
@@ -218,6 +220,7 @@ impl Slot {
             name: Mutex::new(Name::new()),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),
             spent: Mutex::new(Usage::ZERO),
         }
@@ -332,7 +335,9 @@ impl Host for Asking {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
         cpuid(leaf, subleaf)
     }
-    fn console(&mut self, _: u8) {}
+    fn console(&mut self, _: u8) -> bool {
+        true
+    }
     fn console_input(&mut self) -> Option<u8> {
         None
     }

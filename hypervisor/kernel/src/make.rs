@@ -99,7 +99,7 @@ pub fn guest<B: Backend>(me: &Me, compartment: &mut Compartment) -> Result<(Serv
     let limits = Limits::of(&Asking, facts.tsc, config.memory);
     let components = limits.xcr0.bits();
     let guest = Guest::new(&machine, limits, cpu::tsc());
-    let console = Mutex::new(Console::new(GuestConsole::new(id, &config.name)));
+    let console = Mutex::new(Console::new(GuestConsole::new(id, &config.name, facts.tsc)));
     let (done, ended, lazy) = (Mutex::default(), AtomicU8::new(0), config.lazy);
     Ok((Served { guest, memory, ram, lazy, components, console, done, ended }, first_state))
 }

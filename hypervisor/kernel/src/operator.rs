@@ -7,6 +7,7 @@
 use crate::create::Pending;
 use crate::entries::Entry;
 use crate::lives::{self, EVENTS};
+use crate::lost::Lost;
 use crate::machine::{FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
 use crate::tally::{self, Trace};
 use crate::{audit, console, dispatch};
@@ -50,7 +51,8 @@ pub struct Operator {
     monitor: Monitor,
     upload: Pending,
     trace: Trace,
-    /// When to look at leases and traces again.
+    lost: Lost,
+    /// When to look at leases, traces and lost output again.
     next: u64,
 }
 
@@ -60,7 +62,8 @@ impl Operator {
         // What was seeded with this time is seeded so once.
         let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
         let line = KEY.lock().replace([0; 32]).map(|key| (Line::new(key, seed), Serial::second()));
-        Self { line, monitor: Monitor::new(None), upload: Pending::default(), trace: Trace::new(), next: 0 }
+        let (upload, trace, lost) = (Pending::default(), Trace::new(), Lost::new());
+        Self { line, monitor: Monitor::new(None), upload, trace, lost, next: 0 }
     }
 
     /// Whether somebody can start guests that have ended.
@@ -75,6 +78,7 @@ impl Operator {
             self.next = now.saturating_add(second);
             leases(facts, now);
             self.trace.look(second);
+            self.lost.look(facts, now);
         }
         let mut host = Host(facts, &mut self.upload, &mut self.trace);
         if let Some(guest) = console::escaped() {

@@ -76,7 +76,9 @@ impl Host for Scarce {
     fn cpuid(&self, _: u32, _: u32) -> CpuidResult {
         CpuidResult::default()
     }
-    fn console(&mut self, _: u8) {}
+    fn console(&mut self, _: u8) -> bool {
+        true
+    }
     fn console_input(&mut self) -> Option<u8> {
         None
     }

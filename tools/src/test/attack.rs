@@ -61,6 +61,9 @@ pub struct Attack {
     /// Pieces of its console beside the protocol's.
     #[serde(default)]
     lines: Vec<String>,
+    /// What a line of the hypervisor must have, on which machines.
+    #[serde(default)]
+    says_on: BTreeMap<Kind, String>,
     /// How it ends: `held` (by test exit 0, having said so), else as in the case table; `never` if it goes on for ever,
     /// `anyhow` if that is not said.
     #[serde(default = "held")]
@@ -213,9 +216,11 @@ impl Attack {
         told.ok_or_else(|| Failure::usage(format!("{}: there is no place for its lie", self.full_name())))
     }
 
-    /// What the hypervisor's lines should say of its lies and do not.
-    pub fn unsaid(&self, lines: &[String]) -> Option<String> {
-        self.field.as_ref()?.unsaid(lines)
+    /// What the hypervisor's lines should say of it, or of its lies, and do not.
+    pub fn unsaid(&self, on: Kind, lines: &[String]) -> Option<String> {
+        let says = self.says_on.get(&on).filter(|text| !lines.iter().any(|line| line.contains(text.as_str())));
+        let unsaid = says.map(|text| format!("the hypervisor does not say `{text}`"));
+        unsaid.or_else(|| self.field.as_ref()?.unsaid(lines))
     }
 }
 

@@ -114,7 +114,7 @@ impl Beside<'_> {
             };
         }
         let mut wrong = self.watch.judge(&self.attack.case(), on, &report);
-        wrong.extend(self.attack.unsaid(self.watch.lines()));
+        wrong.extend(self.attack.unsaid(on, self.watch.lines()));
         let counted = self.watch.lines().iter().find_map(|line| line.strip_prefix("log guest 2 exits: "));
         for (kind, least) in &self.attack.least {
             let count = counted.and_then(|text| count(text, kind)).unwrap_or(0);

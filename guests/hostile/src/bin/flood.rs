@@ -244,7 +244,7 @@ fn console() {
 }
 
 fn print_much() {
-    let text = b".................................................................";
+    let text = [b'.'; 1024];
     // SAFETY: sends the text.
     unsafe {
         asm!("rep outsb", in("dx") 0x3F8_u16, inout("rcx") text.len() => _, inout("rsi") text.as_ptr() => _, options(nostack))

@@ -5,12 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use bulkhead_arch::{Gpr, Rflags, Segment, SegmentName, msr};
+use bulkhead_core::exit::IoAccess;
 use bulkhead_core::host::CpuidResult;
 use bulkhead_core::{
     BackendError, Event, Exit, Guest, Host, Interruptibility, Limits, Register, Vcpu, VirtualCpu, Windows, Yield,
 };
 use bulkhead_devices::machine::MachineConfig;
-use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError, VcpuId};
+use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError, VcpuId, Width};
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -54,6 +55,10 @@ pub enum Step {
     Cpuid,
     /// The host is interrupted.
     Host,
+    /// OUT of a byte to this port.
+    Out(u16, u8),
+    /// IN of a byte from this port; the value is noted down.
+    In(u16),
 }
 
 /// The processor.
@@ -171,6 +176,15 @@ impl Vcpu for FakeVcpu {
                 Step::Halt => return Ok(Exit::Halt),
                 Step::Cpuid => return Ok(Exit::Cpuid),
                 Step::Host => return Ok(Exit::Host),
+                Step::Out(port, value) => {
+                    self.request(0, value.into());
+                    return Ok(byte_at(port, true));
+                }
+                Step::In(port) => {
+                    self.request(0, 0);
+                    self.reading = true;
+                    return Ok(byte_at(port, false));
+                }
             }
         }
     }
@@ -267,6 +281,12 @@ impl Vcpu for FakeVcpu {
     }
 }
 
+/// The exit of OUT or IN with a byte.
+fn byte_at(port: u16, write: bool) -> Exit {
+    let (width, string, repeat) = (Width::Byte, false, false);
+    Exit::Io(IoAccess { port, width, write, string, repeat, segment: None, address_bytes: None })
+}
+
 /// No RAM.
 #[derive(Debug)]
 pub struct NoMemory;
@@ -302,7 +322,9 @@ impl Host for Clock {
         CpuidResult::default()
     }
 
-    fn console(&mut self, _: u8) {}
+    fn console(&mut self, _: u8) -> bool {
+        true
+    }
 
     fn console_input(&mut self) -> Option<u8> {
         None

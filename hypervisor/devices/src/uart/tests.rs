@@ -184,14 +184,26 @@ fn full_output_ring_makes_the_transmitter_busy() {
         sent += 1;
     }
     assert_eq!(sent, RING - FIFO + 1);
+    assert!(uart.take_busy() && !uart.take_busy(), "said once");
+    assert_eq!((uart.output(), uart.lost()), (Some(b'.'), 0));
     assert_eq!(uart.read(IIR), 0xC1, "not empty, so no interrupt");
     for _ in 0..2 * RING {
         uart.write(DATA, b'!');
     }
-    let mut taken = 0;
+    assert_eq!(uart.lost(), (2 * RING - (FIFO - 1)) as u64, "what was written anyway");
+    assert!(!uart.take_busy(), "it was busy all the time");
+    assert_eq!(uart.read(LSR) & 0x60, 0);
+    while uart.output.len() > RING - FIFO {
+        uart.pop_output();
+    }
+    assert_eq!(uart.read(LSR) & 0x60, 0x20, "room again, and not all is sent");
+    let mut taken = FIFO;
     while uart.pop_output().is_some() {
         taken += 1;
     }
     assert_eq!(taken, RING);
     assert!(uart.line(), "empty again");
+    assert_eq!(uart.read(LSR) & 0x60, 0x60);
+    uart.write(DATA, b'?');
+    assert_eq!((uart.output(), uart.pop_output(), uart.output()), (Some(b'?'), Some(b'?'), None));
 }

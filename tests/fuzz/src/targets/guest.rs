@@ -373,7 +373,9 @@ impl Host for Everything {
         }
     }
 
-    fn console(&mut self, _: u8) {}
+    fn console(&mut self, _: u8) -> bool {
+        true
+    }
 
     fn machine_check(&mut self) {}
 

@@ -14,13 +14,17 @@ pub fn uart(data: &[u8]) {
     // What was sent and not yet taken, what came in and was not yet read; in loopback the two are not told apart.
     let (mut sent, mut received) = (VecDeque::new(), VecDeque::new());
     let (mut control, mut lines) = (0, 0);
+    let (mut written, mut taken) = (0_u64, 0_u64);
     while !feed.is_empty() {
         match feed.u8() & 3 {
             0 => {
                 let (offset, value) = (feed.u8() & 7, feed.u8());
                 chip.write(offset, value);
                 match offset {
-                    0 if lines & DIVISOR == 0 && control & LOOPBACK == 0 => sent.push_back(value),
+                    0 if lines & DIVISOR == 0 && control & LOOPBACK == 0 => {
+                        sent.push_back(value);
+                        written += 1;
+                    }
                     0 if lines & DIVISOR == 0 => received.push_back(value),
                     3 => lines = value,
                     4 => control = value,
@@ -43,7 +47,10 @@ pub fn uart(data: &[u8]) {
                 assert_eq!(chip.line(), connected && !quiet, "the line and the identification");
             }
             2 => {
-                if let Some(byte) = chip.pop_output() {
+                let (next, took) = (chip.output(), chip.pop_output());
+                assert_eq!(next, took, "what is shown is what is taken");
+                if let Some(byte) = took {
+                    taken += 1;
                     let place = sent.iter().position(|&sent| sent == byte).expect("what comes out was sent");
                     sent.drain(..=place);
                 }
@@ -59,4 +66,5 @@ pub fn uart(data: &[u8]) {
     }
     let left = std::iter::from_fn(|| chip.pop_output()).count();
     assert!(left <= 256 && left <= sent.len(), "{left} bytes");
+    assert_eq!(written, taken + left as u64 + chip.lost(), "what was neither taken nor left is counted as lost");
 }
