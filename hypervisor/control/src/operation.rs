@@ -49,14 +49,14 @@ pub enum Operation<'a> {
     Read {
         /// The guest.
         guest: &'a str,
-        /// Bytes since it was made.
+        /// Bytes since it was first started.
         from: u64,
     },
-    /// Input for a guest's console.
+    /// Input for a guest's console, as far as there is room for it.
     Write {
         /// The guest.
         guest: &'a str,
-        /// The input.
+        /// At most [`CHUNK`](crate::line::CHUNK) bytes.
         bytes: &'a [u8],
     },
     /// Who has which memory.

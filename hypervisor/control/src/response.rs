@@ -56,7 +56,8 @@ pub enum Response<'a> {
     Events(Events),
     /// To [`Operation::Read`].
     Output {
-        /// Where `bytes` begin; beyond what was asked for if earlier ones are gone.
+        /// Where `bytes` begin: beyond what was asked for if earlier ones are gone, and before it if that is not written yet,
+        /// which is when the guest is another one of the same name.
         at: u64,
         /// At most [`CHUNK`](crate::line::CHUNK) bytes.
         bytes: &'a [u8],

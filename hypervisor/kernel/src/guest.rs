@@ -9,6 +9,7 @@ use crate::console::GuestConsole;
 use crate::log;
 use crate::machine::{FACTS, Facts, ONLINE, Order, Slot, cpuid, slot, this_cpu};
 use crate::make::{self, StartError};
+use crate::parcel::{self, Input};
 use crate::task::{self, Command, State, Task};
 use crate::{audit, console, tally};
 use bulkhead_control::{Ending, Name};
@@ -71,9 +72,11 @@ pub struct Served {
     pub(crate) ended: AtomicU8,
 }
 
-/// The guest's end of the line.
+/// The guest's end of the lines: of the machine's console, and of the control line.
 pub struct Console {
     line: GuestConsole,
+    /// What came over the control line and the guest has no room for.
+    input: Input,
     /// Bytes that came from there.
     read: u64,
     /// It had no room for a byte.
@@ -83,7 +86,7 @@ pub struct Console {
 impl Console {
     /// Of a guest that has written nothing.
     pub const fn new(line: GuestConsole) -> Self {
-        Self { line, read: 0, full: false }
+        Self { line, input: Input::new(), read: 0, full: false }
     }
 }
 
@@ -129,7 +132,7 @@ impl<F: Format> Host for Serving<'_, F> {
 
     fn console_input(&mut self) -> Option<u8> {
         let mut console = self.served.console.lock();
-        let byte = console.line.receive();
+        let byte = console.input.pop_front().or_else(|| console.line.receive());
         console.read = console.read.wrapping_add(byte.is_some().into());
         byte
     }
@@ -273,6 +276,10 @@ fn live<B: Backend>(me: &Me, common: &Common, state: Option<&InitialState>) -> !
                 let (core, mut serving) = cpu.serving(me);
                 slot.asked.store(core.guest.press_power_button(&mut serving), Ordering::Relaxed);
             }
+            (Command::Console, _) => {
+                let Console { line, input, .. } = &mut *common.served.console.lock();
+                parcel::obey(line.output(), input);
+            }
             (Command::Run, Ok(cpu)) => task.become_next(cpu.turn(me)),
             (_, Err(_)) => task.become_next(State::Absent),
         }
@@ -292,7 +299,8 @@ impl<'c, B: Backend> Cpu<'c, B> {
         let mut over = match self.load(me.task) {
             Ok(()) if matches!(order, Order::Kill | Order::Reset) => self.end(me, End::Stopped),
             Ok(()) => {
-                let until = me.task.until.load(Ordering::Relaxed).min(self.next_flush(me, GuestConsole::is_kept_off));
+                let until =
+                    me.task.until.load(Ordering::Relaxed).min(self.next_look(me, |console| console.line.is_kept_off()));
                 let (core, mut serving) = self.serving(me);
                 core.run(&mut serving, until)
             }
@@ -311,14 +319,13 @@ impl<'c, B: Backend> Cpu<'c, B> {
             // What was made due for it by itself, after it had looked for the last time.
             Yield::Waiting { .. } if self.served.guest.is_called(self.core.id) => State::Ready,
             Yield::Waiting { until } => {
-                me.task
-                    .wake
-                    .store(until.unwrap_or(u64::MAX).min(self.next_flush(me, GuestConsole::waits)), Ordering::Relaxed);
+                let look = self.next_look(me, |console| console.line.waits() || !console.input.is_empty());
+                me.task.wake.store(until.unwrap_or(u64::MAX).min(look), Ordering::Relaxed);
                 State::Waiting
             }
             // The next turn is like this one, until all that it wrote is sent.
             Yield::Ended(_) if self.has_output(me) => {
-                me.task.wake.store(self.next_flush(me, GuestConsole::waits), Ordering::Relaxed);
+                me.task.wake.store(self.next_look(me, |console| console.line.waits()), Ordering::Relaxed);
                 State::Waiting
             }
             Yield::Ended(end) => {
@@ -365,9 +372,9 @@ impl<'c, B: Backend> Cpu<'c, B> {
         }
     }
 
-    /// Host's time-stamp count at which to try to send more of the console's output, if `waits` says so.
-    fn next_flush(&self, me: &Me, waits: fn(&GuestConsole) -> bool) -> u64 {
-        if waits(&self.served.console.lock().line) {
+    /// Host's time-stamp count at which to see to the console again, if something `waits` there.
+    fn next_look(&self, me: &Me, waits: fn(&Console) -> bool) -> u64 {
+        if waits(&self.served.console.lock()) {
             cpu::tsc().saturating_add(me.facts.tsc.as_hertz() / FLUSHES_PER_SECOND)
         } else {
             u64::MAX

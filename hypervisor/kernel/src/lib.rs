@@ -21,6 +21,7 @@ mod lost;
 pub mod machine;
 pub mod make;
 mod operator;
+mod parcel;
 mod processors;
 pub mod start;
 mod tally;

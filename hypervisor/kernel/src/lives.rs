@@ -193,6 +193,7 @@ fn destroy(facts: &Facts, id: GuestId) {
     if count != 0 {
         log!("event guest {id} {} destroyed frames={count}", guest.name);
     }
+    slot.before.fetch_add(slot.written.load(Ordering::Relaxed), Ordering::Relaxed);
     for count in [&slot.started, &slot.written, &slot.read, &slot.lost] {
         count.store(0, Ordering::Relaxed);
     }
@@ -246,7 +247,9 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     }
     event(facts, id, EventKind::Destroyed(by));
     slot.restarts.store(0, Ordering::Relaxed);
-    if let (Some(_), Some((first, count)), Some(frames)) = (entries::remove(id), entry.frames, FRAMES.get())
+    let Some(_) = entries::remove(id) else { return Ok(()) };
+    slot.before.store(0, Ordering::Relaxed);
+    if let (Some((first, count)), Some(frames)) = (entry.frames, FRAMES.get())
         && let Err(error) = frames.lock().mark(first, count, Owner::Free)
     {
         log!("event guest {id} images lost: {error}");

@@ -169,6 +169,8 @@ pub struct Slot {
     pub name: Mutex<Name>,
     /// Bytes that it wrote to its console.
     pub written: AtomicU64,
+    /// Bytes that it wrote there in its lives before this one.
+    pub before: AtomicU64,
     /// Bytes that it read from there.
     pub read: AtomicU64,
     /// Bytes that it wrote there in vain: its transmitter was busy.
@@ -219,6 +221,7 @@ impl Slot {
             zone: AtomicU16::new(NO_ZONE),
             name: Mutex::new(Name::new()),
             written: AtomicU64::new(0),
+            before: AtomicU64::new(0),
             read: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),

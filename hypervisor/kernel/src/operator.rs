@@ -9,6 +9,7 @@ use crate::entries::Entry;
 use crate::lives::{self, EVENTS};
 use crate::lost::Lost;
 use crate::machine::{FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
+use crate::parcel::{self, Piece};
 use crate::tally::{self, Trace};
 use crate::{audit, console, dispatch};
 use bulkhead_control::line::{Line, Step};
@@ -52,6 +53,8 @@ pub struct Operator {
     upload: Pending,
     trace: Trace,
     lost: Lost,
+    /// Of a guest's console, on its way to the line.
+    piece: Piece,
     /// When to look at leases, traces and lost output again.
     next: u64,
 }
@@ -62,8 +65,8 @@ impl Operator {
         // What was seeded with this time is seeded so once.
         let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
         let line = KEY.lock().replace([0; 32]).map(|key| (Line::new(key, seed), Serial::second()));
-        let (upload, trace, lost) = (Pending::default(), Trace::new(), Lost::new());
-        Self { line, monitor: Monitor::new(None), upload, trace, lost, next: 0 }
+        let (upload, trace, lost, piece) = (Pending::default(), Trace::new(), Lost::new(), Piece::new());
+        Self { line, monitor: Monitor::new(None), upload, trace, lost, piece, next: 0 }
     }
 
     /// Whether somebody can start guests that have ended.
@@ -80,7 +83,7 @@ impl Operator {
             self.trace.look(second);
             self.lost.look(facts, now);
         }
-        let mut host = Host(facts, &mut self.upload, &mut self.trace);
+        let mut host = Host(facts, &mut self.upload, &mut self.trace, &mut self.piece);
         if let Some(guest) = console::escaped() {
             self.monitor.set_focus(Some(guest));
             self.monitor.key(ESCAPE, &mut host, &mut Screen);
@@ -149,7 +152,7 @@ fn leases(facts: &Facts, now: u64) {
 }
 
 /// The machine, as operations see it.
-struct Host<'a>(&'a Facts, &'a mut Pending, &'a mut Trace);
+struct Host<'a>(&'a Facts, &'a mut Pending, &'a mut Trace, &'a mut Piece);
 
 impl Host<'_> {
     fn find(&self, text: &str) -> Result<(GuestId, &'static Slot), Refusal> {
@@ -195,6 +198,14 @@ impl Host<'_> {
             _ => return Err(Refusal::Is(state)),
         }
         Ok(true)
+    }
+
+    fn write(&self, text: &str, bytes: &[u8]) -> Result<u16, Refusal> {
+        let (_, slot) = self.find(text)?;
+        let taken = if slot.is_alive() { parcel::write(self.0, slot, bytes) } else { None };
+        let taken = taken.ok_or(Refusal::Is(shown(slot)))?;
+        dispatch::call(self.0, slot);
+        Ok(taken)
     }
 
     fn page<T>(&self, from: u16, item: impl Fn(GuestId, &Slot, &Entry) -> T) -> Page<T> {
@@ -296,9 +307,15 @@ impl Machine for Host<'_> {
                 Ok((id, _)) => Response::Exits(tally::exits(id)),
                 Err(refusal) => Response::Refused(refusal),
             },
-            // Guests' consoles are on COM1.
-            Operation::Read { guest, .. } | Operation::Write { guest, .. } => {
-                Response::Refused(self.find(guest).err().unwrap_or(Refusal::Unsupported))
+            Operation::Read { guest, from } => match self.find(guest) {
+                Ok((_, slot)) => {
+                    let at = parcel::read(self.0, slot, from, self.3);
+                    Response::Output { at, bytes: self.3 }
+                }
+                Err(refusal) => Response::Refused(refusal),
+            },
+            Operation::Write { guest, bytes } => {
+                self.write(guest, bytes).map_or_else(Response::Refused, Response::Taken)
             }
         }
     }

@@ -49,6 +49,8 @@ pub enum Command {
     Dump = 3,
     /// Press its guest's power button.
     Press = 4,
+    /// Exchange bytes between the guest's console and the control line.
+    Console = 5,
 }
 
 /// Whether a vCPU can run.
@@ -233,6 +235,7 @@ impl Task {
             2 => Command::Audit,
             3 => Command::Dump,
             4 => Command::Press,
+            5 => Command::Console,
             _ => Command::Run,
         }
     }

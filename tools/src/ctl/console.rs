@@ -1,12 +1,22 @@
-//! `hv ctl console`: a guest's console, byte for byte.
+//! `hv ctl console`: a guest's console.
+//!
+//! A person is connected as by `hv run` to the guest in front: its bytes go to the terminal as they are, since that is what
+//! full-screen programs and shells write for. Such a guest can write what looks like anything. `--plain` shows it as the
+//! monitor shows guests: no control sequences, and the name before each row. `--json` is for scripts.
+//!
+//! The hypervisor counts a guest's bytes. What is read next is asked for by its offset, so that a line that drops loses
+//! nothing; what is gone because it was written too long ago is said.
 
 use super::link::Link;
-use super::{one, strange};
+use super::show::hex;
+use super::{one, refused, strange};
 use crate::failure::{Failure, Outcome};
 use crate::session::Input;
 use crate::terminal;
 use bulkhead_control::line::CHUNK;
-use bulkhead_control::{Operation, Response};
+use bulkhead_control::screen::Rows;
+use bulkhead_control::{Operation, Refusal, Response};
+use serde_json::json;
 use std::io::{IsTerminal as _, Write, stdin};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -14,21 +24,37 @@ use std::time::{Duration, Instant};
 const ESCAPE: u8 = 0x1D;
 /// How often the guest's output is looked at.
 const POLL: Duration = Duration::from_millis(50);
-/// Once standard input has ended, so long without output is the end.
+/// Once standard input has ended, so long without output or input that is taken is the end.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Connects standard input and `out` to the console of `guest`.
-pub fn attach(link: &mut Link, guest: &str, out: &mut dyn Write) -> Outcome<()> {
-    let (sender, keys) = channel();
-    terminal::forward_signals(sender.clone());
-    let raw = stdin().is_terminal().then(terminal::Raw::enter).flatten();
+/// How output is shown.
+pub enum Form {
+    /// As it is.
+    Bytes,
+    /// Nothing that a terminal obeys.
+    Plain(Rows),
+    /// A line of JSON for each piece.
+    Json,
+}
+
+/// Connects standard input and `out` to the console of `guest`, from offset `from` on, or all that is kept.
+pub fn attach(link: &mut Link, guest: &str, from: Option<u64>, form: Form, out: &mut dyn Write) -> Outcome<()> {
+    let mut console = Console::new(link, guest, from, form);
+    // What is wrong is said before the terminal is raw.
+    console.show(out)?;
+    let ((sender, keys), (signal, signals)) = (channel(), channel());
+    // These never end, other than standard input.
+    terminal::forward_signals(signal);
+    let on_terminal = stdin().is_terminal() && !matches!(console.form, Form::Json);
+    let raw = on_terminal.then(terminal::Raw::enter).flatten();
     if raw.is_some() {
         eprint!("console of {guest}; Ctrl-] q leaves it, Ctrl-] Ctrl-] sends Ctrl-]\r\n");
+        console.escaped = Some(false);
     }
     terminal::forward_keys(sender);
-    let outcome = Console { link, guest, at: 0, escaped: raw.is_some().then_some(false) }.follow(&keys, out);
+    let outcome = console.follow(&keys, &signals, out);
     drop(raw);
-    if outcome.is_ok() && stdin().is_terminal() {
+    if outcome.is_ok() && on_terminal {
         eprintln!();
     }
     outcome
@@ -36,84 +62,126 @@ pub fn attach(link: &mut Link, guest: &str, out: &mut dyn Write) -> Outcome<()> 
 
 /// A console that is connected.
 pub struct Console<'a> {
-    /// The line.
-    pub link: &'a mut Link,
-    /// The guest.
-    pub guest: &'a str,
-    /// Bytes of output that were shown.
-    pub at: u64,
+    link: &'a mut Link,
+    guest: &'a str,
+    /// Offset of the next byte of output, if some was shown or it was asked for.
+    at: Option<u64>,
+    form: Form,
     /// On a terminal: whether Ctrl-] was typed.
     pub escaped: Option<bool>,
+    /// What was typed and the guest has not taken.
+    typed: Vec<u8>,
 }
 
-impl Console<'_> {
-    /// Passes bytes both ways until the user leaves, or input has ended and output pauses.
-    pub fn follow(&mut self, keys: &Receiver<Input>, out: &mut dyn Write) -> Outcome<()> {
-        let mut ended: Option<Instant> = None;
-        loop {
-            if self.show(out)? {
-                ended = ended.map(|_| Instant::now());
-                continue;
+impl<'a> Console<'a> {
+    /// The console of this guest.
+    pub fn new(link: &'a mut Link, guest: &'a str, from: Option<u64>, form: Form) -> Self {
+        Self { link, guest, at: from, form, escaped: None, typed: Vec::new() }
+    }
+
+    /// Passes bytes both ways until the user leaves, or input has ended and nothing moves.
+    pub fn follow(&mut self, keys: &Receiver<Input>, signals: &Receiver<Input>, out: &mut dyn Write) -> Outcome<()> {
+        let mut moved_at = Instant::now();
+        while signals.try_recv().is_err() {
+            let moved = self.show(out)? | self.send()?;
+            if moved {
+                moved_at = Instant::now();
             }
-            match keys.recv_timeout(POLL) {
-                Ok(Input::Keys(bytes)) if !self.typed(&bytes)? => return Ok(()),
-                Ok(Input::Signal) => return Ok(()),
-                Err(RecvTimeoutError::Disconnected) => {
-                    // Input has ended.
-                    if ended.get_or_insert_with(Instant::now).elapsed() > QUIET {
-                        return Ok(());
-                    }
-                    std::thread::sleep(POLL);
-                }
-                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+            match keys.recv_timeout(if moved { Duration::ZERO } else { POLL }) {
+                Ok(Input::Keys(bytes)) if !self.keys(&bytes) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) if moved_at.elapsed() > QUIET => return self.end(),
+                Err(RecvTimeoutError::Disconnected) if !moved => std::thread::sleep(POLL),
+                Ok(_) | Err(_) => {}
             }
         }
+        Ok(())
+    }
+
+    fn end(&self) -> Outcome<()> {
+        match self.typed.len() {
+            0 => Ok(()),
+            left => Err(Failure::failed(format!("{}: {left} bytes of input were not taken", self.guest))
+                .hint("the guest does not read its console")),
+        }
+    }
+
+    /// Says something beside the guest's output.
+    fn note(&self, text: &str) {
+        eprint!("[{text}]{}", if self.escaped.is_some() { "\r\n" } else { "\n" });
     }
 
     /// Shows what the guest has written; whether there was anything.
     fn show(&mut self, out: &mut dyn Write) -> Outcome<bool> {
-        let reply = one(self.link, &Operation::Read { guest: self.guest, from: self.at }, self.guest)?;
+        let operation = Operation::Read { guest: self.guest, from: self.at.unwrap_or(0) };
+        let reply = one(self.link, &operation, self.guest)?;
         let response = reply.response()?;
         let Response::Output { at, bytes } = response else { return Err(strange(&response)) };
-        if at > self.at && self.at != 0 {
-            eprintln!("[{} bytes are gone]", at - self.at);
+        let lost = at.saturating_sub(self.at.unwrap_or(at));
+        if self.at.is_some_and(|before| at < before) {
+            self.note("it is another guest now");
+        } else if lost > 0 {
+            self.note(&format!("{lost} bytes are gone"));
         }
-        self.at = at + bytes.len() as u64;
-        let written = out.write_all(bytes).and_then(|()| out.flush());
-        written.map_err(|e| Failure::failed(format!("can not write: {e}")))?;
-        Ok(!bytes.is_empty())
+        self.at = Some(at.saturating_add(bytes.len() as u64));
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        let written = match &mut self.form {
+            Form::Bytes => out.write_all(bytes),
+            Form::Plain(rows) => {
+                let mut shown = Vec::new();
+                bytes.iter().for_each(|byte| rows.push(*byte, self.guest, true, &mut |byte| shown.push(byte)));
+                out.write_all(&shown)
+            }
+            Form::Json => {
+                let text = String::from_utf8_lossy(bytes);
+                writeln!(out, "{}", json!({ "at": at, "lost": lost, "text": text, "hex": hex(bytes) }))
+            }
+        };
+        written.and_then(|()| out.flush()).map_err(|e| Failure::failed(format!("can not write: {e}")))?;
+        Ok(true)
     }
 
-    /// Sends what was typed; whether to go on.
-    fn typed(&mut self, bytes: &[u8]) -> Outcome<bool> {
-        let mut input = Vec::new();
+    /// Takes what was typed; whether to go on.
+    fn keys(&mut self, bytes: &[u8]) -> bool {
         for &byte in bytes {
             match (&mut self.escaped, byte) {
-                (Some(escaped @ true), b'q') => {
-                    *escaped = false;
-                    return Ok(false);
-                }
+                (Some(true), b'q' | b'Q') => return false,
                 (Some(escaped @ true), _) => {
                     *escaped = false;
-                    input.push(byte);
+                    self.typed.push(byte);
                 }
                 (Some(escaped), ESCAPE) => *escaped = true,
-                _ => input.push(byte),
+                _ => self.typed.push(byte),
             }
         }
-        let mut rest = input.as_slice();
-        while !rest.is_empty() {
-            let piece = rest.get(..CHUNK).unwrap_or(rest);
-            let operation = Operation::Write { guest: self.guest, bytes: piece };
-            let reply = one(self.link, &operation, self.guest)?;
-            let response = reply.response()?;
-            let Response::Taken(count) = response else { return Err(strange(&response)) };
-            if count == 0 {
-                // The guest is to make room first.
-                std::thread::sleep(POLL);
-            }
-            rest = rest.get(usize::from(count)..).unwrap_or_default();
+        true
+    }
+
+    /// Sends some of what was typed; whether the guest took any.
+    fn send(&mut self) -> Outcome<bool> {
+        let piece = self.typed.get(..CHUNK).unwrap_or(&self.typed);
+        if piece.is_empty() {
+            return Ok(false);
         }
-        Ok(true)
+        let count = piece.len();
+        let Some(reply) = self.link.once(&Operation::Write { guest: self.guest, bytes: piece })? else {
+            self.note(&format!("the line dropped: the guest may have taken some of {count} bytes typed, or none"));
+            self.typed.drain(..count);
+            return Ok(false);
+        };
+        match reply.response()? {
+            Response::Taken(taken) => {
+                self.typed.drain(..count.min(taken.into()));
+                Ok(taken != 0)
+            }
+            Response::Refused(refusal @ Refusal::Is(_)) if self.escaped.is_some() => {
+                self.note(&format!("{refusal}; what was typed is dropped"));
+                self.typed.clear();
+                Ok(false)
+            }
+            Response::Refused(refusal) => Err(refused(self.guest, refusal)),
+            response => Err(strange(&response)),
+        }
     }
 }

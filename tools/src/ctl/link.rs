@@ -113,16 +113,28 @@ impl Link {
     pub fn call(&mut self, operation: &Operation<'_>) -> Outcome<Reply> {
         let deadline = Instant::now() + self.patience.all;
         loop {
-            self.connect(deadline)?;
-            if let Some(reply) = self.ask(operation, deadline)? {
+            if let Some(reply) = self.try_once(operation, deadline)? {
                 return Ok(reply);
             }
-            self.drop_line();
             if !is_repeatable(operation) {
                 return Err(Failure::failed("the line dropped before the answer: it may be done or not")
                     .hint("`hv ctl list` and `hv ctl events` tell"));
             }
         }
+    }
+
+    /// Has `operation` carried out; nothing if the line dropped, and it may have been or not.
+    pub fn once(&mut self, operation: &Operation<'_>) -> Outcome<Option<Reply>> {
+        self.try_once(operation, Instant::now() + self.patience.all)
+    }
+
+    fn try_once(&mut self, operation: &Operation<'_>, deadline: Instant) -> Outcome<Option<Reply>> {
+        self.connect(deadline)?;
+        let reply = self.ask(operation, deadline)?;
+        if reply.is_none() {
+            self.drop_line();
+        }
+        Ok(reply)
     }
 
     fn drop_line(&mut self) {

@@ -18,8 +18,10 @@ use crate::pack;
 use crate::workspace::Workspace;
 use bulkhead_control::line::CHUNK;
 use bulkhead_control::mac::{self, Hash, Key};
+use bulkhead_control::screen::Rows;
 use bulkhead_control::{Action, Events, Guest, Operation, Refusal, Response, State, Stats};
 use clap::{Args, Subcommand};
+use console::Form;
 use link::Reply;
 pub use link::{Link, Patience};
 use show::Show;
@@ -111,8 +113,17 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 0)]
         from: u64,
     },
-    /// Connect to a guest's console; on a terminal, Ctrl-] q leaves it.
-    Console(Name),
+    /// Connect to a guest's console; on a terminal, Ctrl-] q leaves it. With --json, each piece of output is a line.
+    Console {
+        /// The guest's name, or its number.
+        guest: String,
+        /// Show what it has written from this byte on, counted from its first start; all that is kept if it is not said.
+        #[arg(long, value_name = "OFFSET")]
+        from: Option<u64>,
+        /// Show nothing that a terminal obeys, and the guest's name before each row.
+        #[arg(long, conflicts_with = "json")]
+        plain: bool,
+    },
     /// What the guests use, again and again, on the whole terminal.
     Top,
     /// Serve what the guests use to Prometheus.
@@ -226,7 +237,14 @@ fn run(args: &CtlArgs, mut link: Link, out: &mut dyn Write) -> Outcome<u8> {
             }
         }
         Command::Events { follow, from } => events(link, &mut show, *from, *follow)?,
-        Command::Console(name) => console::attach(link, &name.guest, show.out)?,
+        Command::Console { guest, from, plain } => {
+            let form = match (args.json, plain) {
+                (true, _) => Form::Json,
+                (false, true) => Form::Plain(Rows::new()),
+                (false, false) => Form::Bytes,
+            };
+            console::attach(link, guest, *from, form, show.out)?;
+        }
         Command::Top => top::top(link)?,
         Command::Metrics { listen } => metrics::serve(link, *listen)?,
         Command::Audit => {

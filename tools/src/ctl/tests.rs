@@ -1,6 +1,6 @@
 //! Each command against a hypervisor's end of the line with a machine of no processor behind it.
 
-use super::console::Console;
+use super::console::{Console, Form};
 use super::link::{Link, Patience};
 use super::top::Screen;
 use super::{CtlArgs, metrics, run, send_pack};
@@ -9,6 +9,7 @@ use crate::failure::Outcome;
 use crate::session::Input;
 use bulkhead_control::fake::Fake;
 use bulkhead_control::line::{Line, Step};
+use bulkhead_control::screen::Rows;
 use bulkhead_control::{Ending, EventKind, Machine as _, Operation, Source, State};
 use clap::Parser;
 use serde_json::Value;
@@ -372,27 +373,126 @@ fn a_guest_is_created_from_a_pack_even_if_the_line_drops() {
     assert!(failure.message.starts_with("x: not a pack of one guest"), "{failure}");
 }
 
+/// What a console shows that is typed at, and left at the end of what is typed.
+fn console(bench: &Bench, guest: &str, from: Option<u64>, form: Form, typed: &[&[u8]]) -> Outcome<String> {
+    let (sender, keys) = channel();
+    typed.iter().for_each(|bytes| sender.send(Input::Keys(bytes.to_vec())).unwrap());
+    drop(sender);
+    let (mut link, mut out) = (bench.link(), Vec::new());
+    Console::new(&mut link, guest, from, form).follow(&keys, &channel().1, &mut out)?;
+    Ok(String::from_utf8(out).unwrap_or_else(|wrong| wrong.into_bytes().into_iter().map(char::from).collect()))
+}
+
+/// What a console shows to a script, from this offset on.
+fn told(bench: &Bench, from: u64) -> Value {
+    serde_json::from_str(&console(bench, "lab", Some(from), Form::Json, &[]).unwrap()).unwrap()
+}
+
 #[test]
 fn a_console_passes_bytes_both_ways() {
     let bench = Bench::new();
     let (sender, keys) = channel();
     sender.send(Input::Keys(b"echo \x1d\x1d\x00\xff".to_vec())).unwrap();
     sender.send(Input::Keys(b"\x1dq never".to_vec())).unwrap();
-    let mut out = Vec::new();
-    let mut link = bench.link();
-    let mut console = Console { link: &mut link, guest: "lab", at: 0, escaped: Some(false) };
-    console.follow(&keys, &mut out).unwrap();
+    let (mut link, mut out) = (bench.link(), Vec::new());
+    let mut terminal = Console::new(&mut link, "lab", None, Form::Bytes);
+    terminal.escaped = Some(false);
+    terminal.follow(&keys, &channel().1, &mut out).unwrap();
+    // A signal ends it at once.
+    let (signal, signals) = channel();
+    signal.send(Input::Signal).unwrap();
+    terminal.follow(&keys, &signals, &mut out).unwrap();
     assert!(out.starts_with(b"hello from lab\n"));
     assert_eq!(bench.machine().fake.find("lab").unwrap().input, b"echo \x1d\x00\xff");
-    // Without a terminal: until input has ended and output pauses.
-    drop(sender);
-    let (sender, keys) = channel();
-    sender.send(Input::Keys(b"\x1dq".to_vec())).unwrap();
-    drop(sender);
-    let mut console = Console { link: &mut link, guest: "lab", at: 15, escaped: None };
-    let mut out = Vec::new();
-    console.follow(&keys, &mut out).unwrap();
-    assert_eq!(out, b"echo \x1d\x00\xff\x1dq");
+    drop(link);
+    // Without a terminal: until input has ended and output pauses, from where it is said.
+    assert_eq!(console(&bench, "lab", Some(15), Form::Bytes, &[b"\x1dq"]).unwrap(), "echo \x1d\0\u{ff}\x1dq");
+}
+
+#[test]
+fn a_console_is_told_in_plain_text_and_in_json() {
+    let bench = Bench::new();
+    bench.machine().fake.find("lab").unwrap().output.extend(b"\x1b[2J[linux] \xc3\xa4\x07");
+    let plain = console(&bench, "lab", Some(0), Form::Plain(Rows::new()), &[]).unwrap();
+    assert_eq!(plain, "[lab] hello from lab\r\n[lab] [linux] ??");
+    let piece = told(&bench, 15);
+    assert_eq!((piece["at"].as_u64(), piece["lost"].as_u64()), (Some(15), Some(0)));
+    assert_eq!(
+        (piece["text"].as_str(), piece["hex"].as_str()),
+        (Some("\u{1b}[2J[linux] ä\u{7}"), Some("1b5b324a5b6c696e75785d20c3a407"))
+    );
+}
+
+#[test]
+fn a_console_goes_on_where_it_was_and_says_what_is_gone() {
+    let bench = Bench::new();
+    let text: Vec<u8> = (0..20_000_u32).flat_map(|n| format!("{n}\n").into_bytes()).collect();
+    bench.machine().fake.find("lab").unwrap().output.clone_from(&text);
+    let mut sent = 0;
+    bench.spoil(move |bytes| {
+        sent += 1;
+        // With the answer on its way, every now and then.
+        if sent % 7 == 0 {
+            bytes.clear();
+        }
+        sent % 7 != 0
+    });
+    let shown = console(&bench, "lab", None, Form::Bytes, &[]).unwrap();
+    assert_eq!(shown.as_bytes(), text, "a line that drops loses nothing");
+    bench.spoil(|_| true);
+    {
+        let mut machine = bench.machine();
+        let lab = machine.fake.find("lab").unwrap();
+        lab.gone = 1000;
+        lab.output = b"late".to_vec();
+    }
+    let late = told(&bench, 100);
+    assert_eq!((late["at"].as_u64(), late["lost"].as_u64()), (Some(1000), Some(900)));
+    // One of the same name that has not written so much.
+    let other = told(&bench, 5000);
+    assert_eq!(
+        (other["at"].as_u64(), other["lost"].as_u64(), other["text"].as_str()),
+        (Some(1000), Some(0), Some("late"))
+    );
+}
+
+#[test]
+fn a_console_takes_what_it_has_room_for_and_the_rest_is_told() {
+    let bench = Bench::new();
+    bench.machine().fake.find("lab").unwrap().room = 5000;
+    let failure = console(&bench, "lab", None, Form::Bytes, &[&[b'x'; 3000], &[b'y'; 3000]]).unwrap_err();
+    assert_eq!(failure.message, "lab: 1000 bytes of input were not taken");
+    assert_eq!(bench.machine().fake.find("lab").unwrap().input.len(), 5000);
+    bench.good("kill lab");
+    assert_eq!(console(&bench, "lab", Some(15), Form::Bytes, &[]).unwrap().len(), 5000, "what it wrote is there");
+    let failure = console(&bench, "lab", None, Form::Bytes, &[b"x"]).unwrap_err();
+    assert_eq!((failure.message.as_str(), failure.hint.as_deref()), ("lab: it is stopped", Some("start it first")));
+    // The answer to what is typed is lost with the line: it is not typed again.
+    let mut sent = 0;
+    bench.spoil(move |bytes| {
+        sent += 1;
+        if sent == 4 {
+            bytes.clear();
+        }
+        sent != 4
+    });
+    console(&bench, "linux", None, Form::Bytes, &[b"once"]).unwrap();
+    assert_eq!(bench.machine().fake.find("linux").unwrap().input, b"once");
+}
+
+#[test]
+fn wrong_arguments_of_a_console_are_told() {
+    let bench = Bench::new();
+    assert_eq!(bench.ctl("console nobody").unwrap_err().message, "nobody: there is no such guest");
+    for (words, want) in [
+        ("console", "GUEST"),
+        ("console lab x", "unexpected argument"),
+        ("console lab --from x", "invalid"),
+        ("console lab --plain --json", "cannot be used with"),
+    ] {
+        let text = Cli::try_parse_from(format!("ctl {words}").split(' ')).err().unwrap().to_string();
+        assert!(text.contains(want), "{words}: {text}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod commands;
 mod conformance;
 mod control;
 mod dumps;
+mod echo;
 mod endless;
 mod fair;
 mod fault;

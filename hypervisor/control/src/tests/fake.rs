@@ -20,8 +20,12 @@ pub struct One {
     pub guest: Guest,
     /// What it wrote to its console.
     pub output: Vec<u8>,
+    /// How much it wrote before that.
+    pub gone: u64,
     /// What was written to its console.
     pub input: Vec<u8>,
+    /// How much more it takes.
+    pub room: usize,
     /// NMIs, resets, dumps.
     pub counts: [u32; 3],
 }
@@ -78,7 +82,7 @@ impl Fake {
             lease: None,
         };
         let output = format!("hello from {name}\n").into_bytes();
-        self.guests.push(One { guest, output, input: Vec::new(), counts: [0; 3] });
+        self.guests.push(One { guest, output, gone: 0, input: Vec::new(), room: usize::MAX, counts: [0; 3] });
         self.events.push(self.now, id, name, EventKind::Created(creator));
         id
     }
@@ -161,10 +165,12 @@ impl Fake {
 
     fn read(&mut self, guest: &str, from: u64) -> Response<'_> {
         let Some(one) = self.find(guest) else { return Response::Refused(Refusal::NoGuest) };
-        let at = usize::try_from(from).unwrap_or(usize::MAX).min(one.output.len());
-        let bytes: Vec<u8> = one.output.iter().skip(at).take(crate::line::CHUNK).copied().collect();
+        let end = one.gone + one.output.len() as u64;
+        let at = if from > end { one.gone } else { from.max(one.gone) };
+        let skip = usize::try_from(at - one.gone).unwrap_or(usize::MAX);
+        let bytes: Vec<u8> = one.output.iter().skip(skip).take(crate::line::CHUNK).copied().collect();
         self.buffer = bytes;
-        Response::Output { at: at as u64, bytes: &self.buffer }
+        Response::Output { at, bytes: &self.buffer }
     }
 }
 
@@ -233,11 +239,14 @@ impl Machine for Fake {
             Operation::Events(from) => Response::Events(self.events.read(from)),
             Operation::Read { guest, from } => self.read(guest, from),
             Operation::Write { guest, bytes } => match self.find(guest) {
+                Some(one) if one.guest.state != State::Running => Response::Refused(Refusal::Is(one.guest.state)),
                 Some(one) => {
-                    one.input.extend(bytes);
+                    let taken: Vec<u8> = bytes.iter().copied().take(one.room).collect();
+                    one.room -= taken.len();
+                    one.input.extend(&taken);
                     // It echoes, as a terminal's other end does.
-                    one.output.extend(bytes);
-                    Response::Taken(u16::try_from(bytes.len()).unwrap_or(u16::MAX))
+                    one.output.extend(&taken);
+                    Response::Taken(u16::try_from(taken.len()).unwrap_or(u16::MAX))
                 }
                 None => Response::Refused(Refusal::NoGuest),
             },
