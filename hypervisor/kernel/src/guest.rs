@@ -98,6 +98,8 @@ pub struct Cpu<'c, B: Backend> {
     pub(crate) extended: ExtendedState,
     /// Turns that it had.
     pub(crate) turns: u32,
+    /// Others had the line when output was last to be sent.
+    pub(crate) kept_off: bool,
 }
 
 /// The host, as a vCPU's run loop sees it.
@@ -299,8 +301,8 @@ impl<'c, B: Backend> Cpu<'c, B> {
         let mut over = match self.load(me.task) {
             Ok(()) if matches!(order, Order::Kill | Order::Reset) => self.end(me, End::Stopped),
             Ok(()) => {
-                let until =
-                    me.task.until.load(Ordering::Relaxed).min(self.next_look(me, |console| console.line.is_kept_off()));
+                let look = if self.kept_off { next_look(me) } else { u64::MAX };
+                let until = me.task.until.load(Ordering::Relaxed).min(look);
                 let (core, mut serving) = self.serving(me);
                 core.run(&mut serving, until)
             }
@@ -319,13 +321,15 @@ impl<'c, B: Backend> Cpu<'c, B> {
             // What was made due for it by itself, after it had looked for the last time.
             Yield::Waiting { .. } if self.served.guest.is_called(self.core.id) => State::Ready,
             Yield::Waiting { until } => {
-                let look = self.next_look(me, |console| console.line.waits() || !console.input.is_empty());
+                let console = self.served.console.lock();
+                let busy = console.line.waits() || !console.input.is_empty();
+                let look = if busy { next_look(me) } else { u64::MAX };
                 me.task.wake.store(until.unwrap_or(u64::MAX).min(look), Ordering::Relaxed);
                 State::Waiting
             }
             // The next turn is like this one, until all that it wrote is sent.
             Yield::Ended(_) if self.has_output(me) => {
-                me.task.wake.store(self.next_look(me, |console| console.line.waits()), Ordering::Relaxed);
+                me.task.wake.store(next_look(me), Ordering::Relaxed);
                 State::Waiting
             }
             Yield::Ended(end) => {
@@ -363,21 +367,13 @@ impl<'c, B: Backend> Cpu<'c, B> {
         }
         let mut console = self.served.console.lock();
         console.line.flush(me.task.until.load(Ordering::Relaxed));
+        self.kept_off = console.line.is_kept_off();
         me.slot.written.store(console.line.output().end(), Ordering::Relaxed);
         me.slot.read.store(console.read, Ordering::Relaxed);
         let full = core::mem::replace(&mut console.full, false);
         drop(console);
         if full {
             me.slot.lost.store(self.served.guest.console_lost(), Ordering::Relaxed);
-        }
-    }
-
-    /// Host's time-stamp count at which to see to the console again, if something `waits` there.
-    fn next_look(&self, me: &Me, waits: fn(&Console) -> bool) -> u64 {
-        if waits(&self.served.console.lock()) {
-            cpu::tsc().saturating_add(me.facts.tsc.as_hertz() / FLUSHES_PER_SECOND)
-        } else {
-            u64::MAX
         }
     }
 
@@ -431,6 +427,11 @@ impl<'c, B: Backend> Cpu<'c, B> {
         }
         let _ = self.park();
     }
+}
+
+/// Host's time-stamp count at which to see to the console again.
+fn next_look(me: &Me) -> u64 {
+    cpu::tsc().saturating_add(me.facts.tsc.as_hertz() / FLUSHES_PER_SECOND)
 }
 
 /// How it ended, as events have it.

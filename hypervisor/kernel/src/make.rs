@@ -131,6 +131,7 @@ pub fn vcpu<'c, B: Backend>(
         served,
         extended,
         turns: u32::MAX,
+        kept_off: false,
     })
 }
 
