@@ -5,8 +5,8 @@
 //!
 //! **Who sends when.** An exit puts bytes into the guest's own [`Output`] and touches nothing else. They are sent when a turn
 //! of the guest is over, if nobody else has the line: its lock is tried and not waited for. While [`BACKLOG`] bytes wait, no
-//! more are taken, and the guest's transmitter is busy in the end. A guest sends for what is left of its turn, at least one
-//! and at most five milliseconds. If another one, or the log, found the line taken meanwhile, it then leaves it free for as
+//! more are taken, and the guest's transmitter is busy in the end. A guest sends for a
+//! millisecond at most, and not beyond the time at which it is to be woken. If another one, or the log, found the line taken meanwhile, it then leaves it free for as
 //! long, so that a flood has half of the line at the most.
 //!
 //! In [`ConsoleMode::Framed`] the byte 0x10 followed by 0x40 + N says that what follows belongs to channel N (0 the
@@ -31,9 +31,7 @@ const LINE: usize = 200;
 /// Bytes of a guest that can wait for the line.
 const BACKLOG: u64 = 1024;
 /// Longest that a guest sends at a time, unless it is a line, in parts of a second.
-const LONGEST: u64 = 200;
-/// The same where nothing is left of its turn.
-const SHORTEST: u64 = 1000;
+const LONGEST: u64 = 1000;
 
 /// Held by whoever sends.
 static SENDER: Mutex<()> = Mutex::new(());
@@ -199,19 +197,19 @@ impl GuestConsole {
         self.kept_off
     }
 
-    /// Sends a piece of what waits, if the line is free. Between turns, of which the last one was to end at this count of the
-    /// time-stamp counter.
-    pub fn flush(&mut self, until: u64) {
-        self.kept_off = self.waits() && !self.try_flush(until);
+    /// Sends a piece of what waits, if the line is free. Between turns; the guest is due at this count of the time-stamp
+    /// counter.
+    pub fn flush(&mut self, due: u64) {
+        self.kept_off = self.waits() && !self.try_flush(due);
     }
 
-    fn try_flush(&mut self, until: u64) -> bool {
+    fn try_flush(&mut self, due: u64) -> bool {
         let now = cpu::tsc();
         if now < self.rest {
             return false;
         }
         let hertz = self.tsc.as_hertz();
-        let piece = until.saturating_sub(now).max(hertz / SHORTEST).min(hertz / LONGEST);
+        let piece = due.saturating_sub(now).min(hertz / LONGEST);
         let sender = SENDER.try_lock();
         match &sender {
             Some(sender) => self.send_piece(piece, sender),

@@ -315,7 +315,7 @@ impl<'c, B: Backend> Cpu<'c, B> {
         {
             over = self.end(me, error.into());
         }
-        self.tell(me, matches!(over, Yield::Ended(_)));
+        self.tell(me, over);
         match over {
             Yield::TurnOver => State::Ready,
             // What was made due for it by itself, after it had looked for the last time.
@@ -359,14 +359,16 @@ impl<'c, B: Backend> Cpu<'c, B> {
     }
 
     /// Says what it did so far.
-    fn tell(&mut self, me: &Me, ended: bool) {
+    fn tell(&mut self, me: &Me, over: Yield) {
+        let ended = matches!(over, Yield::Ended(_));
+        let due = if let Yield::Waiting { until } = over { until } else { None };
         self.turns = self.turns.wrapping_add(1);
         if self.turns % TOLD_EACH == 1 || ended {
             me.task.exits.store(self.core.counters.total(), Ordering::Relaxed);
             tally::publish(me.task, &self.core.counters);
         }
         let mut console = self.served.console.lock();
-        console.line.flush(me.task.until.load(Ordering::Relaxed));
+        console.line.flush(due.unwrap_or(u64::MAX));
         self.kept_off = console.line.is_kept_off();
         me.slot.written.store(console.line.output().end(), Ordering::Relaxed);
         me.slot.read.store(console.read, Ordering::Relaxed);
