@@ -3,6 +3,7 @@
 use crate::event::Event;
 use crate::exit::Exit;
 use bulkhead_arch::{Gpr, Segment, SegmentName};
+use bulkhead_devices::interrupt::Requests;
 use core::fmt;
 
 /// A primitive did not work. It ends the guest, never the host.
@@ -200,6 +201,42 @@ pub trait Vcpu {
     /// # Errors
     /// If the processor refuses.
     fn request_windows(&mut self, windows: Windows) -> Result<(), BackendError>;
+
+    /// Whether the processor can keep the guest's TPR, ISR and IRR by itself, and deliver from them.
+    fn delivers_interrupts(&self) -> bool {
+        false
+    }
+
+    /// Lets the processor keep TPR, ISR and IRR of a local APIC in x2APIC mode: `register` has the registers as they are,
+    /// by their number there. IRR begins empty. The guest reads and writes them without an exit, CR8 too, but for
+    /// [`Exit::EndOfInterrupt`] and [`Exit::RegisterWritten`]. [`Vcpu::request`] follows before the next entry.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn lend(&mut self, _register: &dyn Fn(u8) -> u32) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Ends what [`Vcpu::lend`] began, if it did; nothing of it counts any more.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn take_back(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Puts interrupts into the IRR that the processor keeps.
+    ///
+    /// # Errors
+    /// If the processor refuses.
+    fn request(&mut self, _requests: &Requests) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Whether the processor keeps an interrupt that it would deliver now if RFLAGS.IF allowed it.
+    fn has_interrupt(&self) -> bool {
+        false
+    }
 
     /// Forgets all translations of the guest's nested tables on this CPU; due after one was removed or restricted.
     fn flush_nested(&mut self);

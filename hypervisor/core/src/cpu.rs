@@ -181,6 +181,7 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         if machine.interrupts().lapic(self.id).is_parked() {
             return Ok((Attended::Yield(Yield::Waiting { until: None }), call));
         }
+        self.lend(machine)?;
         if self.halted && !self.wake(machine)? {
             return Ok((Attended::Yield(Yield::Waiting { until: before }), call));
         }
@@ -232,11 +233,29 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         Ok(())
     }
 
+    /// Lets a processor that can keep the local APIC's TPR, ISR and IRR while that is in x2APIC mode, and gives it what has
+    /// come. What is left for [`Self::deliver`] then are NMIs and the PICs' interrupts.
+    fn lend(&mut self, machine: &mut Machine) -> Result<(), BackendError> {
+        if !self.vcpu.delivers_interrupts() {
+            return Ok(());
+        }
+        let interrupts = machine.interrupts_mut();
+        let lapic = interrupts.lapic(self.id);
+        if !lapic.is_x2apic() {
+            return self.vcpu.take_back();
+        }
+        if !lapic.is_lent() {
+            self.vcpu.lend(&|register| lapic.register(register))?;
+            interrupts.lend(self.id);
+        }
+        self.vcpu.request(&interrupts.take_requests(self.id))
+    }
+
     /// Ends a halt if something is there to wake for.
     fn wake(&mut self, machine: &Machine) -> Result<bool, BackendError> {
         let interrupts = machine.interrupts();
         let nmi = interrupts.nmi_pending(self.id);
-        let interrupt = interrupts.has_interrupt(self.id);
+        let interrupt = interrupts.has_interrupt(self.id) || self.vcpu.has_interrupt();
         let wakes = nmi || interrupt && self.flags()?.contains(Rflags::IF) || self.due.is_some();
         self.halted = !wakes;
         Ok(wakes)

@@ -23,6 +23,19 @@ pub enum Exit {
     InterruptWindow,
     /// The guest can take a non-maskable interrupt now.
     NmiWindow,
+    /// A level-triggered interrupt that the processor delivered by itself ([`crate::Vcpu::lend`]) has ended.
+    EndOfInterrupt {
+        /// Its vector.
+        vector: u8,
+    },
+    /// The guest has written a register of those that the processor keeps ([`crate::Vcpu::lend`]), and what follows from it
+    /// is not the processor's to do. The write is over.
+    RegisterWritten {
+        /// Number of the register.
+        register: u8,
+        /// What was written.
+        value: u32,
+    },
     /// An exception that the hypervisor must see first (#DB, #AC: they can recur without end inside one instruction).
     /// It has not been delivered; deliver it again to let the guest have it.
     Exception {

@@ -10,7 +10,7 @@ use crate::event::{Combined, Event};
 use crate::exit::{Exit, IoAccess, NestedFault};
 use crate::host::Host;
 use crate::msr::Refusal;
-use bulkhead_arch::{Cr0, Cr4, Gpr, Vector};
+use bulkhead_arch::{Cr0, Cr4, Gpr, Vector, msr};
 use bulkhead_devices::layout::ram_ranges;
 use bulkhead_emulate::{Hint, Outcome, Stop, StringIo};
 use bulkhead_paging::guest::error;
@@ -43,6 +43,13 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
                 self.guest.look_again(self.id);
                 Ok(())
             }
+            Exit::EndOfInterrupt { vector } => {
+                let (mut shared, _) = self.guest.lock_at(0);
+                shared.machine.interrupts_mut().end_of_interrupt(self.id, vector);
+                self.guest.release(shared, self.id, host);
+                Ok(())
+            }
+            Exit::RegisterWritten { register, value } => self.register_written(register, value, host),
             Exit::Cpuid => self.cpuid(host),
             Exit::Io(ref access) if access.string => self.string_port(access, host),
             Exit::Io(ref access) if access.write => self.write_port(access, host),
@@ -171,6 +178,15 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
             [self.vcpu.gpr(Gpr::Rcx)?, self.vcpu.gpr(Gpr::Rax)?, self.vcpu.gpr(Gpr::Rdx)?].map(low);
         self.write_msr(index, u64::from(high) << 32 | u64::from(low), host)?;
         Ok(self.vcpu.skip_instruction()?)
+    }
+
+    /// The guest's instruction is over, so that a value that is refused has no effect.
+    #[cold]
+    fn register_written(&mut self, register: u8, value: u32, host: &mut impl Host) -> Result<(), End> {
+        match self.write_msr(msr::X2APIC_BASE + u32::from(register), value.into(), host) {
+            Err(Refusal::Backend(error)) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     #[cold]

@@ -29,6 +29,7 @@ mod search;
 
 pub use adapter::paging_state;
 pub use backend::{BackendError, Interruptibility, Register, Vcpu, Windows};
+pub use bulkhead_devices::interrupt::Requests;
 pub use cpu::VirtualCpu;
 pub use end::{End, Reason};
 pub use event::Event;

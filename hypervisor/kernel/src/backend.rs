@@ -149,10 +149,10 @@ impl Backend for Vmx {
         _: WindowRam,
     ) -> Result<VmxVcpu, StartError> {
         let Virtualization::Vmx(capabilities) = facts.capabilities else { return Err(OTHER) };
-        let [vmcs, msr_bitmap, first, second] = compartment.add_control_pages(frames)?;
+        let [vmcs, msr_bitmap, virtual_apic, first, second] = compartment.add_control_pages(frames)?;
         let io_bitmaps = [first, second];
         let nested_root = compartment.nested_root();
-        let resources = bulkhead_vmx::Resources { vmcs, msr_bitmap, io_bitmaps, nested_root, vpid: tag };
+        let resources = bulkhead_vmx::Resources { vmcs, msr_bitmap, virtual_apic, io_bitmaps, nested_root, vpid: tag };
         #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
         // SAFETY: VMX is on on every CPU (it was switched on before the first guest), with these capabilities; interrupts
         // are off outside `cpu::halt_until_interrupt`. The current address space is this compartment's, which

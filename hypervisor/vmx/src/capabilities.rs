@@ -226,6 +226,15 @@ impl Capabilities {
         self.secondary.can_set(Secondary::INVPCID.bits())
     }
 
+    /// Whether a guest's local APIC in x2APIC mode can be lent to the processor ([`crate::lent`]).
+    #[must_use]
+    pub const fn delivers_interrupts(&self) -> bool {
+        self.primary.can_set(Primary::TPR_SHADOW.bits())
+            && self.primary.can_clear(Primary::TPR_SHADOW.bits() | Primary::CR8_EXITING.bits())
+            && self.secondary.can_set(Secondary::LENT.bits())
+            && self.secondary.can_clear(Secondary::LENT.bits())
+    }
+
     /// Bits of CR0 that the host owns: the guest reads their shadow, and an attempt to change one exits.
     /// All the others the guest changes by itself, paging included (unrestricted guest).
     #[must_use]

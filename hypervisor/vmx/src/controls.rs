@@ -41,6 +41,8 @@ bitflags! {
         const CR8_LOAD_EXITING = 1 << 19;
         /// MOV from CR8 exits.
         const CR8_STORE_EXITING = 1 << 20;
+        /// CR8 and the task priority are in the virtual-APIC page.
+        const TPR_SHADOW = 1 << 21;
         /// Exit when the guest can take an NMI.
         const NMI_WINDOW = 1 << 22;
         /// Ports exit by bitmap.
@@ -60,12 +62,18 @@ bitflags! {
         const EPT = 1 << 1;
         /// RDTSCP works.
         const RDTSCP = 1 << 3;
+        /// The MSRs of x2APIC mode are in the virtual-APIC page.
+        const VIRTUALIZE_X2APIC = 1 << 4;
         /// Linear translations are tagged.
         const VPID = 1 << 5;
         /// WBINVD exits.
         const WBINVD_EXITING = 1 << 6;
         /// Real mode and protected mode without paging run as they are.
         const UNRESTRICTED_GUEST = 1 << 7;
+        /// All registers are read from the virtual-APIC page, not the task priority alone.
+        const APIC_REGISTERS = 1 << 8;
+        /// Interrupts are delivered from the virtual-APIC page.
+        const INTERRUPT_DELIVERY = 1 << 9;
         /// INVPCID works.
         const INVPCID = 1 << 12;
     }
@@ -121,8 +129,7 @@ impl Primary {
         .union(Self::HLT_EXITING)
         .union(Self::MWAIT_EXITING)
         .union(Self::RDPMC_EXITING)
-        .union(Self::CR8_LOAD_EXITING)
-        .union(Self::CR8_STORE_EXITING)
+        .union(Self::CR8_EXITING)
         .union(Self::IO_BITMAPS)
         .union(Self::MSR_BITMAPS)
         .union(Self::MONITOR_EXITING)
@@ -131,6 +138,8 @@ impl Primary {
     pub const UNWANTED: Self = Self::CR3_LOAD_EXITING.union(Self::CR3_STORE_EXITING);
     /// The two that follow the guest's state.
     pub const WINDOWS: Self = Self::INTERRUPT_WINDOW.union(Self::NMI_WINDOW);
+    /// CR8 exits; not while its register is in the virtual-APIC page.
+    pub const CR8_EXITING: Self = Self::CR8_LOAD_EXITING.union(Self::CR8_STORE_EXITING);
 }
 
 impl Secondary {
@@ -138,6 +147,8 @@ impl Secondary {
     pub const NEEDED: Self = Self::EPT.union(Self::VPID).union(Self::UNRESTRICTED_GUEST);
     /// What it runs with where the processor can.
     pub const OPTIONAL: Self = Self::RDTSCP.union(Self::INVPCID).union(Self::WBINVD_EXITING);
+    /// What it runs with, where the processor can, while its local APIC is in x2APIC mode.
+    pub const LENT: Self = Self::VIRTUALIZE_X2APIC.union(Self::APIC_REGISTERS).union(Self::INTERRUPT_DELIVERY);
 }
 
 impl ExitControls {

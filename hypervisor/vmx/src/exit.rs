@@ -14,6 +14,7 @@ use bulkhead_types::{Gpa, Gva, Width};
 pub(crate) mod reason {
     pub(crate) const EXCEPTION_OR_NMI: u32 = 0;
     pub(crate) const EPT_VIOLATION: u32 = 48;
+    pub(crate) const APIC_WRITE: u32 = 56;
     /// Bit 31: the entry failed.
     pub(crate) const ENTRY_FAILED: u32 = 1 << 31;
 }
@@ -55,14 +56,22 @@ pub fn decode(vmcs: &impl VmcsAccess, reason: u32, string_info: bool) -> Result<
         30 => return port(vmcs, string_info),
         31 => Exit::ReadMsr,
         32 => Exit::WriteMsr,
+        45 => return end_of_interrupt(vmcs),
         48 => return nested(vmcs),
         49 => return malformed(vmcs),
         52 => Exit::Timer,
         55 => Exit::Xsetbv,
-        // INIT and SIPI, SMIs, INVLPG, RDTSC, RSM, MOV DR, failed entries, the monitor trap flag, PAUSE, the virtualized
-        // APIC, descriptor tables, RDRAND, RDSEED, the dirty log, sub-page events, bus locks, and what is yet to come.
+        // INIT and SIPI, SMIs, INVLPG, RDTSC, RSM, MOV DR, failed entries, the monitor trap flag, PAUSE, accesses to
+        // the APIC's page, the task priority, descriptor tables, RDRAND, RDSEED, the dirty log, sub-page events, bus locks, and what is yet to come.
         _ => return unexpected(vmcs, reason),
     })
+}
+
+/// Reason 45, whose qualification is the vector. SDM vol. 3C 30.1.4 "EOI Virtualization".
+#[inline(never)]
+fn end_of_interrupt(vmcs: &impl VmcsAccess) -> Result<Exit, BackendError> {
+    let [vector, ..] = vmcs.get(field::EXIT_QUALIFICATION)?.to_le_bytes();
+    Ok(Exit::EndOfInterrupt { vector })
 }
 
 #[cold]

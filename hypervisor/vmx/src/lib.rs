@@ -22,6 +22,7 @@ pub mod fields;
 pub mod hardware;
 pub mod host;
 mod instructions;
+mod lent;
 pub mod setup;
 mod state;
 pub mod switched;

@@ -20,6 +20,8 @@ pub(crate) const EXCEPTIONS: u32 = 1 << Vector::DB.0 | 1 << Vector::AC.0 | 1 << 
 pub struct Addresses {
     /// MSR bitmap.
     pub msr_bitmap: Hpa,
+    /// The virtual-APIC page.
+    pub virtual_apic: Hpa,
     /// I/O bitmaps for ports 0-7FFFH and 8000H-FFFFH.
     pub io_bitmaps: [Hpa; 2],
     /// EPT pointer.
@@ -42,6 +44,12 @@ pub const fn primary_controls(capabilities: &Capabilities) -> u32 {
     capabilities.primary.adjust(Primary::WANTED.bits())
 }
 
+/// The secondary controls of every vCPU whose local APIC is not lent.
+#[must_use]
+pub const fn secondary_controls(capabilities: &Capabilities) -> u32 {
+    capabilities.secondary.adjust(Secondary::NEEDED.union(Secondary::OPTIONAL).bits())
+}
+
 /// The VM-entry controls of every vCPU, outside IA-32e mode.
 #[must_use]
 pub const fn entry_controls(capabilities: &Capabilities) -> u32 {
@@ -54,10 +62,9 @@ pub(crate) fn write_controls(
     capabilities: &Capabilities,
     addresses: &Addresses,
 ) -> Result<(), BackendError> {
-    let secondary = Secondary::NEEDED | Secondary::OPTIONAL;
     vmcs.set(field::PIN_CONTROLS, capabilities.pin.adjust(Pin::WANTED.bits()))?;
     vmcs.set(field::PRIMARY_CONTROLS, primary_controls(capabilities))?;
-    vmcs.set(field::SECONDARY_CONTROLS, capabilities.secondary.adjust(secondary.bits()))?;
+    vmcs.set(field::SECONDARY_CONTROLS, secondary_controls(capabilities))?;
     vmcs.set(field::EXIT_CONTROLS, capabilities.exit.adjust(ExitControls::WANTED.bits()))?;
     vmcs.set(field::ENTRY_CONTROLS, entry_controls(capabilities))?;
     vmcs.set(field::EXCEPTION_BITMAP, EXCEPTIONS)?;
@@ -76,6 +83,12 @@ pub(crate) fn write_controls(
     vmcs.set(field::IO_BITMAP_A, addresses.io_bitmaps[0].as_u64())?;
     vmcs.set(field::IO_BITMAP_B, addresses.io_bitmaps[1].as_u64())?;
     vmcs.set(field::MSR_BITMAP, addresses.msr_bitmap.as_u64())?;
+    if capabilities.delivers_interrupts() {
+        vmcs.set(field::VIRTUAL_APIC, addresses.virtual_apic.as_u64())?;
+        // Not used with interrupt delivery, but checked without.
+        vmcs.set(field::TPR_THRESHOLD, 0)?;
+        vmcs.set(field::INTERRUPT_STATUS, 0)?;
+    }
     vmcs.set(field::EPT_POINTER, addresses.ept_pointer)?;
     vmcs.set(field::VPID, addresses.vpid)?;
     vmcs.set(field::TSC_OFFSET, 0)?;
@@ -110,6 +123,7 @@ mod tests {
 
     const ADDRESSES: Addresses = Addresses {
         msr_bitmap: Hpa::new(0x1000),
+        virtual_apic: Hpa::new(0x5000),
         io_bitmaps: [Hpa::new(0x2000), Hpa::new(0x3000)],
         ept_pointer: ept_pointer(Hpa::new(0x4000), true),
         vpid: 1,
@@ -130,6 +144,10 @@ mod tests {
         // Set when used; or not used, because their counts or controls are 0.
         let later = [
             field::HOST_RSP.encoding(),
+            field::EOI_EXIT0.encoding(),
+            field::EOI_EXIT1.encoding(),
+            field::EOI_EXIT2.encoding(),
+            field::EOI_EXIT3.encoding(),
             field::ENTRY_ERROR_CODE.encoding(),
             field::ENTRY_INSTRUCTION_LENGTH.encoding(),
             field::EXIT_MSR_STORE_ADDRESS.encoding(),

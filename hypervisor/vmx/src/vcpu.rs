@@ -4,18 +4,19 @@
 //! what neither holds (a few MSRs, CR2, DR6) stays in the processor while the vCPU is active, and here otherwise.
 
 use crate::capabilities::Capabilities;
-use crate::controls::Primary;
+use crate::controls::{Primary, Secondary};
 use crate::exit::{self, reason};
 use crate::explain;
 use crate::fields::{self as field, Fields};
 use crate::hardware::Hardware;
 use crate::host;
+use crate::lent::Lent;
 use crate::setup::{self, Addresses};
 use crate::state;
 use crate::switched;
 use crate::vmcs::{Entered, Processor};
 use bulkhead_arch::{Cr0, Gpr, Rflags, Segment, SegmentName, Vector};
-use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Vcpu, Windows, injection, reset};
+use bulkhead_core::{BackendError, Event, Exit, Interruptibility, Register, Requests, Vcpu, Windows, injection, reset};
 use bulkhead_hw::frame::Frame;
 use bulkhead_hw::region::Region;
 use bulkhead_hw::switched::Switched;
@@ -23,7 +24,7 @@ use bulkhead_types::Hpa;
 use core::fmt;
 
 /// Exit reasons (modulo 64) after which something may have to be put right.
-const SETTLED: u64 = 1 << reason::EXCEPTION_OR_NMI | 1 << reason::EPT_VIOLATION;
+const SETTLED: u64 = 1 << reason::EXCEPTION_OR_NMI | 1 << reason::EPT_VIOLATION | 1 << reason::APIC_WRITE;
 
 /// What a vCPU is made of; all of it its guest's.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Resources {
     pub vmcs: Region,
     /// The MSR bitmap.
     pub msr_bitmap: Region,
+    /// The virtual-APIC page.
+    pub virtual_apic: Region,
     /// The I/O bitmaps.
     pub io_bitmaps: [Region; 2],
     /// The top table of the guest's EPT, four levels.
@@ -48,6 +51,8 @@ pub struct VmxVcpu<P: Processor = Hardware> {
     capabilities: Capabilities,
     vmcs: Region,
     msr_bitmap: Region,
+    /// Where the processor can, its local APIC.
+    lent: Option<Lent>,
     /// Not used here again, but the processor's as long as the VMCS is.
     _io_bitmaps: [Region; 2],
     ept_pointer: u64,
@@ -98,7 +103,7 @@ impl<P: Processor> VmxVcpu<P> {
         capabilities: Capabilities,
         resources: Resources,
     ) -> Result<Self, BackendError> {
-        let Resources { mut vmcs, mut msr_bitmap, mut io_bitmaps, nested_root, vpid } = resources;
+        let Resources { mut vmcs, mut msr_bitmap, virtual_apic, mut io_bitmaps, nested_root, vpid } = resources;
         if vpid == 0 {
             return Err(BackendError::Field { field: field::VPID.encoding(), code: 0 });
         }
@@ -111,6 +116,7 @@ impl<P: Processor> VmxVcpu<P> {
         let ept_pointer = setup::ept_pointer(nested_root, capabilities.ept_accessed_dirty());
         let addresses = Addresses {
             msr_bitmap: msr_bitmap.hpa(),
+            virtual_apic: virtual_apic.hpa(),
             io_bitmaps: [io_bitmaps[0].hpa(), io_bitmaps[1].hpa()],
             ept_pointer,
             vpid,
@@ -132,6 +138,7 @@ impl<P: Processor> VmxVcpu<P> {
             capabilities,
             vmcs,
             msr_bitmap,
+            lent: capabilities.delivers_interrupts().then(|| Lent::new(virtual_apic)),
             _io_bitmaps: io_bitmaps,
             ept_pointer,
             vpid,
@@ -220,9 +227,22 @@ impl<P: Processor> VmxVcpu<P> {
             {
                 self.block_nmis_again(vectoring)?;
             }
+            // The offset in the page. SDM vol. 3C 30.4.3.3 "APIC-Write VM Exits".
+            reason::APIC_WRITE => {
+                let [register, ..] = (self.processor.get(field::EXIT_QUALIFICATION)? >> 4).to_le_bytes();
+                let value = self.lent.as_ref().map_or(0, |lent| lent.written(register));
+                return Ok(Exit::RegisterWritten { register, value });
+            }
             _ => {}
         }
         exit::decode(&self.processor, reason, self.capabilities.string_info)
+    }
+
+    /// The controls of a local APIC that is lent, or is not.
+    fn write_lending(&mut self, lent: Secondary) -> Result<(), BackendError> {
+        let secondary = setup::secondary_controls(&self.capabilities) | lent.bits();
+        self.processor.set(field::SECONDARY_CONTROLS, secondary)?;
+        self.processor.set(field::PRIMARY_CONTROLS, self.primary)
     }
 
     #[inline(never)]
@@ -437,6 +457,35 @@ impl<P: Processor> Vcpu for VmxVcpu<P> {
             self.primary = primary;
         }
         Ok(())
+    }
+
+    fn delivers_interrupts(&self) -> bool {
+        self.lent.is_some()
+    }
+
+    fn lend(&mut self, register: &dyn Fn(u8) -> u32) -> Result<(), BackendError> {
+        let Some(lent) = &mut self.lent else { return Ok(()) };
+        lent.begin(&mut self.processor, &mut self.msr_bitmap, register)?;
+        self.primary = self.primary & !Primary::CR8_EXITING.bits() | Primary::TPR_SHADOW.bits();
+        self.write_lending(Secondary::LENT)
+    }
+
+    fn take_back(&mut self) -> Result<(), BackendError> {
+        let ended = self.lent.as_mut().is_some_and(|lent| lent.end(&mut self.msr_bitmap));
+        if !ended {
+            return Ok(());
+        }
+        self.primary = self.primary & !Primary::TPR_SHADOW.bits() | Primary::CR8_EXITING.bits();
+        self.write_lending(Secondary::empty())
+    }
+
+    fn request(&mut self, requests: &Requests) -> Result<(), BackendError> {
+        let Some(lent) = &mut self.lent else { return Ok(()) };
+        lent.request(&mut self.processor, &mut self.msr_bitmap, requests)
+    }
+
+    fn has_interrupt(&self) -> bool {
+        self.lent.as_ref().is_some_and(|lent| lent.has_interrupt(&self.processor))
     }
 
     fn flush_nested(&mut self) {

@@ -192,6 +192,7 @@ impl Bench for Vmx {
         let resources = Resources {
             vmcs: region(1),
             msr_bitmap: region(2),
+            virtual_apic: region(6),
             io_bitmaps: [region(3), region(4)],
             nested_root: Hpa::new(0x5000),
             vpid: 1,

@@ -8,7 +8,7 @@
 use super::TestArgs;
 use super::attack::{ATTACKER, Attack, LEAST_SHARE, TABLE, TIMEOUT, read};
 use super::cases::in_parallel;
-use super::judge::Watch;
+use super::judge::{Watch, count};
 use super::tally::{Tally, Verdict};
 use crate::emulator::{self, Kind, On, Place};
 use crate::failure::{FAILED, OK, Outcome};
@@ -145,13 +145,6 @@ impl Beside<'_> {
         let times: u64 = inner.iter().map(|share| 1_000_000_000 / (*share).max(1)).sum();
         Some(count * 1_000_000_000 / times.max(1))
     }
-}
-
-/// The number behind the word `kind`.
-fn count(text: &str, kind: &str) -> Option<u64> {
-    let mut words = text.split([' ', ',', '(', ')']);
-    words.find(|word| *word == kind)?;
-    words.next()?.parse().ok()
 }
 
 /// `hv hostile`: status 1 if a boundary does not hold.

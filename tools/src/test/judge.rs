@@ -45,8 +45,13 @@ impl Watch {
             other => wrong.push(format!("the machine ended with {other:?}")),
         }
         for (name, expected) in case.expectations() {
-            match self.guests.iter().find(|g| g.name == name) {
-                Some(guest) => guest.judge(expected, on, report, &mut wrong),
+            match (1..).zip(&self.guests).find(|(_, g)| g.name == name) {
+                Some((number, guest)) => {
+                    guest.judge(expected, on, report, &mut wrong);
+                    if let Some(most) = expected.most.get(&on) {
+                        self.judge_exits(number, most, &mut wrong);
+                    }
+                }
                 None => wrong.push(format!("the machine has no guest {name}")),
             }
         }
@@ -56,6 +61,18 @@ impl Watch {
             wrong.push("the isolation audit gave no verdict".to_owned());
         }
         wrong
+    }
+
+    /// The exits of guest `number` against the most that it may have made.
+    fn judge_exits(&self, number: u8, most: &BTreeMap<String, u64>, wrong: &mut Vec<String>) {
+        let prefix = format!("log guest {number} exits: ");
+        let Some(counted) = self.log.iter().find_map(|line| line.strip_prefix(&prefix)) else {
+            return wrong.push(format!("nothing says how often guest {number} left"));
+        };
+        // A kind that is not there did not come.
+        let over = most.iter().map(|(kind, most)| (kind, most, count(counted, kind).unwrap_or(0)));
+        let over = over.filter(|(_, most, count)| count > most);
+        wrong.extend(over.map(|(kind, most, count)| format!("{count} exits of kind {kind}, and at most {most} may be")));
     }
 
     /// What a guest printed.
@@ -130,6 +147,13 @@ impl Guest {
     }
 }
 
+/// The number behind the word `kind`.
+pub fn count(text: &str, kind: &str) -> Option<u64> {
+    let mut words = text.split([' ', ',', '(', ')']);
+    words.find(|word| *word == kind)?;
+    words.next()?.parse().ok()
+}
+
 /// Notes which of `pieces` do not come in `text`, in this order.
 fn in_order(whose: &str, text: &str, pieces: &[String], wrong: &mut Vec<String>) {
     let mut rest = text;
@@ -181,6 +205,7 @@ mod tests {
                 typed: vec![("> ".into(), "a\n".into()), ("> ".into(), "b\n".into())],
                 ends: Some("power-off".into()),
                 skips: [(Kind::Qemu, [("#AC".into(), "why".into())].into())].into(),
+                most: [(Kind::Kvm, [("msr".into(), 10)].into())].into(),
             },
             timeout: 5,
             ..Case::default()
@@ -220,6 +245,22 @@ mod tests {
         assert_eq!(less.judge(&case(), Kind::Qemu, &done), Vec::<String>::new());
         assert!(less.judge(&case(), Kind::Bochs, &done).concat().contains("gives no reason"));
         assert!(all.judge(&case(), Kind::Qemu, &done).concat().contains("is not left out"));
+    }
+
+    #[test]
+    fn exits_are_held_against_the_most() {
+        let done = report(Finish::Done, Some(End::PowerOff));
+        for (line, want) in [
+            ("log guest 1 exits: cpuid 70 msr 10 port 3 (unknown-msr 11, emulated 0)", ""),
+            ("log guest 1 exits: cpuid 7", ""),
+            ("log guest 1 exits: cpuid 7 msr 11 port 3", "11 exits of kind msr"),
+            ("log guest 2 exits: msr 1", "nothing says"),
+        ] {
+            let mut watch = watch(&["one > > two"]);
+            watch.log(line);
+            let wrong = watch.judge(&case(), Kind::Kvm, &done).concat();
+            assert!(if want.is_empty() { wrong.is_empty() } else { wrong.contains(want) }, "{line}: {wrong}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! Each case runs on each machine, with the same expectations. `not-on.MACHINE` is why it can not apply to a machine.
 //! A guest of the suite that leaves a check out says so (`skip NAME`); `skips.MACHINE` has each such name and why it is
 //! left out there. One that is said but not listed fails the case, and so does one that is listed but not said.
+//! `most.MACHINE`: the most exits that it may have made there, by kind.
 
 use crate::emulator::Kind;
 use crate::failure::{Failure, Outcome};
@@ -106,6 +107,9 @@ pub struct Expected {
     /// Checks that it leaves out on a machine, and why.
     #[serde(default)]
     pub skips: BTreeMap<Kind, BTreeMap<String, String>>,
+    /// Most exits of a kind that it may have made on a machine.
+    #[serde(default)]
+    pub most: BTreeMap<Kind, BTreeMap<String, u64>>,
     /// How it must end; any way if it is not said.
     pub ends: Option<String>,
 }
@@ -209,6 +213,7 @@ mod tests {
             timeout = 60
             not-on.bochs = "no such device"
             skips.qemu = { "#AC" = "no alignment checks" }
+            most.bochs = { msr = 10 }
         "##;
         let cases = parse(text, Path::new("t")).unwrap();
         let expectations = cases[0].expectations();
@@ -217,6 +222,7 @@ mod tests {
         assert_eq!(expected.typed, [("# ".to_owned(), "poweroff -f\n".to_owned())]);
         assert_eq!(cases[0].not_on[&Kind::Bochs], "no such device");
         assert_eq!(expected.skips[&Kind::Qemu]["#AC"], "no alignment checks");
+        assert_eq!(expected.most[&Kind::Bochs]["msr"], 10);
     }
 
     #[test]

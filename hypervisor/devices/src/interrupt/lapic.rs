@@ -15,6 +15,10 @@
 //! them), SMI. Messages to processors that are not there vanish. The id is read-only. INIT to the bootstrap processor is
 //! a reset of the machine, as there is no firmware to start from.
 //!
+//! A processor may keep TPR, ISR and IRR by itself while the local APIC is in x2APIC mode ([`LocalApic::is_lent`]). Here ISR
+//! is empty and TPR 0 then, so in lowest-priority mode it counts as idle, and IRR holds what has come since the processor was
+//! given the last of it. It gives nothing back: out of x2APIC mode there is only a reset.
+//!
 //! A vector is taken at once when it is asked for, so the spurious vector is never delivered.
 //!
 //! | A guest tries | What happens |
@@ -36,6 +40,17 @@ use bulkhead_types::{Frequency, Gpa, Ticks, VcpuId};
 use registers::Lvt;
 use timer::{Mode, Timer};
 use vectors::VectorSet;
+
+/// What a processor that keeps TPR, ISR and IRR by itself is told; bit `n` of the vectors is vector `n`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Requests {
+    /// Vectors that have been requested.
+    pub vectors: [u64; 4],
+    /// Vectors that came level-triggered: their end is to be told.
+    pub level: [u64; 4],
+    /// Whether the local APIC accepts interrupts, the processor's own to itself included.
+    pub accepts: bool,
+}
 
 /// What a register write asks of the rest of the interrupt system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +118,8 @@ pub struct LocalApic {
     startup: Option<u8>,
     /// Whether a requested vector is above the processor priority; kept at hand.
     deliverable: bool,
+    /// The processor keeps TPR, ISR and IRR.
+    lent: bool,
 }
 
 impl LocalApic {
@@ -133,6 +150,7 @@ impl LocalApic {
             parked,
             startup: None,
             deliverable: false,
+            lent: false,
         }
     }
 
@@ -232,8 +250,31 @@ impl LocalApic {
         let vector = self.in_service.highest()?;
         self.in_service.remove(vector);
         self.update();
-        let broadcast = self.trigger_mode.contains(vector) && self.spurious & SVR_SUPPRESS_BROADCAST == 0;
-        broadcast.then_some(vector)
+        self.broadcasts(vector).then_some(vector)
+    }
+
+    /// Whether the I/O APIC must know of the end of this interrupt.
+    pub(super) fn broadcasts(&self, vector: u8) -> bool {
+        self.trigger_mode.contains(vector) && self.spurious & SVR_SUPPRESS_BROADCAST == 0
+    }
+
+    /// Whether the processor keeps TPR, ISR and IRR; not any more after a reset.
+    #[must_use]
+    pub const fn is_lent(&self) -> bool {
+        self.lent
+    }
+
+    /// The processor keeps TPR and ISR from now on; it has read them. Of IRR it is given all by [`Self::take_requests`].
+    pub(super) fn lend(&mut self) {
+        (self.lent, self.task_priority, self.in_service) = (true, 0, VectorSet::EMPTY);
+        self.update();
+    }
+
+    /// What the processor that keeps IRR is to be told.
+    pub(super) fn take_requests(&mut self) -> Requests {
+        self.deliverable = false;
+        let vectors = core::mem::replace(&mut self.requested, VectorSet::EMPTY).bits();
+        Requests { vectors, level: self.trigger_mode.bits(), accepts: self.is_software_enabled() }
     }
 
     /// Processor-priority register. SDM vol. 3A 11.8.3.1 "Task and Processor Priorities".

@@ -25,7 +25,7 @@ mod pic;
 mod tests;
 
 pub use io_apic::IoApic;
-pub use lapic::LocalApic;
+pub use lapic::{LocalApic, Requests};
 pub use message::{DeliveryMode, Destination, Message};
 pub use pic::PicPair;
 
@@ -220,6 +220,23 @@ impl InterruptSystem {
             return Some(vector);
         }
         self.lapics.of_mut(by).acknowledge()
+    }
+
+    /// Processor `by` keeps TPR, ISR and IRR of its local APIC from now on, see [`LocalApic::is_lent`]; it has read them.
+    pub fn lend(&mut self, by: VcpuId) {
+        self.lapics.of_mut(by).lend();
+    }
+
+    /// What processor `by`, which keeps them, has received since this was last asked.
+    pub fn take_requests(&mut self, by: VcpuId) -> Requests {
+        self.lapics.of_mut(by).take_requests()
+    }
+
+    /// An interrupt that processor `by` kept by itself has ended.
+    pub fn end_of_interrupt(&mut self, by: VcpuId, vector: u8) {
+        if self.lapics.of(by).broadcasts(vector) {
+            self.apply(by, Effect::EndOfInterrupt(vector));
+        }
     }
 
     /// Whether an NMI waits for processor `to`.

@@ -26,7 +26,7 @@ fn every_basic_exit_reason_is_mapped() {
         78, 79,
     ];
     let unexpected =
-        [3, 4, 5, 6, 14, 16, 17, 29, 33, 34, 37, 40, 41, 43, 44, 45, 46, 47, 56, 57, 61, 62, 66, 72, 73, 74, 75];
+        [3, 4, 5, 6, 14, 16, 17, 29, 33, 34, 37, 40, 41, 43, 44, 46, 47, 56, 57, 61, 62, 66, 72, 73, 74, 75];
     for reason in 0..80 {
         let expected = match reason {
             // With a qualification of zeros: no valid exception, MOV to CR0 from RAX, OUT of a byte to port 0.
@@ -41,6 +41,7 @@ fn every_basic_exit_reason_is_mapped() {
             12 => Exit::Halt,
             13 | 54 => Exit::CacheFlush,
             18 => Exit::Hypercall,
+            45 => Exit::EndOfInterrupt { vector: 0 },
             31 => Exit::ReadMsr,
             32 => Exit::WriteMsr,
             52 => Exit::Timer,

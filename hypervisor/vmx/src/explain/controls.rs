@@ -68,6 +68,13 @@ fn execution(checks: &mut Checks<'_>) {
     checks.rule(field::PRIMARY_CONTROLS, window, "NMI-window exiting needs virtual NMIs");
     let vpid = checks.value(field::VPID);
     checks.rule(field::VPID, vpid != 0 || !secondary.contains(Secondary::VPID), "must not be 0");
+    if primary.contains(Primary::TPR_SHADOW) {
+        checks.page(field::VIRTUAL_APIC);
+    }
+    let shadow = primary.contains(Primary::TPR_SHADOW) || !secondary.intersects(Secondary::LENT);
+    checks.rule(field::PRIMARY_CONTROLS, shadow, "APIC virtualization needs the TPR shadow");
+    let external = pin.contains(Pin::EXTERNAL_INTERRUPT_EXITING) || !secondary.contains(Secondary::INTERRUPT_DELIVERY);
+    checks.rule(field::PIN_CONTROLS, external, "virtual-interrupt delivery needs external-interrupt exiting");
     let unrestricted = !secondary.contains(Secondary::UNRESTRICTED_GUEST) || secondary.contains(Secondary::EPT);
     checks.rule(field::SECONDARY_CONTROLS, unrestricted, "unrestricted guest needs EPT");
 }

@@ -39,7 +39,7 @@ impl Vendor for Vmx {
 
     fn vcpu(place: &Place<'_, Self>, entries: &Entries) -> Result<Self::Vcpu, BackendError> {
         let Virtualization::Vmx(capabilities) = place.facts().capabilities else { return Err(OTHER) };
-        let [vmcs, msr_bitmap, first, second, ..] = place.control_pages();
+        let [vmcs, msr_bitmap, virtual_apic, first, second, ..] = place.control_pages();
         #[expect(unsafe_code, reason = "here the backend's promise meets the compartment's")]
         // SAFETY: VMX is on (the dispatcher did it before the first guest), with these capabilities; there is one CPU, and
         // interrupts are off but in `cpu::take_interrupts`. The current address space is this compartment's, which stays
@@ -50,7 +50,7 @@ impl Vendor for Vmx {
         let recorder = vmx::Recorder::new(processor, capabilities.timer_shift, entries.clone());
         let (io_bitmaps, nested_root) = ([first, second], place.nested_root());
         let resources =
-            bulkhead_vmx::Resources { vmcs, msr_bitmap, io_bitmaps, nested_root, vpid: place.id().number() };
+            bulkhead_vmx::Resources { vmcs, msr_bitmap, virtual_apic, io_bitmaps, nested_root, vpid: place.id().number() };
         VmxVcpu::with_processor(recorder, capabilities, resources)
     }
 }

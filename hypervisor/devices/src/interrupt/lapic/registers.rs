@@ -189,6 +189,12 @@ impl LocalApic {
         if self.is_x2apic() { id } else { id << 24 }
     }
 
+    /// The x2APIC register with MSR index 0x800 + `register`, of those that stand still; 0 if there is none.
+    #[must_use]
+    pub fn register(&self, register: u8) -> u32 {
+        self.read(register, Ticks::ZERO).unwrap_or(0)
+    }
+
     /// The value of a register, `None` if it is reserved. [`Self::advance`] has been called with `now`.
     fn read(&self, register: u8, now: Ticks) -> Option<u32> {
         Some(match register {

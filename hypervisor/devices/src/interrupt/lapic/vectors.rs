@@ -7,6 +7,11 @@ pub(super) struct VectorSet([u64; 4]);
 impl VectorSet {
     pub(super) const EMPTY: Self = Self([0; 4]);
 
+    /// Bit `n` is vector `n`.
+    pub(super) const fn bits(self) -> [u64; 4] {
+        self.0
+    }
+
     pub(super) fn insert(&mut self, vector: u8) {
         if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
             *word |= 1 << (vector & 63);
