@@ -72,7 +72,8 @@ impl Watch {
         // A kind that is not there did not come.
         let over = most.iter().map(|(kind, most)| (kind, most, count(counted, kind).unwrap_or(0)));
         let over = over.filter(|(_, most, count)| count > most);
-        wrong.extend(over.map(|(kind, most, count)| format!("{count} exits of kind {kind}, and at most {most} may be")));
+        wrong
+            .extend(over.map(|(kind, most, count)| format!("{count} exits of kind {kind}, and at most {most} may be")));
     }
 
     /// What a guest printed.

@@ -40,6 +40,7 @@ fn main() {
         ("changing-code-page", changing_code_page),
         ("ipi-storm", ipi_storm),
         ("init-storm", init_storm),
+        ("init-kept", init_kept),
         ("wild-start", wild_start),
         ("init-first", init_first),
         ("stolen", stolen),
@@ -227,6 +228,41 @@ fn back() {
 }
 
 /// Start-up at each page of the first megabyte: zeros, tables, the display's hole. Exceptions lead to a halt.
+/// INIT at every moment of a processor in x2APIC mode that works its registers: of them nothing is left to the next life.
+fn init_kept() {
+    fn work(_: usize) {
+        let mut random = Random::new();
+        loop {
+            let _ = cpu::wrmsr(0x808, random.below(0x100));
+            let _ = cpu::wrmsr(0x83F, 0x20 + random.below(0xD8));
+            if random.below(4) == 0 {
+                cpu::enable_interrupts();
+                cpu::disable_interrupts();
+            }
+        }
+    }
+    fn look(_: usize) {
+        // The one vector that brought this work.
+        let own = |register: u32| if register & 7 == 7 { !(1 << (smp::WAKE & 31)) } else { u64::MAX };
+        let left = |register| cpu::rdmsr(0x800 + register).map_or(true, |bits| bits & own(register) != 0);
+        let vectors = (0x10..0x18).chain(0x20..0x28).filter(|&register| left(register)).count();
+        COUNT.store(vectors as u64 + u64::from(cpu::rdmsr(0x808).ok() != Some(0)), Ordering::SeqCst);
+    }
+    let all = smp::all(|_| hold!(apic::enter_x2apic(), "no x2APIC mode"));
+    hold!(all, "a processor is lost");
+    let mut random = Random::new();
+    for _ in 0..100 {
+        smp::run_on(1, work);
+        (0..random.below(3000)).for_each(|_| cpu::pause());
+        hold!(smp::restart(1), "it does not come again");
+        COUNT.store(u64::MAX, Ordering::SeqCst);
+        smp::run_on(1, look);
+        hold!(smp::join(LONG), "a processor is lost");
+        hold!(COUNT.load(Ordering::SeqCst) == 0, "{} registers have something left", COUNT.load(Ordering::SeqCst));
+    }
+    saw!("100 lives");
+}
+
 fn wild_start() {
     (0..256).for_each(|vector| VECTORS.write32(vector * 4, 0x0600_0000));
     STOP_PAGE.copy_in(0, &[0xFA, 0xF4, 0xEB, 0xFC]);

@@ -33,6 +33,7 @@ fn main() {
         ("pic-garbage", pic_garbage),
         ("io-apic-garbage", io_apic_garbage),
         ("disabled-pending", disabled_pending),
+        ("kept", kept),
         ("local-sources", local_sources),
         ("zero-period", zero_period),
         ("past-deadline", past_deadline),
@@ -232,6 +233,54 @@ fn disabled_pending() {
         cpu::disable_interrupts();
     }
     saw!("nothing stray");
+}
+
+/// What a processor may keep of a local APIC in x2APIC mode, worked at random; then the mode goes with interrupts requested and in
+/// service. Outside the mode no register is there: what would answer is the host's.
+fn kept() {
+    const BASE: u32 = 0x1B;
+    let mut random = Random::new();
+    let base = cpu::rdmsr(BASE).unwrap_or(0);
+    let line = paging::set(1, 0xFED8_0000 | P | paging::W) + 0x800;
+    ioapic::set_entry(16, ioapic::LEVEL | u64::from(VECTOR));
+    let mut there = 0_u64;
+    let absent = |there: &mut u64| {
+        *there += (0x800..0x900).map(|msr| u64::from(cpu::rdmsr(msr).is_ok())).sum::<u64>();
+        *there += [0x808, 0x80B, 0x830, 0x83F].map(|msr| u64::from(cpu::wrmsr(msr, 0).is_ok())).iter().sum::<u64>();
+    };
+    for round in 0..40_u64 {
+        apic::enable();
+        (0x30..0x40).for_each(apic::send_self);
+        absent(&mut there);
+        hold!(apic::enter_x2apic(), "no x2APIC mode");
+        let _ = bulkhead_hostile::poke(line, round & 1);
+        for _ in 0..300 {
+            let any = random.number();
+            let value = random.one_of(&[0, 0x5F, 0xFF, 0x100, u64::MAX, any]);
+            let _ = match random.below(6) {
+                0 => cpu::wrmsr(0x808, value & 0xFF),
+                1 => cpu::wrmsr(0x80B, 0),
+                // Some from 16 to 31 look like exceptions with an error code, which the runtime would miss.
+                2 | 3 => cpu::wrmsr(0x83F, if value & 0xF0 == 0x10 { 5 } else { value & 0xFF }),
+                4 => cpu::wrmsr(0x80F, 0xFF | value & 0x1100),
+                _ => cpu::wrmsr(random.one_of(&[0x808, 0x80B, 0x83F, 0x80A, 0x820, 0x810]), value),
+            };
+            if random.below(8) == 0 {
+                cpu::enable_interrupts();
+                cpu::pause();
+                cpu::disable_interrupts();
+            }
+        }
+        let _ = (cpu::wrmsr(0x80F, 0x1FF), cpu::wrmsr(0x808, 0), cpu::wrmsr(0x83F, 0x50), cpu::wrmsr(0x83F, 0xF0));
+        let _ = cpu::wrmsr(BASE, base & !(1 << 11));
+        absent(&mut there);
+        cpu::enable_interrupts();
+        cpu::disable_interrupts();
+        let _ = cpu::wrmsr(BASE, base);
+    }
+    hold!(there == 0, "{there} registers answer outside x2APIC mode");
+    let _ = bulkhead_hostile::poke(line, 0);
+    saw!("nothing outside the mode");
 }
 
 /// Local sources with every mode.

@@ -91,7 +91,9 @@ fn refused() {
     check_eq!(unreadable.count(), 0, "each register that is there is read, and no other one");
     let read_only = [0x00, 0x02, 0x03, 0x0A, 0x0D, 0x0E, ISR, TMR, IRR, IRR + 7, 0x31, 0x39, 0x40, 0xFF];
     check!(read_only.iter().all(|&register| !set(register, 0)), "registers that can not be written");
-    for (register, value) in [(TPR, 0x100), (TPR, 1 << 32), (EOI, 1), (EOI, 1 << 63), (SELF_IPI, 0x141), (SELF_IPI, 1 << 32)] {
+    for (register, value) in
+        [(TPR, 0x100), (TPR, 1 << 32), (EOI, 1), (EOI, 1 << 63), (SELF_IPI, 0x141), (SELF_IPI, 1 << 32)]
+    {
         check!(!set(register, value), "reserved bits are refused");
     }
     // SAFETY: a value that is refused.

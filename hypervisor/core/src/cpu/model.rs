@@ -4,6 +4,9 @@
 //! interrupt flag, both shadows, the blocking of NMIs, windows, and deliveries that fault on memory not yet there; what
 //! its guest does at each entry is any of [`Doing`]. Two interrupts of different priority and an NMI come at any time.
 //!
+//! All of it is done twice: with a processor that has each interrupt injected, and with one that keeps the local APIC's IRR
+//! and ISR and delivers from them ([`Vcpu::lend`]).
+//!
 //! The properties, all of them checked at each step:
 //!
 //! 1. No interrupt is delivered while RFLAGS.IF is clear, and none in a shadow.
@@ -13,7 +16,8 @@
 //! 4. Nothing is lost: from every state, a guest that goes on with interrupts on gets all that was sent. In particular an
 //!    event whose delivery was interrupted comes again. Only a guest that halted with interrupts off, or in a handler of higher priority,
 //!    may wait for ever.
-//! 5. What waits has its window: a guest never runs so that it could take an event and nobody would know.
+//! 5. What waits has its window, or is with a processor that keeps it: a guest never runs so that it could take an event and
+//!    nobody would know.
 //!
 //! States are the same if processor, run loop and interrupt system are; to get to one, what led there is done again.
 
@@ -27,6 +31,7 @@ use crate::guest::{Guest, Limits, Yield};
 use crate::host::{CpuidResult, Host};
 use crate::search::{Counterexample, Model, explore};
 use bulkhead_arch::{Gpr, Rflags, Segment, SegmentName, msr};
+use bulkhead_devices::interrupt::Requests;
 use bulkhead_devices::machine::MachineConfig;
 use bulkhead_types::{Frequency, Gpa, GuestMemory, MemoryError, VcpuId};
 use std::cell::Cell;
@@ -97,16 +102,37 @@ enum Way {
     InjectsTwice,
     /// No windows are opened.
     OpensNoWindows,
+    /// What the processor is to keep is dropped.
+    DropsRequests,
+    /// What the processor keeps is not told.
+    HidesRequests,
 }
 
-const WAYS: [Way; 6] = [
+const WAYS: [Way; 8] = [
     Way::ForgetsInterrupted,
     Way::HidesShadows,
     Way::HidesNmiBlocking,
     Way::HidesFlag,
     Way::InjectsTwice,
     Way::OpensNoWindows,
+    Way::DropsRequests,
+    Way::HidesRequests,
 ];
+
+/// A processor's IRR and ISR: of each of [`VECTORS`].
+#[derive(Debug)]
+struct Kept {
+    requested: [bool; NMI],
+    in_service: [bool; NMI],
+}
+
+impl Kept {
+    /// The one that is delivered next.
+    fn next(&self) -> Option<usize> {
+        let above = |number: &usize| self.in_service.iter().rposition(|&on| on).is_none_or(|other| *number > other);
+        self.requested.iter().rposition(|&on| on).filter(above)
+    }
+}
 
 /// A handler that the guest is in.
 #[derive(Debug)]
@@ -126,6 +152,9 @@ struct Processor {
     windows: Windows,
     injected: Option<Event>,
     interrupted: Option<Event>,
+    /// Whether it can keep interrupts; what it keeps.
+    keeps: bool,
+    kept: Option<Kept>,
     /// What was sent and has not come, of each.
     owed: [u8; 3],
     wrong: Option<&'static str>,
@@ -183,8 +212,10 @@ impl Processor {
             Doing::Return => {
                 let Some(handler) = self.handlers.pop() else { return goes_on };
                 (self.flag, self.blocked.nmi) = (handler.flag, false);
-                if handler.number != NMI {
-                    return Exit::WriteMsr;
+                match &mut self.kept {
+                    _ if handler.number == NMI => {}
+                    Some(kept) => kept.in_service[handler.number] = false,
+                    None => return Exit::WriteMsr,
                 }
             }
             Doing::Nop | Doing::Halt => {}
@@ -213,13 +244,27 @@ impl Vcpu for Processor {
             }
             self.arrive(event);
         }
-        self.demand(self.windows.interrupt || !self.waits(), "an interrupt waits without a window");
+        let known = |kept: &Kept| (0..NMI).all(|number| self.owed[number] == 0 || kept.requested[number]);
+        let known = self.windows.interrupt || self.kept.as_ref().is_some_and(known);
+        self.demand(known || !self.waits(), "an interrupt waits without a window");
         self.demand(self.windows.nmi || self.owed[NMI] == 0, "an NMI waits without a window");
         if self.windows.nmi && self.blocked == Interruptibility::default() {
             return Ok(Exit::NmiWindow);
         }
         if self.windows.interrupt && self.flag && !self.shadow() {
             return Ok(Exit::InterruptWindow);
+        }
+        let open = self.flag && !self.shadow();
+        if let Some(kept) = self.kept.as_mut().filter(|_| open)
+            && let Some(number) = kept.next()
+        {
+            (kept.requested[number], kept.in_service[number]) = (false, true);
+            let event = Event::Interrupt(VECTORS[number]);
+            if faults {
+                self.interrupted = Some(event);
+                return Ok(Exit::Nested(FAULT));
+            }
+            self.arrive(event);
         }
         Ok(self.execute(doing))
     }
@@ -261,6 +306,28 @@ impl Vcpu for Processor {
             self.windows = windows;
         }
         Ok(())
+    }
+
+    fn delivers_interrupts(&self) -> bool {
+        self.keeps
+    }
+
+    fn lend(&mut self, register: &dyn Fn(u8) -> u32) -> Result<(), BackendError> {
+        let bits = |first: u8| VECTORS.map(|vector| register(first + vector / 32) >> (vector % 32) & 1 != 0);
+        self.kept = Some(Kept { requested: [false; NMI], in_service: bits(0x10) });
+        Ok(())
+    }
+
+    fn request(&mut self, requests: &Requests) -> Result<(), BackendError> {
+        let kept = self.kept.as_mut().filter(|_| self.way != Some(Way::DropsRequests));
+        for (vector, on) in VECTORS.into_iter().zip(kept.into_iter().flat_map(|kept| &mut kept.requested)) {
+            *on |= requests.vectors[usize::from(vector / 64)] >> (vector % 64) & 1 != 0;
+        }
+        Ok(())
+    }
+
+    fn has_interrupt(&self) -> bool {
+        self.way != Some(Way::HidesRequests) && self.kept.as_ref().is_some_and(|kept| kept.next().is_some())
     }
 
     fn activate(&mut self) -> Result<(), BackendError> {
@@ -370,7 +437,7 @@ struct System<'g> {
 
 impl System<'_> {
     /// What `f` makes of a new system.
-    fn with<R>(way: Option<Way>, f: impl FnOnce(&mut System<'_>) -> R) -> R {
+    fn with<R>(way: Option<Way>, keeps: bool, f: impl FnOnce(&mut System<'_>) -> R) -> R {
         let clock = Clock(Rc::new(Cell::new(0)));
         let vcpu = Processor {
             way,
@@ -380,6 +447,8 @@ impl System<'_> {
             windows: Windows::default(),
             injected: None,
             interrupted: None,
+            keeps,
+            kept: None,
             owed: [0; 3],
             wrong: None,
             entries: VecDeque::new(),
@@ -402,7 +471,8 @@ impl System<'_> {
         let (merges, index, value) = match VECTORS.get(number) {
             Some(&vector) => {
                 let requests = self.cpu.read_msr(REQUESTS + u32::from(vector / 32), clock).unwrap();
-                (requests >> (vector % 32) & 1 != 0, SELF_IPI, vector.into())
+                let kept = self.cpu.vcpu.kept.as_ref().is_some_and(|kept| kept.requested[number]);
+                (kept || requests >> (vector % 32) & 1 != 0, SELF_IPI, vector.into())
             }
             None => (self.cpu.guest.lock(clock).0.machine.interrupts().nmi_pending(VcpuId::BOOT), COMMAND, 4 << 8),
         };
@@ -485,14 +555,17 @@ impl Hash for Place {
     }
 }
 
-struct Interrupts(Option<Way>);
+struct Interrupts {
+    way: Option<Way>,
+    keeps: bool,
+}
 
 impl Model for Interrupts {
     type State = Place;
     type Action = Action;
 
     fn first(&self) -> Place {
-        Place { way: Vec::new(), sent: [0; 3], print: System::with(self.0, |system| system.print()) }
+        Place { way: Vec::new(), sent: [0; 3], print: System::with(self.way, self.keeps, |system| system.print()) }
     }
 
     fn actions(&self, place: &Place) -> Vec<Action> {
@@ -512,7 +585,7 @@ impl Model for Interrupts {
         if let Action::Send(number) = action {
             after.sent[number] += 1;
         }
-        System::with(self.0, |system| {
+        System::with(self.way, self.keeps, |system| {
             after.way.iter().try_for_each(|&action| system.act(action))?;
             after.print = system.print();
             if after.print == place.print { Ok(()) } else { system.drain() }
@@ -524,16 +597,20 @@ impl Model for Interrupts {
 
 #[test]
 fn every_interrupt_comes_once_and_when_it_may() {
-    let states = explore(&Interrupts(None)).unwrap();
-    println!("{states} states");
-    assert!(states > 1000, "only {states} states");
+    for keeps in [false, true] {
+        let states = explore(&Interrupts { way: None, keeps }).unwrap();
+        println!("{states} states, kept by the processor: {keeps}");
+        assert!(states > 1000, "only {states} states");
+    }
 }
 
 /// Prints how; `cargo test -- --nocapture` shows it.
 #[test]
 fn every_wrong_seam_breaks_a_property_of_interrupts() {
     for way in WAYS {
-        let found: Option<Counterexample<Action>> = explore(&Interrupts(Some(way))).err();
+        let keeps = matches!(way, Way::DropsRequests | Way::HidesRequests);
+        let model = Interrupts { way: Some(way), keeps };
+        let found: Option<Counterexample<Action>> = explore(&model).err();
         println!("{way:?}: {found:?}");
         assert!(found.is_some(), "{way:?} goes unnoticed");
     }

@@ -49,8 +49,14 @@ impl Vendor for Vmx {
         processor.clear(&vmcs)?;
         let recorder = vmx::Recorder::new(processor, capabilities.timer_shift, entries.clone());
         let (io_bitmaps, nested_root) = ([first, second], place.nested_root());
-        let resources =
-            bulkhead_vmx::Resources { vmcs, msr_bitmap, virtual_apic, io_bitmaps, nested_root, vpid: place.id().number() };
+        let resources = bulkhead_vmx::Resources {
+            vmcs,
+            msr_bitmap,
+            virtual_apic,
+            io_bitmaps,
+            nested_root,
+            vpid: place.id().number(),
+        };
         VmxVcpu::with_processor(recorder, capabilities, resources)
     }
 }
