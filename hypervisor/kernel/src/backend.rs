@@ -1,6 +1,6 @@
 //! The two backends: which one this processor has, and what a vCPU of each is made of.
 
-use crate::machine::Facts;
+use crate::machine::{Facts, ONLINE};
 use crate::make::StartError;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::{BackendError, Vcpu};
@@ -12,6 +12,7 @@ use bulkhead_paging::{Ept, Format, Npt, Size};
 use bulkhead_svm::SvmVcpu;
 use bulkhead_vmx::VmxVcpu;
 use core::fmt;
+use core::sync::atomic::Ordering;
 
 /// What the processor can do, with the extension that it has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,7 +149,12 @@ impl Backend for Vmx {
         frames: &mut FrameTable<'_>,
         _: WindowRam,
     ) -> Result<VmxVcpu, StartError> {
-        let Virtualization::Vmx(capabilities) = facts.capabilities else { return Err(OTHER) };
+        let Virtualization::Vmx(mut capabilities) = facts.capabilities else { return Err(OTHER) };
+        // With several, interrupts of the host's come while a guest runs, and then the one processor on which all this can be
+        // tried delivers a guest's with its RFLAGS.IF clear.
+        if ONLINE.load(Ordering::Relaxed) > 1 {
+            capabilities.forgo_delivery();
+        }
         let [vmcs, msr_bitmap, virtual_apic, first, second] = compartment.add_control_pages(frames)?;
         let io_bitmaps = [first, second];
         let nested_root = compartment.nested_root();

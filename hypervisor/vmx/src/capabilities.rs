@@ -235,6 +235,11 @@ impl Capabilities {
             && self.secondary.can_clear(Secondary::LENT.bits())
     }
 
+    /// From now on it can not.
+    pub const fn forgo_delivery(&mut self) {
+        self.secondary.may &= !Secondary::INTERRUPT_DELIVERY.bits();
+    }
+
     /// Bits of CR0 that the host owns: the guest reads their shadow, and an attempt to change one exits.
     /// All the others the guest changes by itself, paging included (unrestricted guest).
     #[must_use]

@@ -37,7 +37,7 @@ const BITMAP_WRITES: usize = 0x800 + 0x800 / 8;
 /// A vCPU's virtual-APIC page.
 #[derive(Debug)]
 pub(crate) struct Lent {
-    page: Region,
+    pub(crate) page: Region,
     on: bool,
     accepts: bool,
     /// What the processor knows as level-triggered; `None` if nothing was told.
@@ -137,7 +137,7 @@ fn open(bitmap: &mut Region, reads: u64, writes: u64) {
 
 /// The highest vector of a set; 0 if it is empty.
 fn highest(vectors: &[u64; 4]) -> u8 {
-    let found = [0_u8, 64, 128, 192].into_iter().zip(vectors).filter(|(_, word)| **word != 0).last();
+    let found = [0_u8, 64, 128, 192].into_iter().zip(vectors).rfind(|(_, word)| **word != 0);
     found.map_or(0, |(first, word)| {
         let [bit, ..] = (63 ^ word.leading_zeros()).to_le_bytes();
         first | bit

@@ -36,6 +36,7 @@ fn main() {
         apic::end_of_interrupt();
     });
     trap::on(2, |_| _ = NMIS[smp::number()].fetch_add(1, Ordering::SeqCst));
+    trap::on(0x62, |_| apic::end_of_interrupt());
     trap::on(PING, ping);
     ways("xAPIC");
     if smp::count() > 1 {
@@ -52,9 +53,38 @@ fn main() {
     check!(switched, "all switch to x2APIC mode");
     ways("x2APIC");
     if smp::count() > 1 {
+        closed();
         storm("x2APIC");
         initialize();
     }
+}
+
+/// An interrupt that waits for RFLAGS.IF, while others come for the processor without pause. The flag is cleared, the interrupt
+/// sent and waited for without anything that a hypervisor has to see.
+fn closed() {
+    let before = || GOT[0].load(Ordering::SeqCst);
+    STOP.store(false, Ordering::SeqCst);
+    smp::run_on(1, |_| {
+        while !STOP.load(Ordering::SeqCst) {
+            apic::send_to(smp::apic_id(0), ASSERT | 0x62);
+            (0..4000).for_each(|_| cpu::pause());
+        }
+    });
+    let mut early = 0_u32;
+    for _ in 0..50 {
+        cpu::enable_interrupts();
+        let _ = cpu::cpuid(0x8000_0000, 0);
+        cpu::disable_interrupts();
+        let first = before();
+        let _ = cpu::wrmsr(0x83F, VECTOR.into());
+        (0..8000).for_each(|_| cpu::pause());
+        early += u32::from(before() != first);
+    }
+    STOP.store(true, Ordering::SeqCst);
+    check!(smp::join(LONG), "a processor sends without pause");
+    cpu::enable_interrupts();
+    cpu::disable_interrupts();
+    check_eq!(early, 0, "none comes while interrupts are off");
 }
 
 /// Takes interrupts until `condition` holds or the time is over; whether it held.

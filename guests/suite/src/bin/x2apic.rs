@@ -1,4 +1,4 @@
-//! The local APIC in x2APIC mode: its registers one by one, what is refused, changes of mode with interrupts on their way.
+//! The local APIC in x2APIC mode: registers, refusals, changes of mode.
 //!
 //! SDM vol. 3A 11.12 "Extended XAPIC (x2APIC)". The first part works the registers that a processor may keep by itself; the case
 //! table says how many exits that may take where it does.

@@ -4,7 +4,7 @@ use crate::fields::{self as field, Fields};
 use crate::switched;
 use crate::vmcs::Entered;
 use bulkhead_arch::{Gpr, SegmentName, Vector, msr};
-use bulkhead_core::{BackendError, Event, Exit, Register, Vcpu, Windows};
+use bulkhead_core::{BackendError, Event, Exit, Register, Requests, Vcpu, Windows};
 use bulkhead_types::Hpa;
 use std::string::String;
 use std::vec;
@@ -325,4 +325,70 @@ fn a_vcpu_that_arrives_on_another_processor_brings_nothing_along_and_finds_nothi
     vcpu.run().unwrap();
     vcpu.run().unwrap();
     assert!(vcpu.processor().log.ends_with(&["vmlaunch", "vmresume"]), "it was cleared when it left");
+}
+
+/// The local APIC goes to the processor and comes back, each time with the controls and the registers that belong to it.
+#[test]
+fn a_local_apic_is_lent_and_taken_back() {
+    const LENT: u32 = 1 << 4 | 1 << 8 | 1 << 9;
+    let mut vcpu = vcpu();
+    let words = |vcpu: &mut VmxVcpu<FakeProcessor>| {
+        let fake = vcpu.processor();
+        let read = |field| fake.get(field).unwrap();
+        // The TPR shadow and the exits of CR8; the three that virtualize.
+        (read(field::PRIMARY_CONTROLS) & (1 << 21 | 3 << 19), read(field::SECONDARY_CONTROLS) & LENT)
+    };
+    assert_eq!(words(&mut vcpu), (3 << 19, 0));
+    vcpu.request_windows(Windows { interrupt: false, nmi: true }).unwrap();
+    assert!(vcpu.delivers_interrupts() && !vcpu.has_interrupt());
+    vcpu.lend(&|register| if register == 0x13 { 1 << 5 } else { 0 }).unwrap();
+    vcpu.request(&Requests { vectors: [0, 1 << 16, 0, 0], level: [0; 4], accepts: true }).unwrap();
+    assert_eq!(words(&mut vcpu), (1 << 21, LENT));
+    assert_eq!(vcpu.processor().get(field::INTERRUPT_STATUS), Ok(0x6550));
+    assert!(!vcpu.has_interrupt(), "below the one in service");
+    vcpu.request(&Requests { vectors: [0, 1 << 48, 0, 0], level: [0; 4], accepts: true }).unwrap();
+    assert!(vcpu.has_interrupt());
+    // It passes the checks of an entry, and the window asked for before is still there.
+    assert_ne!(vcpu.processor().get(field::PRIMARY_CONTROLS).unwrap() & 1 << 22, 0);
+    let mut text = String::new();
+    vcpu.processor().script.push_back(Scripted { entered: Entered::FailValid, fields: vec![] });
+    assert!(vcpu.run().is_err());
+    vcpu.explain_entry_failure(&mut text).unwrap();
+    assert!(!text.contains("APIC") && !text.contains("CONTROLS"), "{text}");
+    vcpu.take_back().unwrap();
+    assert_eq!(words(&mut vcpu), (3 << 19, 0));
+    assert!(!vcpu.has_interrupt(), "nothing of it counts any more");
+    let writes = vcpu.processor().writes;
+    vcpu.take_back().unwrap();
+    assert_eq!(vcpu.processor().writes, writes, "once is enough");
+}
+
+#[test]
+fn a_processor_without_one_of_the_controls_keeps_nothing() {
+    let mut less = [capabilities(); 3];
+    less[0].forgo_delivery();
+    less[1].primary.may &= !(1 << 21);
+    less[2].primary.must |= 1 << 19;
+    for capabilities in less {
+        let mut vcpu = VmxVcpu::with_processor(FakeProcessor::default(), capabilities, resources(1)).unwrap();
+        assert!(!vcpu.delivers_interrupts());
+        let writes = vcpu.processor().writes;
+        vcpu.lend(&|_| 0).unwrap();
+        vcpu.request(&Requests { vectors: [1 << 32; 4], level: [0; 4], accepts: true }).unwrap();
+        vcpu.take_back().unwrap();
+        assert!(!vcpu.has_interrupt() && vcpu.processor().writes == writes);
+        assert!(!vcpu.processor().is_set(field::VIRTUAL_APIC.encoding()));
+    }
+}
+
+/// SDM vol. 3C 30.4.3.3 "APIC-Write VM Exits".
+#[test]
+fn a_write_for_software_is_told_with_its_value() {
+    let mut vcpu = vcpu();
+    vcpu.lend(&|_| 0).unwrap();
+    vcpu.lent.as_mut().unwrap().page.store(0x3F0, 4, 5);
+    vcpu.processor().script_exit(&[(REASON, 56), (QUALIFICATION, 0x3F0)]);
+    assert_eq!(vcpu.run(), Ok(Exit::RegisterWritten { register: 0x3F, value: 5 }));
+    vcpu.processor().script_exit(&[(REASON, 45), (QUALIFICATION, 0x71)]);
+    assert_eq!(vcpu.run(), Ok(Exit::EndOfInterrupt { vector: 0x71 }));
 }
