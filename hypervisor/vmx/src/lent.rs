@@ -137,11 +137,12 @@ fn open(bitmap: &mut Region, reads: u64, writes: u64) {
 
 /// The highest vector of a set; 0 if it is empty.
 fn highest(vectors: &[u64; 4]) -> u8 {
-    let found = [0_u8, 64, 128, 192].into_iter().zip(vectors).rfind(|(_, word)| **word != 0);
-    found.map_or(0, |(first, word)| {
+    let mut found = 0;
+    for (first, word) in [0_u8, 64, 128, 192].into_iter().zip(vectors).filter(|(_, word)| **word != 0) {
         let [bit, ..] = (63 ^ word.leading_zeros()).to_le_bytes();
-        first | bit
-    })
+        found = first | bit;
+    }
+    found
 }
 
 #[cfg(test)]
