@@ -5,9 +5,9 @@
 //!
 //! **Who sends when.** An exit puts bytes into the guest's own [`Output`] and touches nothing else. They are sent when a turn
 //! of the guest is over, if nobody else has the line: its lock is tried and not waited for. While [`BACKLOG`] bytes wait, no
-//! more are taken, and the guest's transmitter is busy in the end. A guest sends for a
-//! millisecond at most, and not beyond the time at which it is to be woken. If another one, or the log, found the line taken meanwhile, it then leaves it free for as
-//! long, so that a flood has half of the line at the most.
+//! more are taken, and the guest's transmitter is busy in the end. A guest sends for a millisecond at most, ten when it has
+//! ended, and not beyond the time at which it is to be woken. If another one, or the log, found the line taken meanwhile, it
+//! then leaves it free for as long, so that a flood has half of the line at the most.
 //!
 //! In [`ConsoleMode::Framed`] the byte 0x10 followed by 0x40 + N says that what follows belongs to channel N (0 the
 //! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
@@ -32,6 +32,8 @@ const LINE: usize = 200;
 const BACKLOG: u64 = 1024;
 /// Longest that a guest sends at a time, unless it is a line, in parts of a second.
 const LONGEST: u64 = 1000;
+/// The same of one that has ended.
+const LAST: u64 = 100;
 
 /// Held by whoever sends.
 static SENDER: Mutex<()> = Mutex::new(());
@@ -199,17 +201,17 @@ impl GuestConsole {
 
     /// Sends a piece of what waits, if the line is free. Between turns; the guest is due at this count of the time-stamp
     /// counter.
-    pub fn flush(&mut self, due: u64) {
-        self.kept_off = self.waits() && !self.try_flush(due);
+    pub fn flush(&mut self, due: u64, ended: bool) {
+        self.kept_off = self.waits() && !self.try_flush(due, ended);
     }
 
-    fn try_flush(&mut self, due: u64) -> bool {
+    fn try_flush(&mut self, due: u64, ended: bool) -> bool {
         let now = cpu::tsc();
         if now < self.rest {
             return false;
         }
         let hertz = self.tsc.as_hertz();
-        let piece = due.saturating_sub(now).min(hertz / LONGEST);
+        let piece = due.saturating_sub(now).min(hertz / if ended { LAST } else { LONGEST });
         let sender = SENDER.try_lock();
         match &sender {
             Some(sender) => self.send_piece(piece, sender),

@@ -329,6 +329,9 @@ impl<'c, B: Backend> Cpu<'c, B> {
             }
             // The next turn is like this one, until all that it wrote is sent.
             Yield::Ended(_) if self.has_output(me) => {
+                if !self.kept_off {
+                    return State::Ready;
+                }
                 me.task.wake.store(next_look(me), Ordering::Relaxed);
                 State::Waiting
             }
@@ -368,7 +371,7 @@ impl<'c, B: Backend> Cpu<'c, B> {
             tally::publish(me.task, &self.core.counters);
         }
         let mut console = self.served.console.lock();
-        console.line.flush(due.unwrap_or(u64::MAX));
+        console.line.flush(due.unwrap_or(u64::MAX), ended);
         self.kept_off = console.line.is_kept_off();
         me.slot.written.store(console.line.output().end(), Ordering::Relaxed);
         me.slot.read.store(console.read, Ordering::Relaxed);

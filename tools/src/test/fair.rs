@@ -11,8 +11,8 @@ use bulkhead_types::manifest::CpuTime;
 const SLACK: f64 = 10.0;
 /// The same where what turns cost is in one of the two only: 3,000 to 4,000 instructions of 100,000 on Bochs.
 const TURNS: f64 = 40.0;
-/// The part of a guest's window that its start takes at most, of which it does not know.
-const START: f64 = 0.02;
+/// The part of a guest's window that its start and what it says take at most, of which it does not know.
+const START: f64 = 0.03;
 /// The same for sums of the hypervisor's account.
 const ACCOUNT: f64 = 1.0;
 /// Windows are of ten seconds: in one are so many slices, and so many microseconds.
