@@ -203,6 +203,11 @@ fn ipi_storm() {
     saw!("{sum} interrupts, {} NMIs", trap::count(2));
 }
 
+/// Up to some thousand instructions. PAUSE would give a turn away on TCG.
+fn wait_a_little(random: &mut Random) {
+    (0..random.below(4000)).for_each(|step| _ = core::hint::black_box(step));
+}
+
 /// INIT and start-up interrupts at every moment, also between the two; in the end all can be had back. No NMI: one that comes
 /// before the interrupt table is loaded is a triple fault.
 fn init_storm() {
@@ -211,7 +216,7 @@ fn init_storm() {
         let to = smp::apic_id(1 + random.below(smp::count() as u64 - 1) as usize);
         let command = random.one_of(&[smp::INIT, smp::STARTUP | 7, smp::STARTUP | 7, 0x8500, 0x4060]);
         apic::send_to(to, command);
-        (0..random.below(4000)).for_each(|step| _ = core::hint::black_box(step)); // PAUSE would give a turn away on TCG
+        wait_a_little(&mut random);
     }
     apic::send(0xC_0000 | smp::INIT);
     back();
@@ -227,7 +232,6 @@ fn back() {
     hold!(COUNT.load(Ordering::SeqCst) == smp::count() as u64, "work is lost");
 }
 
-/// Start-up at each page of the first megabyte: zeros, tables, the display's hole. Exceptions lead to a halt.
 /// INIT at every moment of a processor in x2APIC mode that works its registers: of them nothing is left to the next life.
 fn init_kept() {
     fn work(_: usize) {
@@ -253,7 +257,7 @@ fn init_kept() {
     let mut random = Random::new();
     for _ in 0..100 {
         smp::run_on(1, work);
-        (0..random.below(3000)).for_each(|_| cpu::pause());
+        wait_a_little(&mut random);
         hold!(smp::restart(1), "it does not come again");
         COUNT.store(u64::MAX, Ordering::SeqCst);
         smp::run_on(1, look);
@@ -263,6 +267,7 @@ fn init_kept() {
     saw!("100 lives");
 }
 
+/// Start-up at each page of the first megabyte: zeros, tables, the display's hole. Exceptions lead to a halt.
 fn wild_start() {
     (0..256).for_each(|vector| VECTORS.write32(vector * 4, 0x0600_0000));
     STOP_PAGE.copy_in(0, &[0xFA, 0xF4, 0xEB, 0xFC]);

@@ -325,8 +325,13 @@ impl LocalApic {
     /// Whether the processor was sent an INIT since this was last asked. It has to reset its registers; the local APIC has
     /// reset its own, and keeps its mode. The bootstrap processor has no firmware to start again from: for it, that is a
     /// reset of the machine. SDM vol. 3A 11.4.7.3 "Local APIC State After an INIT Reset (Wait-for-SIPI State)", 11.12.5.1.
-    pub(super) const fn take_init(&mut self) -> bool {
-        core::mem::replace(&mut self.init, false)
+    pub(super) fn take_init(&mut self) -> bool {
+        let init = core::mem::replace(&mut self.init, false);
+        if init && self.id != VcpuId::BOOT {
+            // It may have written since, by an instruction that it had begun.
+            self.reset();
+        }
+        init
     }
 
     /// Whether the processor waits for a start-up message and must not execute.

@@ -240,6 +240,19 @@ fn starting_a_processor() {
 }
 
 #[test]
+fn what_a_processor_writes_before_it_takes_its_init_is_gone() {
+    const TASK_PRIORITY: u32 = 8;
+    let mut machine = Machine::new(2);
+    machine.send(0, 1, INIT);
+    machine.write(1, SVR, 0x1FF);
+    machine.write(1, TASK_PRIORITY, 0x50);
+    machine.send(0, 1, startup(9));
+    assert!(machine.irq.take_init(cpu(1)));
+    assert_eq!((machine.read(1, SVR), machine.read(1, TASK_PRIORITY)), (0xFF, 0));
+    assert_eq!(machine.irq.take_startup(cpu(1)), Some(9), "that it was called is not");
+}
+
+#[test]
 fn init_resets_a_local_apic_but_its_mode() {
     let mut machine = Machine::new(2).x2apic();
     machine.send_x2apic(0, 1, 0x41);
