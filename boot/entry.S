@@ -158,6 +158,8 @@ directories: .skip 4 * 4096
 
 .section .bss.startup, "aw", @nobits
 .balign 4096
+.global startup_stack, startup_stack_top
+startup_stack:
     .skip 65536
 startup_stack_top:
 

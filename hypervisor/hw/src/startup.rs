@@ -63,6 +63,19 @@ unsafe extern "C" {
     static secondary: [AtomicU64; 3];
     /// First and end physical address of what it executes first.
     static secondary_code: [u64; 2];
+    static mut startup_stack: u8;
+    static startup_stack_top: u8;
+}
+
+/// Wipes the stack that start-up used: it is in all address spaces, and had the control line's key on it.
+///
+/// # Safety
+/// Nothing executes on it any more.
+pub unsafe fn wipe_stack() {
+    let stack = &raw mut startup_stack;
+    let bytes = (&raw const startup_stack_top as usize).saturating_sub(stack as usize);
+    // SAFETY: the image's own bytes, between two labels of `boot/entry.S`; nobody has a reference to them, as told above.
+    unsafe { stack.write_bytes(0, bytes) }
 }
 
 /// Where other processors begin: a page below 1 MiB.

@@ -20,7 +20,7 @@ use crate::processors::{self, quiet};
 use crate::start::IDLE_SPACE;
 use crate::task::{self, Command, State, TASKS, Task};
 use bulkhead_control::Source;
-use bulkhead_hw::{apic, barrier, cpu, serial};
+use bulkhead_hw::{apic, barrier, cpu, serial, startup};
 use bulkhead_sched::{Cpu, Outcome, Scheduler, TaskId};
 use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS, MAX_TASKS, VcpuId};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +54,11 @@ pub fn schedule(tsc: Frequency) -> &'static Mutex<Schedule> {
 /// What the first processor executes in the idle compartment.
 pub extern "C" fn main() -> ! {
     let Some(facts) = FACTS.get() else { cpu::stop() };
+    #[expect(unsafe_code, reason = "only who was entered last knows that start-up is over")]
+    // SAFETY: this executes on the first processor's own stack, and the others begin on theirs.
+    unsafe {
+        startup::wipe_stack();
+    }
     processors::start(facts);
     for id in facts.guests() {
         lives::create(facts, id, Source::Manifest);
