@@ -26,6 +26,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::bucket::{Bucket, Rate};
 use crate::frame::{self, Decoder, Received, WIRE};
 use crate::mac::{Key, TAG, tag, verify};
 use crate::{Operation, Refusal, Response};
@@ -36,6 +37,10 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u16 = 1;
 /// Most image bytes of one request.
 pub const CHUNK: usize = 2048;
+
+/// Reports of what was refused that may come at [`Line::report`]'s interval, and intervals in which one more may.
+const REPORTS: u32 = 16;
+const SELDOM: u64 = 60;
 
 /// First byte of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -155,6 +160,7 @@ pub struct Line {
     gate: Gate,
     told: Refused,
     told_at: Option<u64>,
+    reports: Bucket,
 }
 
 /// What knows the key.
@@ -187,7 +193,7 @@ impl Line {
             response: Vec::new(),
             refused: Refused::NONE,
         };
-        Self { decoder: Decoder::new(), gate, told: Refused::NONE, told_at: None }
+        Self { decoder: Decoder::new(), gate, told: Refused::NONE, told_at: None, reports: Bucket::new() }
     }
 
     /// Takes a byte from the line.
@@ -204,10 +210,13 @@ impl Line {
         self.gate.respond(response)
     }
 
-    /// What was refused since the last report, at most once in `interval` ticks.
+    /// What was refused since the last report: at most once in `interval` ticks, and once in [`SELDOM`] of these for who goes
+    /// on, so that he does not drive all other events out.
     pub fn report(&mut self, now: u64, interval: u64) -> Option<Refused> {
         let all = self.gate.refused;
-        if all == self.told || self.told_at.is_some_and(|at| now.saturating_sub(at) < interval) {
+        let rate = Rate { burst: REPORTS, ticks: interval.saturating_mul(SELDOM) };
+        let early = self.told_at.is_some_and(|at| now.saturating_sub(at) < interval);
+        if all == self.told || early || !self.reports.take(now, rate) {
             return None;
         }
         self.told_at = Some(now);

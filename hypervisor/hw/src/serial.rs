@@ -1,61 +1,94 @@
 //! The host's serial lines: COM1 for the hypervisor's log and the guests' consoles, COM2 for the control line.
 
 use crate::ports;
+use core::sync::atomic::{AtomicBool, Ordering};
 use uart_16550::SerialPort;
 
-const COM1: u16 = 0x3F8;
-const COM2: u16 = 0x2F8;
-/// Line status register: a byte has come in (bit 0), the transmitter is wholly empty (bit 6). 16550D data sheet, 8.4.
+/// Line status register: a byte has come in (bit 0), the next one can be sent (bit 5), the transmitter is wholly empty (bit
+/// 6). 16550D data sheet, 8.4.
 const LINE_STATUS: u16 = 5;
+const ROOM: u8 = 1 << 5;
 /// Registers and what they are set to: divisor 1 makes 115200 baud of the chip's 1.8432 MHz (behind bit 7 of the line
 /// control register, 8.3 "Programmable Baud Generator"), 8 bits, no parity; no interrupts, as input is looked for whenever
 /// a guest's turn ends; FIFOs on and empty; the outputs that say ready.
 const SET_UP: [(u16, u8); 7] = [(3, 0x83), (0, 1), (1, 0), (3, 0x03), (1, 0), (2, 0xC7), (4, 0x0B)];
 
-/// A line, at 115200 baud. Holds its first port only: the state is the chip's.
+/// One of the machine's two.
+#[derive(Debug)]
+struct Line {
+    /// Its first port.
+    base: u16,
+    /// Looks at the line status register, of about a microsecond each on a PC, until a byte is given up that the chip has no
+    /// room for. At 115200 baud it has room after 87.
+    patience: u32,
+    /// A byte was given up, and there has been no room since: nobody takes what is sent, and nobody waits for that.
+    stuck: AtomicBool,
+}
+
+static COM1: Line = Line { base: 0x3F8, patience: 1_000_000, stuck: AtomicBool::new(false) };
+/// Who does not take an answer is not waited for long: the client asks again.
+static COM2: Line = Line { base: 0x2F8, patience: 50_000, stuck: AtomicBool::new(false) };
+
+/// A line, at 115200 baud. All state is the chip's, but for whether it is stuck.
 #[derive(Clone, Copy, Debug)]
-pub struct Serial(u16);
+pub struct Serial(&'static Line);
 
 impl Serial {
     /// Sets COM1 up; called once, at start-up.
     #[must_use]
     pub fn init() -> Self {
-        Self::set_up(COM1)
+        Self::set_up(&COM1)
     }
 
     /// Sets COM2 up.
     #[must_use]
     pub fn second() -> Self {
-        Self::set_up(COM2)
+        Self::set_up(&COM2)
     }
 
-    fn set_up(base: u16) -> Self {
+    fn set_up(line: &'static Line) -> Self {
         for (register, value) in SET_UP {
             // SAFETY: COM1 and COM2 are 16550s or nothing on every PC, and nothing else in the hypervisor touches their ports.
-            unsafe { ports::write(base + register, value) }
+            unsafe { ports::write(line.base + register, value) }
         }
-        Self(base)
+        Self(line)
     }
 
     /// COM1 as set up before: for the report of a fault.
     #[must_use]
     pub const fn again() -> Self {
-        Self(COM1)
+        Self(&COM1)
     }
 
-    /// Sends a byte, after those before it.
-    pub fn send(self, byte: u8) {
-        // SAFETY: as in `init`; sending waits for the chip's own pace only.
-        let mut port = unsafe { SerialPort::new(self.0) };
-        port.send_raw(byte);
+    /// Sends a byte, after those before it. `false`: nobody takes it, and it is lost.
+    pub fn send(self, byte: u8) -> bool {
+        let looks = if self.0.stuck.load(Ordering::Relaxed) { 1 } else { self.0.patience };
+        let room = (0..looks).any(|_| self.status() & ROOM != 0);
+        self.0.stuck.store(!room, Ordering::Relaxed);
+        if room {
+            // SAFETY: as in `set_up`; there is room, so that it waits for nothing.
+            unsafe { SerialPort::new(self.0.base) }.send_raw(byte);
+        }
+        room
+    }
+
+    /// Whether nobody takes what is sent.
+    #[must_use]
+    pub fn is_stuck(self) -> bool {
+        self.0.stuck.load(Ordering::Relaxed) && self.status() & ROOM == 0
+    }
+
+    /// The line status register; all ones where no chip is.
+    fn status(self) -> u8 {
+        // SAFETY: the line status register of a serial port; reading it clears error bits only.
+        unsafe { ports::read(self.0.base + LINE_STATUS) }
     }
 
     /// Whether a byte has come in.
     #[must_use]
     pub fn has_input(self) -> bool {
-        // SAFETY: the line status register of a serial port; reading it clears error bits only. An absent chip reads as ones:
-        // all bits at once are no real state.
-        let status = unsafe { ports::read(self.0 + LINE_STATUS) };
+        let status = self.status();
+        // All bits at once are no real state.
         status & 1 != 0 && status != 0xFF
     }
 
@@ -63,28 +96,12 @@ impl Serial {
     #[must_use]
     pub fn receive(self) -> Option<u8> {
         // SAFETY: the receive buffer of a serial port, read only when it holds a byte.
-        self.has_input().then(|| unsafe { ports::read(self.0) })
+        self.has_input().then(|| unsafe { ports::read(self.0.base) })
     }
 
     /// Waits until the last byte has left the chip.
     pub fn flush(self) {
-        for _ in 0..1_000_000 {
-            // SAFETY: as in `has_input`.
-            if unsafe { ports::read(self.0 + LINE_STATUS) } & 0x40 != 0 {
-                break;
-            }
-        }
-    }
-}
-
-impl core::fmt::Write for Serial {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                self.send(b'\r');
-            }
-            self.send(byte);
-        }
-        Ok(())
+        let looks = 0..self.0.patience;
+        let _ = looks.into_iter().any(|_| self.status() & 0x40 != 0);
     }
 }

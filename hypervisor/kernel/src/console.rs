@@ -41,8 +41,9 @@ static SENDER: Mutex<()> = Mutex::new(());
 static CONTENDED: AtomicBool = AtomicBool::new(false);
 
 static FRAMED: AtomicBool = AtomicBool::new(false);
-/// Channel of the last byte sent.
+/// Channel of the last byte sent; [`NO_CHANNEL`] if that was lost.
 static SENDING: AtomicU16 = AtomicU16::new(0);
+const NO_CHANNEL: u16 = u16::MAX;
 /// Channel that input belongs to.
 static FOCUS: AtomicU16 = AtomicU16::new(1);
 /// A switch byte has come in, the channel's has not.
@@ -81,17 +82,19 @@ pub fn set_mode(mode: ConsoleMode) {
 
 fn send(channel: u16, byte: u8) {
     let serial = Serial::again();
-    if !FRAMED.load(Ordering::Relaxed) {
-        return serial.send(byte);
+    let framed = FRAMED.load(Ordering::Relaxed);
+    let mut sent = true;
+    if framed && SENDING.swap(channel, Ordering::Relaxed) != channel {
+        let number = u8::try_from(channel).map_or(u8::MAX, |channel| CHANNEL_BASE.saturating_add(channel));
+        sent = serial.send(SWITCH) && serial.send(number);
     }
-    if SENDING.swap(channel, Ordering::Relaxed) != channel {
-        serial.send(SWITCH);
-        serial.send(u8::try_from(channel).map_or(u8::MAX, |channel| CHANNEL_BASE.saturating_add(channel)));
+    if framed && byte == SWITCH {
+        sent = sent && serial.send(SWITCH);
     }
-    if byte == SWITCH {
-        serial.send(SWITCH);
+    if !(sent && serial.send(byte)) {
+        // Whoever listens again is to be told whose it is.
+        SENDING.store(NO_CHANNEL, Ordering::Relaxed);
     }
-    serial.send(byte);
 }
 
 /// Waits until nobody else sends. Not on the way of an exit.
@@ -202,12 +205,16 @@ impl GuestConsole {
     /// Sends a piece of what waits, if the line is free. Between turns; the guest is due at this count of the time-stamp
     /// counter.
     pub fn flush(&mut self, due: u64, ended: bool) {
+        if ended && Serial::again().is_stuck() {
+            // Its end waits for nobody.
+            self.sent = self.output.end();
+        }
         self.kept_off = self.waits() && !self.try_flush(due, ended);
     }
 
     fn try_flush(&mut self, due: u64, ended: bool) -> bool {
         let now = cpu::tsc();
-        if now < self.rest {
+        if now < self.rest || Serial::again().is_stuck() {
             return false;
         }
         let hertz = self.tsc.as_hertz();

@@ -35,6 +35,8 @@ const LOOK: u64 = 20;
 const PAUSE: u64 = 200;
 /// Between two looks for a byte that is not there yet, in parts of a second.
 const REST: u64 = 30_000;
+/// Of the time, the part that looks in which nobody proves the key may take.
+const PART: u64 = 10;
 
 /// The monitor's way to the terminal. The line is taken for each piece, since what is done in between may log.
 struct Screen;
@@ -48,7 +50,7 @@ impl core::fmt::Write for Screen {
 
 /// The operator's end on the first processor.
 pub struct Operator {
-    line: Option<(Line, Serial)>,
+    line: Option<End>,
     monitor: Monitor,
     upload: Pending,
     trace: Trace,
@@ -64,7 +66,8 @@ impl Operator {
     pub fn new(facts: &Facts) -> Self {
         // What was seeded with this time is seeded so once.
         let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
-        let line = KEY.lock().replace([0; 32]).map(|key| (Line::new(key, seed), Serial::second()));
+        let line = KEY.lock().replace([0; 32]).map(|key| Line::new(key, seed));
+        let line = line.map(|line| End { line, serial: Serial::second(), debt: 0, looked: 0 });
         let (upload, trace, lost, piece) = (Pending::default(), Trace::new(), Lost::new(), Piece::new());
         Self { line, monitor: Monitor::new(None), upload, trace, lost, piece, next: 0 }
     }
@@ -99,43 +102,77 @@ impl Operator {
         if console::prompt_is_due() {
             self.monitor.show(&mut Screen);
         }
-        let Some((line, serial)) = &mut self.line else { return };
-        let hertz = facts.tsc.as_hertz();
+        if let Some(end) = &mut self.line {
+            end.look(&mut host, second);
+        }
+        host.1.look(facts, cpu::tsc());
+    }
+}
+
+/// The hypervisor's end of the control line.
+struct End {
+    line: Line,
+    serial: Serial,
+    /// Ticks that have to pass until what looks took in which nobody proved the key is one part in [`PART`] of the time.
+    debt: u64,
+    looked: u64,
+}
+
+impl End {
+    fn look(&mut self, host: &mut Host<'_>, second: u64) {
+        let now = cpu::tsc();
+        self.debt = self.debt.saturating_sub(now.saturating_sub(self.looked));
+        self.looked = now;
+        if self.debt > second * PART / LOOK {
+            return;
+        }
+        let proved = self.take(host, second);
+        let took = cpu::tsc().saturating_sub(now);
+        self.debt = if proved { 0 } else { self.debt.saturating_add(took.saturating_mul(PART)) };
+        if let Some(refused) = self.line.report(now, second) {
+            lives::event(host.0, GuestId::IDLE, EventKind::Refused(refused));
+        }
+    }
+
+    /// Takes what has come, and what comes at once behind it. Whether somebody has proved the key with it.
+    fn take(&mut self, host: &mut Host<'_>, second: u64) -> bool {
+        let mut proved = false;
         let mut now = cpu::tsc();
-        let end = now.saturating_add(hertz / LOOK);
+        let end = now.saturating_add(second / LOOK);
         let mut until = now;
         while now < end {
-            let byte = serial.receive();
+            let byte = self.serial.receive();
             now = cpu::tsc();
             let Some(byte) = byte else {
                 if now >= until {
                     break;
                 }
                 // An emulator needs its own time to bring the next bytes.
-                let next = now.saturating_add(hertz / REST);
+                let next = now.saturating_add(second / REST);
                 while cpu::tsc() < next {
                     core::hint::spin_loop();
                 }
                 continue;
             };
-            until = now.saturating_add(hertz / PAUSE);
-            match line.receive(byte) {
-                Step::Nothing => {}
-                Step::Send(bytes) => bytes.iter().for_each(|byte| serial.send(*byte)),
+            until = now.saturating_add(second / PAUSE);
+            let answer = match self.line.receive(byte) {
+                Step::Nothing => continue,
+                Step::Send(bytes) => bytes,
                 Step::Welcome(bytes) => {
-                    bytes.iter().for_each(|byte| serial.send(*byte));
-                    lives::event(facts, GuestId::IDLE, EventKind::Session);
+                    proved = true;
+                    lives::event(host.0, GuestId::IDLE, EventKind::Session);
+                    bytes
                 }
                 Step::Request(operation) => {
+                    proved = true;
                     let response = host.perform(&operation, Source::Line);
-                    line.respond(&response).iter().for_each(|byte| serial.send(*byte));
+                    self.line.respond(&response)
                 }
-            }
+            };
+            // Who does not take it asks again.
+            let _ = answer.iter().all(|byte| self.serial.send(*byte));
         }
-        host.1.look(facts, now);
-        if let Some(refused) = line.report(now, hertz) {
-            lives::event(facts, GuestId::IDLE, EventKind::Refused(refused));
-        }
+        proved
     }
 }
 

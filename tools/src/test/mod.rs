@@ -26,6 +26,7 @@ mod judge;
 mod lies;
 mod many;
 mod races;
+mod strangers;
 mod table;
 mod tally;
 
@@ -123,6 +124,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     if machines.contains(&Kind::Qemu) {
         many::run(workspace, &builder, args, tally);
         races::run(workspace, &builder, args, tally);
+        strangers::run(workspace, &builder, args, tally);
         dumps::run(workspace, &builder, args, tally);
         fault::run(&builder, args, tally);
     }

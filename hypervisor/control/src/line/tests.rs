@@ -210,6 +210,15 @@ fn what_was_refused_is_reported_and_not_more_often_than_that() {
     assert_eq!(end.line.report(100, 100), None);
     assert_eq!(end.line.report(110, 100), Some(Refused { garbled: 2, ..Refused::default() }));
     assert_eq!(end.line.report(1000, 100), None);
+    let mut reports = Vec::new();
+    for now in (2000..).step_by(10).take(12_000) {
+        end.send(&[9, 9, 0]);
+        reports.extend(end.line.report(now, 100));
+    }
+    // 120,000 ticks are twenty times sixty intervals.
+    assert!((30..=36).contains(&reports.len()), "{}", reports.len());
+    reports.extend(end.line.report(200_000, 100));
+    assert_eq!(reports.iter().map(|refused| refused.garbled).sum::<u32>(), 12_000);
 }
 
 proptest! {

@@ -1,0 +1,114 @@
+//! Other ends that do not behave: a stranger who talks on the control line without end, a console that nobody reads.
+//!
+//! One processor, so that the guests and the ends of both lines share it.
+
+use super::TestArgs;
+use super::control::{act, drain, expect, wait_for};
+use super::tally::{Tally, Verdict};
+use crate::ctl::{Link, Patience, stats};
+use crate::emulator::{Kind, Place};
+use crate::failure::{Failure, Outcome};
+use crate::machine::Builder;
+use crate::manifest::{self, Machine};
+use crate::workspace::Workspace;
+use bulkhead_control::{Action, State};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/control.toml";
+const KEY: [u8; 32] = *b"a key that no stranger will have";
+/// So long he has the line.
+const LASTS: Duration = Duration::from_secs(3);
+/// Between two pieces: the line never rests.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Thousandths of its processor that the guest has beside a stranger: the looks for him may take a hundred, and turns and orders take some.
+const LEAST: u64 = 750;
+
+/// Dumps that are ordered while nobody reads the log: some 12 MB, of which a socket's two ends keep at most 8.
+const ORDERS: usize = 8000;
+
+/// Runs it on QEMU.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
+    let name = "strangers on the control line, on qemu";
+    if !args.takes(name) {
+        return;
+    }
+    let start = Instant::now();
+    let verdict = match verdict(workspace, builder) {
+        Ok(measured) => {
+            tally.say(&measured);
+            Verdict::Passed
+        }
+        Err(failure) => Verdict::Failed(failure.to_string()),
+    };
+    tally.note(name, verdict, start.elapsed());
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
+    let mut machine = manifest::read(&workspace.path(MACHINE))?;
+    machine.control = Some(KEY);
+    let line = workspace.build("")?.join(format!("strangers-{}", std::process::id()));
+    let running = builder.start_at(&Place { control: Some((line.clone(), KEY)), ..Place::of(Kind::Qemu) }, &machine)?;
+    drain(&running)?;
+    let share = beside(&line)?;
+    drop(running);
+    expect(share >= LEAST, &format!("beside a stranger who talks the guest has {share} thousandths"))?;
+    let lost = unread(builder, &machine, &line)?;
+    Ok(format!("{share}/1000 of the CPU beside a stranger who talks; {lost} bytes of log lost that nobody read"))
+}
+
+/// Orders more log than fits between the machine and who does not read it: the machine goes on without it, and its log too when
+/// somebody reads again. Bytes that were lost.
+fn unread(builder: &Builder, machine: &Machine, line: &Path) -> Outcome<usize> {
+    let place = Place { control: Some((line.to_owned(), KEY)), ..Place::of(Kind::Qemu) };
+    let running = builder.start_at(&place, machine)?;
+    let mut link = Link::new(line, KEY, Patience { answer: Duration::from_secs(5), all: Duration::from_secs(60) });
+    wait_for(&mut link, "spin", State::Running)?;
+    let mut serial = &running.serial;
+    serial.set_read_timeout(Some(Duration::from_secs(1))).map_err(|e| Failure::failed(e.to_string()))?;
+    let mut dump = |orders: usize| -> Outcome<Vec<u8>> {
+        (0..orders).try_for_each(|_| act(&mut link, "spin", Action::Dump))?;
+        let mut log = Vec::new();
+        // It never ends: the read times out when all has come.
+        let _ = serial.read_to_end(&mut log);
+        Ok(log)
+    };
+    // What start-up wrote comes first, and each dump is like the other.
+    dump(0)?;
+    let one = dump(1)?.len();
+    let lost = (ORDERS * one).saturating_sub(dump(ORDERS)?.len());
+    expect(lost != 0, &format!("{ORDERS} dumps of {one} bytes found room: nothing was tried"))?;
+    let after = dump(1)?.len();
+    expect(after >= one, &format!("when the log was read again, {after} bytes came where {one} should"))?;
+    Ok(lost)
+}
+
+/// Thousandths of its processor that the guest has while a stranger sends without end; each byte makes a look longer.
+fn beside(line: &Path) -> Outcome<u64> {
+    let patience = Patience { answer: Duration::from_secs(2), all: Duration::from_secs(60) };
+    let used = || -> Outcome<(u64, u64)> {
+        let mut link = Link::new(line, KEY, patience);
+        wait_for(&mut link, "spin", State::Running)?;
+        let all = stats(&mut link)?;
+        let spin = all.guests.iter().find(|guest| guest.name == "spin");
+        Ok((spin.map_or(0, |guest| guest.used), all.whole.at.ticks))
+    };
+    let (used_before, before) = used()?;
+    let fail = |e: std::io::Error| Failure::failed(format!("the control line: {e}"));
+    let mut raw = UnixStream::connect(line).map_err(fail)?;
+    raw.set_write_timeout(Some(PAUSE)).map_err(fail)?;
+    let mut reader = raw.try_clone().map_err(fail)?;
+    thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    let end = Instant::now() + LASTS;
+    while Instant::now() < end {
+        // There may be no room.
+        let _ = raw.write(&[0x55; 4]);
+        thread::sleep(PAUSE);
+    }
+    raw.shutdown(std::net::Shutdown::Both).map_err(fail)?;
+    let (used_after, after) = used()?;
+    Ok(used_after.saturating_sub(used_before) * 1000 / after.saturating_sub(before).max(1))
+}
