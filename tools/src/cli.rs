@@ -1,8 +1,10 @@
 //! What the command takes.
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::{audit, bench, ctl, doctor, fuzz, image, run, test};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 
 /// Bulkhead, a micro-hypervisor: build it, run it, test it.
 #[derive(Parser, Debug)]
@@ -40,6 +42,30 @@ enum Command {
     Doctor(doctor::DoctorArgs),
 }
 
+/// What the arguments say. Help and version are printed, and end us; what is wrong is one line.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Outcome<Cli> {
+    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            error.exit()
+        }
+        _ => wrong(&error),
+    })
+}
+
+/// The line for wrong arguments: what is wrong, and what to write.
+pub fn wrong(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let mut parts = text.split("\n\n").map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
+    let message = parts.next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+    let hint = parts.find_map(|part| match part.strip_prefix("Usage: ") {
+        Some(usage) => Some(format!("write `{usage}`")),
+        None => part.strip_prefix("tip: ").map(ToOwned::to_owned),
+    });
+    let hint = hint.unwrap_or_else(|| "`--help` says more".to_owned());
+    Failure::usage(message).hint(hint).in_one_line()
+}
+
 /// Runs the sub-command; the exit status.
 pub fn dispatch(cli: Cli) -> Outcome<u8> {
     match cli.command {
@@ -49,7 +75,7 @@ pub fn dispatch(cli: Cli) -> Outcome<u8> {
         Command::Test(args) => test::test(&args),
         Command::Hostile(args) => test::hostile::hostile(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
-        Command::Ctl(args) => ctl::ctl(&args),
+        Command::Ctl(args) => ctl::ctl(&args).map_err(Failure::in_one_line),
         Command::Image(args) => image::image(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }

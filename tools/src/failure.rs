@@ -50,6 +50,15 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// The same, printed as one line, unless it shows a place in a file.
+    #[must_use]
+    pub fn in_one_line(self) -> Self {
+        if self.message.contains('\n') {
+            return self;
+        }
+        Self { status: self.status, message: self.to_string(), hint: None }
+    }
+
     /// Prints it to standard error.
     pub fn print(&self) {
         eprint!("{}: {}", style::error("hv"), self.message);

@@ -38,12 +38,10 @@ mod vmlinux;
 mod workspace;
 mod xen;
 
-use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    match cli::dispatch(cli) {
+    match cli::parse(std::env::args_os()).and_then(cli::dispatch) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
             failure.print();

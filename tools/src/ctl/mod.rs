@@ -37,6 +37,7 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// Arguments of `hv ctl`.
 #[derive(Args, Debug, Clone)]
+#[command(arg_required_else_help = false)]
 pub struct CtlArgs {
     #[command(subcommand)]
     command: Command,

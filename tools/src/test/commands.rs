@@ -86,12 +86,13 @@ const MONITOR: [(&str, &str); 52] = [
     ("inject spin nmi", "event guest 1 spin ended"),
 ];
 
-/// Arguments of `hv ctl`, its status, and what standard output, or if it fails standard error, must have.
-const CTL: [(&str, i32, &str); 53] = [
+/// Arguments of `hv ctl`, its status, and what standard output, or if it fails the one line of standard error, must have.
+const CTL: [(&str, i32, &str); 54] = [
+    ("", 2, "write `hv ctl [OPTIONS] <COMMAND>`"),
     ("list", 0, " 1 spin             spin       running"),
     ("list --json", 0, "\"origin\""),
-    ("list x", 2, "unexpected argument"),
-    ("lst", 2, "list"),
+    ("list x", 2, "write `hv ctl list"),
+    ("lst", 2, "'list'"),
     ("version", 0, "Bulkhead 0.1.0 with "),
     ("version x", 2, "unexpected argument"),
     ("audit", 0, " 0 violations"),
@@ -280,13 +281,15 @@ pub fn hv_ctl(workspace: &Workspace, line: &Path, words: &[&str]) -> Outcome<Com
 fn ctl(workspace: &Workspace, line: &Path, counter: &Path, rows: &[(&str, i32, &str)]) -> Outcome<()> {
     for &(words, status, want) in rows {
         let counter = counter.to_string_lossy();
-        let words: Vec<&str> =
-            words.split(' ').map(|word| if word == "COUNTER" { counter.as_ref() } else { word }).collect();
+        let words = words.split_whitespace().map(|word| if word == "COUNTER" { counter.as_ref() } else { word });
+        let words: Vec<&str> = words.collect();
         let output = hv_ctl(workspace, line, &words)?.output().map_err(|e| Failure::failed(e.to_string()))?;
         let text = if status == 0 { output.stdout } else { output.stderr };
         let text = String::from_utf8_lossy(&text).into_owned();
         let right = output.status.code() == Some(status) && text.contains(want);
         expect(right, &format!("ctl {words:?}: {}, not {status} and `{want}`:\n{text}", output.status))?;
+        let lines = text.lines().count();
+        expect(status == 0 || lines == 1, &format!("ctl {words:?}: {lines} lines, not one:\n{text}"))?;
     }
     Ok(())
 }
