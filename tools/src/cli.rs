@@ -8,7 +8,7 @@ use std::ffi::OsString;
 
 /// Bulkhead, a micro-hypervisor: build it, run it, test it.
 #[derive(Parser, Debug)]
-#[command(name = "hv", version, max_term_width = 100, after_help = STATUS)]
+#[command(name = "hv", bin_name = "hv", version, max_term_width = 100, after_help = STATUS)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -241,7 +241,7 @@ pub enum EventKind {
     ConsoleLost(u64),
     /// So many events of it were left out: there were too many.
     LeftOut(u64),
-    /// A client has proved the key.
+    /// A client has proved the key, the first one for a minute: they come and go.
     Session,
     /// The control line refused frames.
     Refused(Refused),

@@ -33,6 +33,8 @@ const LOOK: u64 = 20;
 /// So long without a byte is the end of what comes, in parts of a second: a client that asks page by page, or sends images,
 /// is heard at once.
 const PAUSE: u64 = 200;
+/// Seconds without a client, after which it is an event that one has proved the key.
+const QUIET: u64 = 60;
 /// Between two looks for a byte that is not there yet, in parts of a second.
 const REST: u64 = 30_000;
 /// Of the time, the part that looks in which nobody proves the key may take.
@@ -67,7 +69,7 @@ impl Operator {
         // What was seeded with this time is seeded so once.
         let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
         let line = KEY.lock().replace([0; 32]).map(|key| Line::new(key, seed));
-        let line = line.map(|line| End { line, serial: Serial::second(), debt: 0, looked: 0 });
+        let line = line.map(|line| End { line, serial: Serial::second(), debt: 0, looked: 0, proved: None });
         let (upload, trace, lost, piece) = (Pending::default(), Trace::new(), Lost::new(), Piece::new());
         Self { line, monitor: Monitor::new(None), upload, trace, lost, piece, next: 0 }
     }
@@ -116,6 +118,8 @@ struct End {
     /// Ticks that have to pass until what looks took in which nobody proved the key is one part in [`PART`] of the time.
     debt: u64,
     looked: u64,
+    /// When a client proved the key last.
+    proved: Option<u64>,
 }
 
 impl End {
@@ -160,7 +164,11 @@ impl End {
                 Step::Send(bytes) => bytes,
                 Step::Welcome(bytes) => {
                     proved = true;
-                    lives::event(host.0, GuestId::IDLE, EventKind::Session);
+                    // Who watches hangs up and comes again all the time.
+                    let before = self.proved.replace(now);
+                    if before.is_none_or(|before| now.saturating_sub(before) / second.max(1) >= QUIET) {
+                        lives::event(host.0, GuestId::IDLE, EventKind::Session);
+                    }
                     bytes
                 }
                 Step::Request(operation) => {

@@ -86,6 +86,8 @@ impl<'a> Console<'a> {
             let moved = self.show(out)? | self.send()?;
             if moved {
                 moved_at = Instant::now();
+            } else {
+                self.link.hang_up();
             }
             match keys.recv_timeout(if moved { Duration::ZERO } else { POLL }) {
                 Ok(Input::Keys(bytes)) if !self.keys(&bytes) => return Ok(()),

@@ -3,6 +3,9 @@
 //! The protocol is described where the hypervisor's end is (`bulkhead_control::line`). A frame that is not answered is sent
 //! again; a line that was dropped is opened again, with a new session, and what was asked is asked again where that does
 //! no harm.
+//!
+//! One client has the line at a time, and the next one waits until it hangs up. So nobody keeps it: who asks again and
+//! again hangs up in between ([`Link::rest`]), and who has much to say does so after each [`TURN`].
 
 use crate::failure::{Failure, Outcome};
 use bulkhead_control::frame::{Decoder, MOST, Received};
@@ -19,6 +22,9 @@ use std::time::{Duration, Instant};
 
 /// How long one read waits.
 const TICK: Duration = Duration::from_millis(100);
+
+/// After so long it is hung up, in case others wait. The next session costs two frames each way.
+const TURN: Duration = Duration::from_secs(1);
 
 /// Sent before a frame on a serial port: the hypervisor looks at it every 10 ms, and the chip keeps 16 bytes. Zeros are no
 /// frames; so many take 20 ms at 115200 baud.
@@ -64,6 +70,8 @@ pub struct Link {
     key: Key,
     patience: Patience,
     stream: Option<Stream>,
+    /// When it was opened.
+    since: Instant,
     session: Option<Session>,
     decoder: Decoder,
     /// What has come and was not looked at.
@@ -102,6 +110,7 @@ impl Link {
             key,
             patience,
             stream: None,
+            since: Instant::now(),
             session: None,
             decoder: Decoder::new(),
             pending: Vec::new(),
@@ -131,13 +140,20 @@ impl Link {
     fn try_once(&mut self, operation: &Operation<'_>, deadline: Instant) -> Outcome<Option<Reply>> {
         self.connect(deadline)?;
         let reply = self.ask(operation, deadline)?;
-        if reply.is_none() {
-            self.drop_line();
+        if reply.is_none() || self.since.elapsed() > TURN {
+            self.hang_up();
         }
         Ok(reply)
     }
 
-    fn drop_line(&mut self) {
+    /// Leaves the line to others for so long.
+    pub fn rest(&mut self, time: Duration) {
+        self.hang_up();
+        std::thread::sleep(time);
+    }
+
+    /// Leaves the line to others until the next call.
+    pub fn hang_up(&mut self) {
         self.stream = None;
         self.session = None;
         self.decoder = Decoder::new();
@@ -189,7 +205,7 @@ impl Link {
         while self.session.is_none() {
             if self.stream.is_none() {
                 match stream(&self.path) {
-                    Ok(stream) => self.stream = Some(stream),
+                    Ok(stream) => (self.stream, self.since) = (Some(stream), Instant::now()),
                     // While it was there before, it may come back.
                     Err(_) if Instant::now() < deadline && self.path.exists() => {
                         std::thread::sleep(TICK);
@@ -205,7 +221,7 @@ impl Link {
             match self.handshake(deadline)? {
                 Some(true) => {}
                 Some(false) => unproved += 1,
-                None => self.drop_line(),
+                None => self.hang_up(),
             }
             if unproved >= 3 {
                 return Err(Failure::failed("the hypervisor does not take this key")
@@ -307,6 +323,8 @@ fn stream(path: &Path) -> std::io::Result<Stream> {
     let kind = std::fs::metadata(path)?.file_type();
     if kind.is_char_device() {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
+        // What queues for a socket does so here.
+        file.try_lock()?;
         let mut raw = tcgetattr(&file)?;
         raw.make_raw();
         // A read ends after a tenth of a second without a byte (POSIX, "General Terminal Interface", case C).

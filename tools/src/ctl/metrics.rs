@@ -23,10 +23,12 @@ pub fn serve(link: &mut Link, address: SocketAddr) -> Outcome<()> {
     })?;
     // A wrong key is to be told now, not to Prometheus.
     page(link)?;
+    link.hang_up();
     eprintln!("hv: http://{address}/metrics");
     for stream in listener.incoming().flatten() {
         // A client that goes away is no matter of ours.
         let _ = answer(link, &stream);
+        link.hang_up();
     }
     Ok(())
 }

@@ -29,7 +29,6 @@ use std::fs::File;
 use std::io::{Read as _, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often new events are asked for.
@@ -226,7 +225,7 @@ fn run(args: &CtlArgs, mut link: Link, out: &mut dyn Write) -> Outcome<u8> {
                 show.exits(&one(link, &Operation::Exits(guest), guest)?.response()?)?;
                 *watch
             } {
-                thread::sleep(Duration::from_secs_f64(*interval));
+                link.rest(Duration::from_secs_f64(*interval));
             }
         }
         Command::Stats { guest: None, watch, interval } => {
@@ -234,7 +233,7 @@ fn run(args: &CtlArgs, mut link: Link, out: &mut dyn Write) -> Outcome<u8> {
                 show.stats(&stats(link)?)?;
                 *watch
             } {
-                thread::sleep(Duration::from_secs_f64(*interval));
+                link.rest(Duration::from_secs_f64(*interval));
             }
         }
         Command::Events { follow, from } => events(link, &mut show, *from, *follow)?,
@@ -321,7 +320,7 @@ fn wait_for_end(link: &mut Link, guest: &str, time: Duration) -> Outcome<()> {
             let message = format!("{guest}: it has not ended after {} s", time.as_secs());
             return Err(Failure::failed(message).hint("`kill` ends it at once"));
         }
-        thread::sleep(POLL);
+        link.rest(POLL);
     }
     Ok(())
 }
@@ -385,7 +384,7 @@ fn events(link: &mut Link, show: &mut Show<'_>, mut next: u64, follow: bool) -> 
             if !follow {
                 return Ok(());
             }
-            thread::sleep(POLL);
+            link.rest(POLL);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The machine's control line (COM2) as a Unix socket that `hv ctl` connects to.
 //!
 //! The emulator connects to us, as for the first serial port, so that both emulators are alike. One client has the line
-//! at a time; the next one waits. What the machine says while there is no client is lost, as on a line without a plug.
+//! at a time; the next one waits until it hangs up, in the order in which they came. What the machine says while there is no client is lost, as on a line without a plug.
 
 use crate::failure::{Failure, Outcome};
 use std::fs::{self, OpenOptions};

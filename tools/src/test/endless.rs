@@ -5,7 +5,7 @@ use super::control::expect;
 use crate::failure::{Failure, Outcome};
 use crate::workspace::Workspace;
 use std::io::{Read, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest that a command may wait for its turn beside those.
+const TURN: Duration = Duration::from_secs(5);
+/// More minutes than it takes to come here.
+const FEW: usize = 8;
 
 /// Tries them; the guest `spin` runs afterwards.
 pub fn run(workspace: &Workspace, line: &Path, terminal: &mut Terminal) -> Outcome<()> {
@@ -24,14 +28,50 @@ pub fn run(workspace: &Workspace, line: &Path, terminal: &mut Terminal) -> Outco
     for (words, want) in [("stats --watch", "ticks of all CPUs"), ("stats spin --watch", "timer ")] {
         Going::start(workspace, line, &format!("{words} --interval 0.1"))?.wait(want, 3)?;
     }
-    metrics(workspace, line)
+    let (_serving, address) = metrics(workspace, line)?;
+    together(workspace, line, address)
 }
 
-fn metrics(workspace: &Workspace, line: &Path) -> Outcome<()> {
+/// All of them at once: each goes on, and a command in between is answered.
+fn together(workspace: &Workspace, line: &Path, address: SocketAddr) -> Outcome<()> {
+    let mut going = Vec::new();
+    for words in ["events --follow", "stats --watch --interval 0.1", "stats spin --watch --interval 0.1"] {
+        going.push(Going::start(workspace, line, words)?);
+    }
+    // Its input does not end while it goes on.
+    going.push(Going::start(workspace, line, "console hello")?);
+    for round in 1..=3 {
+        let times = round * 5;
+        for (one, (want, times)) in going.iter().zip([
+            ("started by monitor", 1),
+            ("ticks of all CPUs", times),
+            ("timer ", times),
+            ("hello from a guest", 1),
+        ]) {
+            one.wait(want, times)?;
+        }
+        let asked = Instant::now();
+        let list = hv_ctl(workspace, line, &["list"])?.output().map_err(fail)?;
+        expect(list.status.success(), &format!("beside others: {}", String::from_utf8_lossy(&list.stderr)))?;
+        expect(asked.elapsed() < TURN, &format!("`list` had to wait for {:?} beside others", asked.elapsed()))?;
+        scrape(address)?;
+    }
+    // They came some hundred times, which is told once a minute.
+    let told = going.first().map_or(0, |events| events.count("a client has proved the key"));
+    expect((1..FEW).contains(&told), &format!("{told} events of clients that came"))
+}
+
+/// The command, and where it listens.
+fn metrics(workspace: &Workspace, line: &Path) -> Outcome<(Going, SocketAddr)> {
     // One that is free now.
     let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).map_err(fail)?;
     let serving = Going::start(workspace, line, &format!("metrics --listen {address}"))?;
     serving.wait(&format!("http://{address}/metrics"), 1)?;
+    scrape(address)?;
+    Ok((serving, address))
+}
+
+fn scrape(address: SocketAddr) -> Outcome<()> {
     let mut text = String::new();
     let mut stream = TcpStream::connect(address).map_err(fail)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
@@ -56,7 +96,8 @@ impl Going {
     fn start(workspace: &Workspace, line: &Path, words: &str) -> Outcome<Self> {
         let all: Vec<&str> = words.split(' ').collect();
         let mut command = hv_ctl(workspace, line, &all)?;
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(fail)?;
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(fail)?;
         let come = Arc::new(Mutex::new(String::new()));
         if let (Some(out), Some(errors)) = (child.stdout.take(), child.stderr.take()) {
             collect(out, &come);
@@ -65,14 +106,19 @@ impl Going {
         Ok(Self { words: words.to_owned(), child, come })
     }
 
+    /// How often `text` has come.
+    fn count(&self, text: &str) -> usize {
+        self.come.lock().unwrap_or_else(PoisonError::into_inner).matches(text).count()
+    }
+
     /// Waits until `text` has come so many times.
     fn wait(&self, text: &str, times: usize) -> Outcome<()> {
         let end = Instant::now() + PATIENCE;
         loop {
-            let come = self.come.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if come.matches(text).count() >= times {
+            if self.count(text) >= times {
                 return Ok(());
             }
+            let come = self.come.lock().unwrap_or_else(PoisonError::into_inner).clone();
             expect(Instant::now() < end, &format!("ctl {}: no `{text}`, {times} times, in:\n{come}", self.words))?;
             thread::sleep(Duration::from_millis(20));
         }
