@@ -18,7 +18,9 @@ use bulkhead_control::screen::Rows;
 use bulkhead_control::{Operation, Refusal, Response};
 use serde_json::json;
 use std::io::{IsTerminal as _, Write, stdin};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 const ESCAPE: u8 = 0x1D;
@@ -42,22 +44,58 @@ pub fn attach(link: &mut Link, guest: &str, from: Option<u64>, form: Form, out: 
     let mut console = Console::new(link, guest, from, form);
     // What is wrong is said before the terminal is raw.
     console.show(out)?;
-    let ((sender, keys), (signal, signals)) = (channel(), channel());
-    // These never end, other than standard input.
-    terminal::forward_signals(signal);
     let on_terminal = stdin().is_terminal() && !matches!(console.form, Form::Json);
     let raw = on_terminal.then(terminal::Raw::enter).flatten();
     if raw.is_some() {
         eprint!("console of {guest}; Ctrl-] q leaves it, Ctrl-] Ctrl-] sends Ctrl-]\r\n");
-        console.escaped = Some(false);
+        console.raw = true;
+        console.link.say = Box::new(|word| eprint!("[{word}]\r\n"));
     }
-    terminal::forward_keys(sender);
-    let outcome = console.follow(&keys, &signals, out);
+    let keys = listen(&console.link.leave, raw.is_some().then_some(false));
+    let outcome = console.follow(&keys, out);
     drop(raw);
     if outcome.is_ok() && on_terminal {
         eprintln!();
     }
     outcome
+}
+
+/// Hears keys and signals while the machine does not answer; what is typed for the guest. These threads never end, other
+/// than standard input.
+fn listen(leave: &Arc<AtomicBool>, escaped: Option<bool>) -> Receiver<Vec<u8>> {
+    let ((typed, from), (sender, keys), (signal, signals)) = (channel(), channel(), channel());
+    terminal::forward_keys(typed);
+    terminal::forward_signals(signal);
+    let (by_key, by_signal) = (Arc::clone(leave), Arc::clone(leave));
+    std::thread::spawn(move || for_guest(&from, escaped, &sender, &by_key));
+    std::thread::spawn(move || {
+        if signals.recv().is_ok() {
+            by_signal.store(true, Ordering::Relaxed);
+        }
+    });
+    keys
+}
+
+/// Passes what is typed on, less what is for us: on a terminal `escaped` is whether Ctrl-] was typed before.
+pub fn for_guest(from: &Receiver<Input>, mut escaped: Option<bool>, to: &Sender<Vec<u8>>, leave: &AtomicBool) {
+    for input in from {
+        let Input::Keys(bytes) = input else { continue };
+        let mut typed = Vec::new();
+        for byte in bytes {
+            match (&mut escaped, byte) {
+                (Some(true), b'q' | b'Q') => return leave.store(true, Ordering::Relaxed),
+                (Some(escaped @ true), _) => {
+                    *escaped = false;
+                    typed.push(byte);
+                }
+                (Some(escaped), ESCAPE) => *escaped = true,
+                _ => typed.push(byte),
+            }
+        }
+        if to.send(typed).is_err() {
+            return;
+        }
+    }
 }
 
 /// A console that is connected.
@@ -67,8 +105,8 @@ pub struct Console<'a> {
     /// Offset of the next byte of output, if some was shown or it was asked for.
     at: Option<u64>,
     form: Form,
-    /// On a terminal: whether Ctrl-] was typed.
-    pub escaped: Option<bool>,
+    /// Whether the terminal is raw, and a person is at it.
+    pub raw: bool,
     /// What was typed and the guest has not taken.
     typed: Vec<u8>,
 }
@@ -76,24 +114,29 @@ pub struct Console<'a> {
 impl<'a> Console<'a> {
     /// The console of this guest.
     pub fn new(link: &'a mut Link, guest: &'a str, from: Option<u64>, form: Form) -> Self {
-        Self { link, guest, at: from, form, escaped: None, typed: Vec::new() }
+        Self { link, guest, at: from, form, raw: false, typed: Vec::new() }
     }
 
     /// Passes bytes both ways until the user leaves, or input has ended and nothing moves.
-    pub fn follow(&mut self, keys: &Receiver<Input>, signals: &Receiver<Input>, out: &mut dyn Write) -> Outcome<()> {
+    pub fn follow(&mut self, keys: &Receiver<Vec<u8>>, out: &mut dyn Write) -> Outcome<()> {
+        let leave = Arc::clone(&self.link.leave);
         let mut moved_at = Instant::now();
-        while signals.try_recv().is_err() {
-            let moved = self.show(out)? | self.send()?;
+        while !leave.load(Ordering::Relaxed) {
+            let moved = match self.show(out).and_then(|shown| Ok(shown | self.send()?)) {
+                // It was waiting.
+                Err(_) if leave.load(Ordering::Relaxed) => break,
+                moved => moved?,
+            };
             if moved {
                 moved_at = Instant::now();
             } else {
                 self.link.hang_up();
             }
             match keys.recv_timeout(if moved { Duration::ZERO } else { POLL }) {
-                Ok(Input::Keys(bytes)) if !self.keys(&bytes) => return Ok(()),
+                Ok(bytes) => self.typed.extend(bytes),
                 Err(RecvTimeoutError::Disconnected) if moved_at.elapsed() > QUIET => return self.end(),
                 Err(RecvTimeoutError::Disconnected) if !moved => std::thread::sleep(POLL),
-                Ok(_) | Err(_) => {}
+                Err(_) => {}
             }
         }
         Ok(())
@@ -109,7 +152,7 @@ impl<'a> Console<'a> {
 
     /// Says something beside the guest's output.
     fn note(&self, text: &str) {
-        eprint!("[{text}]{}", if self.escaped.is_some() { "\r\n" } else { "\n" });
+        eprint!("[{text}]{}", if self.raw { "\r\n" } else { "\n" });
     }
 
     /// Shows what the guest has written; whether there was anything.
@@ -144,22 +187,6 @@ impl<'a> Console<'a> {
         Ok(true)
     }
 
-    /// Takes what was typed; whether to go on.
-    fn keys(&mut self, bytes: &[u8]) -> bool {
-        for &byte in bytes {
-            match (&mut self.escaped, byte) {
-                (Some(true), b'q' | b'Q') => return false,
-                (Some(escaped @ true), _) => {
-                    *escaped = false;
-                    self.typed.push(byte);
-                }
-                (Some(escaped), ESCAPE) => *escaped = true,
-                _ => self.typed.push(byte),
-            }
-        }
-        true
-    }
-
     /// Sends some of what was typed; whether the guest took any.
     fn send(&mut self) -> Outcome<bool> {
         let piece = self.typed.get(..CHUNK).unwrap_or(&self.typed);
@@ -177,7 +204,7 @@ impl<'a> Console<'a> {
                 self.typed.drain(..count.min(taken.into()));
                 Ok(taken != 0)
             }
-            Response::Refused(refusal @ Refusal::Is(_)) if self.escaped.is_some() => {
+            Response::Refused(refusal @ Refusal::Is(_)) if self.raw => {
                 self.note(&format!("{refusal}; what was typed is dropped"));
                 self.typed.clear();
                 Ok(false)

@@ -18,10 +18,18 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long one read waits.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Who is in the queue waits for its turn so many times as long as for an answer, before it says hello again.
+const QUEUE: u32 = 5;
+
+/// So long nobody is told what is waited for.
+const WORDLESS: Duration = Duration::from_secs(1);
 
 /// After so long it is hung up, in case others wait. The next session costs two frames each way.
 const TURN: Duration = Duration::from_secs(1);
@@ -72,12 +80,20 @@ pub struct Link {
     stream: Option<Stream>,
     /// When it was opened.
     since: Instant,
+    /// After so long it is hung up.
+    pub turn: Duration,
     session: Option<Session>,
     decoder: Decoder,
     /// What has come and was not looked at.
     pending: Vec<u8>,
     /// The last frame.
     frame: Vec<u8>,
+    /// Since when nobody is heard, unless that was said.
+    unheard: Option<Instant>,
+    /// Tells what is waited for.
+    pub say: Box<dyn FnMut(&str) + Send>,
+    /// Set by who has enough: what is waited for is not waited for any more.
+    pub leave: Arc<AtomicBool>,
 }
 
 /// An answer.
@@ -111,10 +127,14 @@ impl Link {
             patience,
             stream: None,
             since: Instant::now(),
+            turn: TURN,
             session: None,
             decoder: Decoder::new(),
             pending: Vec::new(),
             frame: Vec::new(),
+            unheard: None,
+            say: Box::new(|word| eprintln!("hv: {word}")),
+            leave: Arc::default(),
         }
     }
 
@@ -140,7 +160,7 @@ impl Link {
     fn try_once(&mut self, operation: &Operation<'_>, deadline: Instant) -> Outcome<Option<Reply>> {
         self.connect(deadline)?;
         let reply = self.ask(operation, deadline)?;
-        if reply.is_none() || self.since.elapsed() > TURN {
+        if reply.is_none() || self.since.elapsed() > self.turn {
             self.hang_up();
         }
         Ok(reply)
@@ -202,7 +222,12 @@ impl Link {
     /// Opens the line and proves the key, unless that is done.
     fn connect(&mut self, deadline: Instant) -> Outcome<()> {
         let mut unproved = 0;
+        self.unheard = Some(Instant::now());
         while self.session.is_none() {
+            if self.leave.load(Ordering::Relaxed) {
+                return Err(Failure::failed("left"));
+            }
+            self.tell();
             if self.stream.is_none() {
                 match stream(&self.path) {
                     Ok(stream) => (self.stream, self.since) = (Some(stream), Instant::now()),
@@ -234,6 +259,18 @@ impl Link {
         Ok(())
     }
 
+    /// Says once what is waited for, if that takes long.
+    fn tell(&mut self) {
+        if self.unheard.take_if(|begun| begun.elapsed() >= WORDLESS).is_none() {
+            return;
+        }
+        let path = self.path.display();
+        (self.say)(&match self.stream {
+            None => format!("waits for a machine at {path}, where one was"),
+            Some(_) => format!("waits for an answer at {path}: perhaps another `hv ctl` has its turn"),
+        });
+    }
+
     /// One try: whether the key was taken; nothing if nobody answered, or the line dropped.
     fn handshake(&mut self, deadline: Instant) -> Outcome<Option<bool>> {
         let mut nonce = Nonce::default();
@@ -243,7 +280,8 @@ impl Link {
         if !self.send(&hello) {
             return Ok(None);
         }
-        let Some(challenge) = self.frame_of(Kind::Challenge, deadline) else { return Ok(None) };
+        let Some(challenge) = self.frame_of(Kind::Challenge, deadline, QUEUE) else { return Ok(None) };
+        self.unheard = None;
         let Some((version, own)) = versioned(&challenge) else { return Ok(None) };
         if version != VERSION {
             return Err(Failure::failed(format!(
@@ -256,7 +294,7 @@ impl Link {
         if !self.send(&proof) {
             return Ok(None);
         }
-        let Some(welcome) = self.frame_of(Kind::Welcome, deadline) else { return Ok(Some(false)) };
+        let Some(welcome) = self.frame_of(Kind::Welcome, deadline, 1) else { return Ok(Some(false)) };
         if welcome != derive(&self.key, Purpose::Hypervisor, &nonce, &own) {
             return Ok(Some(false));
         }
@@ -264,11 +302,12 @@ impl Link {
         Ok(Some(true))
     }
 
-    /// The next frame of this kind, without its first byte.
-    fn frame_of(&mut self, kind: Kind, deadline: Instant) -> Option<Vec<u8>> {
-        let until = deadline.min(Instant::now() + self.patience.answer);
+    /// The next frame of this kind, without its first byte, if it comes in so many times what an answer takes.
+    fn frame_of(&mut self, kind: Kind, deadline: Instant, times: u32) -> Option<Vec<u8>> {
+        let until = deadline.min(Instant::now() + self.patience.answer * times);
         while Instant::now() < until {
-            match self.receive(until) {
+            self.tell();
+            match self.receive(until.min(Instant::now() + TICK)) {
                 Got::Frame([first, rest @ ..]) if *first == kind as u8 => return Some(rest.to_vec()),
                 Got::Frame(_) | Got::Nothing => {}
                 Got::Dropped => return None,
@@ -287,6 +326,9 @@ impl Link {
 
     fn receive(&mut self, until: Instant) -> Got<'_> {
         loop {
+            if self.leave.load(Ordering::Relaxed) {
+                return Got::Dropped;
+            }
             // A zero ends a frame.
             while let Some(end) = self.pending.iter().position(|byte| *byte == 0) {
                 self.frame.clear();
@@ -312,7 +354,7 @@ impl Link {
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
                 Err(_) => return Got::Dropped,
             }
-            if self.pending.is_empty() && Instant::now() >= until {
+            if !self.pending.contains(&0) && Instant::now() >= until {
                 return Got::Nothing;
             }
         }

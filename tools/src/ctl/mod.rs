@@ -159,7 +159,7 @@ pub fn ctl(args: &CtlArgs) -> Outcome<u8> {
         None => default_line(&Workspace::find()?)?,
     };
     let link = Link::new(&line, key(args, &line)?, Patience::default());
-    run(args, link, &mut std::io::stdout().lock())
+    run(args, link, &mut std::io::stdout())
 }
 
 /// Where the line is unless it is said.
@@ -191,10 +191,13 @@ fn key(args: &CtlArgs, line: &Path) -> Outcome<Key> {
     })
 }
 
-fn run(args: &CtlArgs, mut link: Link, out: &mut dyn Write) -> Outcome<u8> {
+fn run(args: &CtlArgs, mut own: Link, out: &mut dyn Write) -> Outcome<u8> {
     let mut show = Show::new(args.json, out);
-    let link = &mut link;
+    let link = &mut own;
     match &args.command {
+        Command::Top | Command::Metrics { .. } if args.json => {
+            return Err(Failure::usage("`top` and `metrics` write no JSON").hint("use `hv ctl stats --json`"));
+        }
         Command::List => show.guests(&guests(link)?)?,
         Command::Create { file, guest, name, lease } => {
             let mut alone = alone(manifest::read(file)?, guest.as_deref())?;
@@ -245,7 +248,7 @@ fn run(args: &CtlArgs, mut link: Link, out: &mut dyn Write) -> Outcome<u8> {
             };
             console::attach(link, guest, *from, form, show.out)?;
         }
-        Command::Top => top::top(link)?,
+        Command::Top => top::top(own)?,
         Command::Metrics { listen } => metrics::serve(link, *listen)?,
         Command::Audit => {
             let reply = one(link, &Operation::Audit, "audit")?;

@@ -1,8 +1,8 @@
 //! Each command against a hypervisor's end of the line with a machine of no processor behind it.
 
-use super::console::{Console, Form};
+use super::console::{Console, Form, for_guest};
 use super::link::{Link, Patience};
-use super::top::Screen;
+use super::top::{Look, Screen};
 use super::{CtlArgs, metrics, run, send_pack};
 use crate::ctl::show::Show;
 use crate::failure::Outcome;
@@ -12,16 +12,17 @@ use bulkhead_control::line::{Line, Step};
 use bulkhead_control::screen::Rows;
 use bulkhead_control::{Ending, EventKind, Machine as _, Operation, Source, State};
 use clap::Parser;
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const KEY: [u8; 32] = [7; 32];
 
@@ -195,6 +196,10 @@ fn what_can_not_be_done_is_one_line_and_status_1() {
     }
     let failure = bench.ctl("top").map(|_| ());
     assert!(failure.is_err_and(|f| f.status == 2 && f.message == "top needs a terminal"));
+    for words in ["top --json", "metrics --json"] {
+        let failure = bench.ctl(words).unwrap_err();
+        assert_eq!((failure.status, failure.message.as_str()), (2, "`top` and `metrics` write no JSON"));
+    }
 }
 
 #[test]
@@ -272,6 +277,27 @@ fn nobody_there_is_told() {
     let gone = Link::new(std::path::Path::new("/nowhere/at/all"), KEY, Patience::default());
     let cli = Cli::try_parse_from(["ctl", "list"]).unwrap();
     assert!(run(&cli.args, gone, &mut Vec::new()).unwrap_err().message.starts_with("can not open the control line"));
+}
+
+#[test]
+fn who_waits_for_an_answer_can_leave_and_is_told_what_for() {
+    let bench = Bench::new();
+    bench.spoil(|bytes| {
+        bytes.clear();
+        true
+    });
+    let mut link = bench.link();
+    let (leave, words) = (Arc::clone(&link.leave), channel());
+    link.say = Box::new(move |word| words.0.send(word.to_owned()).unwrap());
+    let begun = Instant::now();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(1500));
+        leave.store(true, Ordering::Relaxed);
+    });
+    Console::new(&mut link, "lab", None, Form::Bytes).follow(&channel().1, &mut Vec::new()).unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(1900), "{:?}", begun.elapsed());
+    let told: Vec<String> = words.1.try_iter().collect();
+    assert!(told.len() == 1 && told[0].starts_with("waits for an answer at "), "{told:?}");
 }
 
 #[test]
@@ -382,10 +408,10 @@ fn a_guest_is_created_from_a_pack_even_if_the_line_drops() {
 /// What a console shows that is typed at, and left at the end of what is typed.
 fn console(bench: &Bench, guest: &str, from: Option<u64>, form: Form, typed: &[&[u8]]) -> Outcome<String> {
     let (sender, keys) = channel();
-    typed.iter().for_each(|bytes| sender.send(Input::Keys(bytes.to_vec())).unwrap());
+    typed.iter().for_each(|bytes| sender.send(bytes.to_vec()).unwrap());
     drop(sender);
     let (mut link, mut out) = (bench.link(), Vec::new());
-    Console::new(&mut link, guest, from, form).follow(&keys, &channel().1, &mut out)?;
+    Console::new(&mut link, guest, from, form).follow(&keys, &mut out)?;
     Ok(String::from_utf8(out).unwrap_or_else(|wrong| wrong.into_bytes().into_iter().map(char::from).collect()))
 }
 
@@ -397,17 +423,16 @@ fn told(bench: &Bench, from: u64) -> Value {
 #[test]
 fn a_console_passes_bytes_both_ways() {
     let bench = Bench::new();
-    let (sender, keys) = channel();
+    let ((sender, from), (to, keys), leave) = (channel(), channel(), AtomicBool::new(false));
     sender.send(Input::Keys(b"echo \x1d\x1d\x00\xff".to_vec())).unwrap();
     sender.send(Input::Keys(b"\x1dq never".to_vec())).unwrap();
+    for_guest(&from, Some(false), &to, &leave);
+    drop(to);
+    assert!(leave.into_inner());
     let (mut link, mut out) = (bench.link(), Vec::new());
     let mut terminal = Console::new(&mut link, "lab", None, Form::Bytes);
-    terminal.escaped = Some(false);
-    terminal.follow(&keys, &channel().1, &mut out).unwrap();
-    // A signal ends it at once.
-    let (signal, signals) = channel();
-    signal.send(Input::Signal).unwrap();
-    terminal.follow(&keys, &signals, &mut out).unwrap();
+    terminal.raw = true;
+    terminal.follow(&keys, &mut out).unwrap();
     assert!(out.starts_with(b"hello from lab\n"));
     assert_eq!(bench.machine().fake.find("lab").unwrap().input, b"echo \x1d\x00\xff");
     drop(link);
@@ -520,13 +545,64 @@ fn metrics_are_served() {
 fn top_shows_who_uses_what() {
     let bench = Bench::new();
     let mut link = bench.link();
-    let first = Screen::look(&mut link, None).unwrap();
-    let screen = Screen::look(&mut link, Some(first)).unwrap();
-    let mut terminal = ratatui::Terminal::new(ratatui::backend::TestBackend::new(100, 8)).unwrap();
-    terminal.draw(|frame| screen.draw(frame)).unwrap();
-    let shown = terminal.backend().to_string();
+    let mut screen = Screen::new(Look::take(&mut link).unwrap());
+    screen.update(Look::take(&mut link).unwrap());
+    let shown = drawn(&mut screen, 100, 8);
     assert!(shown.contains("2 guests, 2 running"), "{shown}");
     assert!(shown.contains("lab") && shown.contains("q quits"), "{shown}");
+}
+
+fn drawn(screen: &mut Screen, width: u16, height: u16) -> String {
+    let mut terminal = ratatui::Terminal::new(ratatui::backend::TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| screen.draw(frame)).unwrap();
+    terminal.backend().to_string()
+}
+
+#[test]
+fn top_fits_the_terminal_and_scrolls() {
+    let bench = Bench::new();
+    let names: Vec<String> = (1..=64).map(|n| format!("guest-number-{n:02}")).collect();
+    bench.machine().fake = Fake::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut screen = Screen::new(Look::take(&mut bench.link()).unwrap());
+    for (width, has, lacks) in [
+        (80, &["zone", "exits/look", "KiB out", "KiB in"][..], &[][..]),
+        (72, &["zone", "KiB out"], &["KiB in"]),
+        (40, &["name", "state", "cpu %"], &["zone", "MiB"]),
+    ] {
+        let shown = drawn(&mut screen, width, 24);
+        assert!(
+            has.iter().all(|name| shown.contains(name)) && !lacks.iter().any(|name| shown.contains(name)),
+            "{shown}"
+        );
+        assert!(shown.lines().count() == 24 && shown.contains("guest-number-64"), "{shown}");
+    }
+    assert!(drawn(&mut screen, 140, 24).contains("KiB in"));
+    // Who used most is the last one made; 20 rows fit below the title and the heading, and above the foot.
+    for (code, first, last) in [
+        (KeyCode::Down, 63, 44),
+        (KeyCode::Char('j'), 62, 43),
+        (KeyCode::PageDown, 42, 23),
+        (KeyCode::Up, 43, 24),
+        (KeyCode::End, 20, 1),
+        (KeyCode::PageDown, 20, 1),
+        (KeyCode::PageUp, 40, 21),
+        (KeyCode::Home, 64, 45),
+        (KeyCode::Char('k'), 64, 45),
+    ] {
+        assert!(screen.key(&KeyEvent::new(code, KeyModifiers::NONE)), "{code:?}");
+        let shown = drawn(&mut screen, 80, 24);
+        let rows: Vec<usize> =
+            shown.lines().filter_map(|row| row.split_once("guest-number-")?.1.get(..2)?.parse().ok()).collect();
+        assert_eq!(rows, (last..=first).rev().collect::<Vec<_>>(), "{code:?}: {shown}");
+        assert!(shown.contains(&format!("{} to {} of 64", 65 - first, 65 - last)), "{shown}");
+    }
+    for (code, modifiers) in [
+        (KeyCode::Char('q'), KeyModifiers::NONE),
+        (KeyCode::Esc, KeyModifiers::NONE),
+        (KeyCode::Char('c'), KeyModifiers::CONTROL),
+    ] {
+        assert!(!screen.key(&KeyEvent::new(code, modifiers)));
+    }
 }
 
 #[test]

@@ -79,7 +79,11 @@ fn relay(listener: &UnixListener, machine: &TcpStream) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     });
-    for stream in listener.incoming().flatten() {
+    for mut stream in listener.incoming().flatten() {
+        // No frame. One that has not waited for its turn is not there any more: what it said is for nobody.
+        if stream.write_all(&[0]).is_err() {
+            continue;
+        }
         let Ok(mut reader) = stream.try_clone() else { continue };
         *client.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
         let copied = std::io::copy(&mut reader, &mut to);

@@ -117,6 +117,8 @@ pub fn wait_for(link: &mut Link, guest: &str, state: State) -> Outcome<()> {
 fn lie(path: &Path) -> Outcome<()> {
     let fail = |e: std::io::Error| Failure::failed(format!("the control line: {e}"));
     let mut raw = UnixStream::connect(path).map_err(fail)?;
+    // Its turn has come.
+    raw.read_exact(&mut [0]).map_err(fail)?;
     raw.write_all(b"\0what is no frame\0\x09cut\0").map_err(fail)?;
     drop(raw);
     let patience = Patience { answer: Duration::from_secs(1), all: Duration::from_secs(20) };

@@ -175,6 +175,8 @@ fn replay(line: &Path) -> Outcome<()> {
     let frames = record(line, &relay)?;
     let patience = Patience { answer: Duration::from_secs(2), all: PATIENCE };
     let mut link = Link::new(&relay, KEY, patience);
+    // All in one session.
+    link.turn = PATIENCE;
     act(&mut link, "f0", Action::Start)?;
     for action in [Action::Pause, Action::Resume, Action::Kill] {
         act(&mut link, "f0", action)?;
