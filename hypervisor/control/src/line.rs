@@ -7,16 +7,19 @@
 //! |---|---|---|
 //! | 1 hello | client | version (2 bytes), the client's nonce |
 //! | 2 challenge | hypervisor | version (2 bytes), the hypervisor's nonce, fresh |
-//! | 3 proof | client | H(key, "bulkhead control 1 client", both nonces, the client's first) |
-//! | 4 welcome | hypervisor | H(key, "bulkhead control 1 hypervisor", both nonces) |
+//! | 3 proof | client | H(key, "bulkhead control 2 client", both nonces, the client's first) |
+//! | 4 welcome | hypervisor | the boot (16 bytes), H(key, "bulkhead control 2 hypervisor", both nonces, the boot) |
 //! | 5 request | client | number (4 bytes), [`Operation`] in postcard's encoding, tag (16 bytes) |
 //! | 6 response | hypervisor | number of the request, [`Response`] in postcard's encoding, tag |
 //!
-//! The session's key is H(key, "bulkhead control 1 session", both nonces). A tag is the start of H(session's key, all of
+//! The session's key is H(key, "bulkhead control 2 session", both nonces). A tag is the start of H(session's key, all of
 //! the frame before it): the first byte makes it that of one direction, the number that of one place in the session, and
 //! the key that of one session. The first request has number 0. There is one response to each request, and the next
 //! request comes after it. A client that hears nothing sends the same frame again; the hypervisor then sends the same
 //! response again and does nothing twice.
+//!
+//! **The boot** is a number that is another one each time the machine starts. Sequence numbers of events and offsets of
+//! consoles count from the start, so that a client that comes back to another boot begins at 0 again.
 //!
 //! **Versions.** A hypervisor of another version answers hello with its own version, and takes no proof of another.
 //!
@@ -34,7 +37,7 @@ use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Most image bytes of one request.
 pub const CHUNK: usize = 2048;
 
@@ -62,17 +65,17 @@ pub enum Purpose {
     Client,
     Hypervisor,
     Session,
-    /// The hypervisor's next nonce; over its seed and a count.
+    /// The hypervisor's next nonce; over the boot and a count.
     Nonce,
 }
 
 impl Purpose {
     const fn label(self) -> &'static [u8] {
         match self {
-            Self::Client => b"bulkhead control 1 client",
-            Self::Hypervisor => b"bulkhead control 1 hypervisor",
-            Self::Session => b"bulkhead control 1 session",
-            Self::Nonce => b"bulkhead control 1 nonce",
+            Self::Client => b"bulkhead control 2 client",
+            Self::Hypervisor => b"bulkhead control 2 hypervisor",
+            Self::Session => b"bulkhead control 2 session",
+            Self::Nonce => b"bulkhead control 2 nonce",
         }
     }
 }
@@ -84,6 +87,12 @@ pub type Nonce = [u8; 16];
 #[must_use]
 pub fn derive(key: &Key, purpose: Purpose, first: &Nonce, second: &Nonce) -> Key {
     tag(key, &[purpose.label(), first, second])
+}
+
+/// H of a welcome.
+#[must_use]
+pub fn welcome(key: &Key, client: &Nonce, own: &Nonce, boot: &Nonce) -> Key {
+    tag(key, &[Purpose::Hypervisor.label(), client, own, boot])
 }
 
 /// A frame with a tag, encoded for the line; `None` if `payload` is too long.
@@ -166,7 +175,8 @@ pub struct Line {
 /// What knows the key.
 struct Gate {
     key: Key,
-    seed: Nonce,
+    /// Of this start of the machine alone; the nonces are made of it.
+    boot: Nonce,
     /// Challenges so far.
     count: u128,
     /// The nonces of the last challenge, the client's first; each is good for one proof.
@@ -180,12 +190,12 @@ struct Gate {
 }
 
 impl Line {
-    /// A line with this key. `seed` must be another one each time the machine starts; it need not be secret.
+    /// A line with this key. `boot` must be another one each time the machine starts; it is not secret.
     #[must_use]
-    pub const fn new(key: Key, seed: Nonce) -> Self {
+    pub const fn new(key: Key, boot: Nonce) -> Self {
         let gate = Gate {
             key,
-            seed,
+            boot,
             count: 0,
             offered: None,
             session: None,
@@ -255,7 +265,7 @@ impl Gate {
     fn hello(&mut self, hello: &[u8]) -> Step<'_> {
         let Some((version, client)) = versioned(hello) else { return Step::Nothing };
         self.count += 1;
-        let whole = derive(&self.key, Purpose::Nonce, &self.seed, &self.count.to_le_bytes());
+        let whole = derive(&self.key, Purpose::Nonce, &self.boot, &self.count.to_le_bytes());
         let own = whole.first_chunk::<16>().copied().unwrap_or_default();
         self.offered = (version == VERSION).then_some((client, own));
         let parts: [&[u8]; 3] = [&[Kind::Challenge as u8], &VERSION.to_le_bytes(), &own];
@@ -272,8 +282,8 @@ impl Gate {
         };
         self.session = Some(Session { key: derive(&self.key, Purpose::Session, &client, &own), next: 0 });
         self.response.clear();
-        let proof = derive(&self.key, Purpose::Hypervisor, &client, &own);
-        self.greeting = plain(&[&[Kind::Welcome as u8], &proof]).unwrap_or_default();
+        let proof = welcome(&self.key, &client, &own, &self.boot);
+        self.greeting = plain(&[&[Kind::Welcome as u8], &self.boot, &proof]).unwrap_or_default();
         Step::Welcome(&self.greeting)
     }
 

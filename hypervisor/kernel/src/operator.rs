@@ -66,9 +66,9 @@ pub struct Operator {
 impl Operator {
     /// The monitor, and the control line if there is a key for it.
     pub fn new(facts: &Facts) -> Self {
-        // What was seeded with this time is seeded so once.
-        let seed = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
-        let line = KEY.lock().replace([0; 32]).map(|key| Line::new(key, seed));
+        // At this time it is started once.
+        let boot = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
+        let line = KEY.lock().replace([0; 32]).map(|key| Line::new(key, boot));
         let line = line.map(|line| End { line, serial: Serial::second(), debt: 0, looked: 0, proved: None });
         let (upload, trace, lost, piece) = (Pending::default(), Trace::new(), Lost::new(), Piece::new());
         Self { line, monitor: Monitor::new(None), upload, trace, lost, piece, next: 0 }

@@ -9,11 +9,12 @@
 
 use super::link::Link;
 use super::show::hex;
-use super::{one, refused, strange};
+use super::{guests, one, refused, strange};
 use crate::failure::{Failure, Outcome};
 use crate::session::Input;
+use crate::style::harmless;
 use crate::terminal;
-use bulkhead_control::line::CHUNK;
+use bulkhead_control::line::{CHUNK, Nonce};
 use bulkhead_control::screen::Rows;
 use bulkhead_control::{Operation, Refusal, Response};
 use serde_json::json;
@@ -42,12 +43,17 @@ pub enum Form {
 /// Connects standard input and `out` to the console of `guest`, from offset `from` on, or all that is kept.
 pub fn attach(link: &mut Link, guest: &str, from: Option<u64>, form: Form, out: &mut dyn Write) -> Outcome<()> {
     let mut console = Console::new(link, guest, from, form);
+    // It may have been called by its number.
+    let (all, number) = (guests(console.link)?, guest.parse().ok());
+    let found = all.iter().find(|one| one.name == guest).or(all.iter().find(|one| number == Some(one.id)));
+    let name = found.map_or_else(|| guest.to_owned(), |one| harmless(&one.name));
+    console.name.clone_from(&name);
     // What is wrong is said before the terminal is raw.
     console.show(out)?;
     let on_terminal = stdin().is_terminal() && !matches!(console.form, Form::Json);
     let raw = on_terminal.then(terminal::Raw::enter).flatten();
     if raw.is_some() {
-        eprint!("console of {guest}; Ctrl-] q leaves it, Ctrl-] Ctrl-] sends Ctrl-]\r\n");
+        eprint!("console of {name}; Ctrl-] q leaves it, Ctrl-] Ctrl-] sends Ctrl-]\r\n");
         console.raw = true;
         console.link.say = Box::new(|word| eprint!("[{word}]\r\n"));
     }
@@ -102,8 +108,12 @@ pub fn for_guest(from: &Receiver<Input>, mut escaped: Option<bool>, to: &Sender<
 pub struct Console<'a> {
     link: &'a mut Link,
     guest: &'a str,
+    /// What its rows begin with.
+    name: String,
     /// Offset of the next byte of output, if some was shown or it was asked for.
     at: Option<u64>,
+    /// The start of the machine that it was written after.
+    boot: Option<Nonce>,
     form: Form,
     /// Whether the terminal is raw, and a person is at it.
     pub raw: bool,
@@ -114,7 +124,7 @@ pub struct Console<'a> {
 impl<'a> Console<'a> {
     /// The console of this guest.
     pub fn new(link: &'a mut Link, guest: &'a str, from: Option<u64>, form: Form) -> Self {
-        Self { link, guest, at: from, form, raw: false, typed: Vec::new() }
+        Self { link, guest, name: guest.to_owned(), at: from, boot: None, form, raw: false, typed: Vec::new() }
     }
 
     /// Passes bytes both ways until the user leaves, or input has ended and nothing moves.
@@ -156,11 +166,17 @@ impl<'a> Console<'a> {
     }
 
     /// Shows what the guest has written; whether there was anything.
-    fn show(&mut self, out: &mut dyn Write) -> Outcome<bool> {
+    pub fn show(&mut self, out: &mut dyn Write) -> Outcome<bool> {
         let operation = Operation::Read { guest: self.guest, from: self.at.unwrap_or(0) };
         let reply = one(self.link, &operation, self.guest)?;
         let response = reply.response()?;
         let Response::Output { at, bytes } = response else { return Err(strange(&response)) };
+        let boot = self.link.boot;
+        if self.boot.replace(boot).is_some_and(|before| before != boot) {
+            self.note("the machine was started anew");
+            self.at = Some(0);
+            return Ok(true);
+        }
         let lost = at.saturating_sub(self.at.unwrap_or(at));
         if self.at.is_some_and(|before| at < before) {
             self.note("it is another guest now");
@@ -175,7 +191,7 @@ impl<'a> Console<'a> {
             Form::Bytes => out.write_all(bytes),
             Form::Plain(rows) => {
                 let mut shown = Vec::new();
-                bytes.iter().for_each(|byte| rows.push(*byte, self.guest, true, &mut |byte| shown.push(byte)));
+                bytes.iter().for_each(|byte| rows.push(*byte, &self.name, true, &mut |byte| shown.push(byte)));
                 out.write_all(&shown)
             }
             Form::Json => {

@@ -83,6 +83,8 @@ pub struct Link {
     /// After so long it is hung up.
     pub turn: Duration,
     session: Option<Session>,
+    /// Which start of the machine answered last.
+    pub boot: Nonce,
     decoder: Decoder,
     /// What has come and was not looked at.
     pending: Vec<u8>,
@@ -129,6 +131,7 @@ impl Link {
             since: Instant::now(),
             turn: TURN,
             session: None,
+            boot: Nonce::default(),
             decoder: Decoder::new(),
             pending: Vec::new(),
             frame: Vec::new(),
@@ -295,9 +298,11 @@ impl Link {
             return Ok(None);
         }
         let Some(welcome) = self.frame_of(Kind::Welcome, deadline, 1) else { return Ok(Some(false)) };
-        if welcome != derive(&self.key, Purpose::Hypervisor, &nonce, &own) {
+        let Some((boot, proof)) = welcome.split_first_chunk() else { return Ok(Some(false)) };
+        if *proof != bulkhead_control::line::welcome(&self.key, &nonce, &own, boot) {
             return Ok(Some(false));
         }
+        self.boot = *boot;
         self.session = Some(Session { key: derive(&self.key, Purpose::Session, &nonce, &own), number: 0 });
         Ok(Some(true))
     }

@@ -365,12 +365,14 @@ pub fn stats(link: &mut Link) -> Outcome<AllStats> {
 
 /// Shows events from number `next` on, and waits for more.
 fn events(link: &mut Link, show: &mut Show<'_>, mut next: u64, follow: bool) -> Outcome<()> {
+    let mut boot = None;
     loop {
         let reply = one(link, &Operation::Events(next), "events")?;
         let Response::Events(Events { first, end, items }) = reply.response()? else {
             return Err(strange(&reply.response()?));
         };
-        if end < next {
+        // Those before `next` were another one's. One that comes late may ask for more than there is.
+        if boot.replace(link.boot).is_some_and(|before| before != link.boot) || end < next {
             show.note("restarted", &format!("the machine was started anew: it has had {end} events"), end)?;
             next = 0;
             continue;

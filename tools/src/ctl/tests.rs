@@ -345,6 +345,52 @@ fn a_dropped_line_is_opened_again_and_events_go_on_without_loss() {
 }
 
 #[test]
+fn a_machine_that_was_started_anew_is_told_and_followed_from_its_start() {
+    let bench = Bench::new();
+    // When all that there is has been shown, another machine is there, which has had as many events, and one more.
+    let mut anew =
+        Some(Machine { fake: Fake::new(&["linux", "lab"]), line: Line::new(KEY, [4; 16]), spoil: Box::new(|_| true) });
+    let now = bench.machine().fake.now;
+    anew.as_mut().unwrap().fake.events.push(now, 1, "linux", EventKind::LeaseOver);
+    let mut out = Watched(Vec::new(), &bench, anew);
+    let cli = Cli::try_parse_from(["ctl", "events", "--follow"]).unwrap();
+    assert!(run(&cli.args, bench.link(), &mut out).is_err(), "it ends when it can not write");
+    let shown = String::from_utf8(out.0).unwrap();
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 4 + 1 + 5, "{shown}");
+    assert_eq!(lines[4], "-- the machine was started anew: it has had 5 events");
+    assert!(lines[5].starts_with("     0 ") && lines[9].ends_with("guest 1 linux: lease over"), "{shown}");
+    // A console as well, even if the guest has written as much.
+    let mut link = bench.link();
+    let mut console = Console::new(&mut link, "lab", None, Form::Bytes);
+    let mut out = Vec::new();
+    assert!(console.show(&mut out).unwrap());
+    bench.machine().line = Line::new(KEY, [5; 16]);
+    while console.show(&mut out).unwrap() {}
+    assert_eq!(String::from_utf8(out).unwrap(), "hello from lab\nhello from lab\n");
+}
+
+/// Puts the other machine in place of the first after its 4 events, and can not be written to after 10 lines.
+struct Watched<'a>(Vec<u8>, &'a Bench, Option<Machine>);
+
+impl std::io::Write for Watched<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.extend(bytes);
+        let lines = self.0.iter().filter(|byte| **byte == b'\n').count();
+        if lines == 4
+            && let Some(anew) = self.2.take()
+        {
+            *self.1.machine() = anew;
+        }
+        if lines < 10 { Ok(bytes.len()) } else { Err(std::io::ErrorKind::StorageFull.into()) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
 fn what_must_not_be_done_twice_is_not_asked_again() {
     let bench = Bench::new();
     let mut sent = 0;

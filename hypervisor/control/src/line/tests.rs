@@ -96,6 +96,7 @@ fn who_has_the_key_is_welcome_and_hears_that_the_other_has_it_too() {
     let mut end = End::new();
     let (key, answers, _) = end.connect(&KEY, 5);
     assert_eq!((end.welcomes, answers.len(), answers[0][0]), (1, 1, Kind::Welcome as u8));
+    assert_eq!((answers[0].len(), &answers[0][1..17]), (1 + 16 + 32, &[1; 16][..]), "the boot");
     let answer = end.send(&request(&key, 0, &PAUSE));
     let (number, payload) = open(&key, Kind::Response, &answer[0]).unwrap();
     assert_eq!((number, postcard::from_bytes(payload)), (0, Ok(Response::Done)));
@@ -192,10 +193,10 @@ fn an_operation_of_a_later_version_is_refused_and_the_session_goes_on() {
 #[test]
 fn another_version_hears_ours_and_gets_no_session() {
     let mut end = End::new();
-    let hello = plain(&[&[Kind::Hello as u8], &2_u16.to_le_bytes(), &[5; 16]]).unwrap();
+    let hello = plain(&[&[Kind::Hello as u8], &(VERSION + 1).to_le_bytes(), &[5; 16]]).unwrap();
     let challenge = end.send(&hello);
     let (version, own) = versioned(&challenge[0][1..]).unwrap();
-    assert_eq!(version, 1);
+    assert_eq!(version, VERSION);
     let proof = derive(&KEY, Purpose::Client, &[5; 16], &own);
     assert!(end.send(&plain(&[&[Kind::Proof as u8], &proof]).unwrap()).is_empty());
 }
