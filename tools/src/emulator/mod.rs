@@ -13,6 +13,7 @@ use crate::failure::{Failure, Outcome};
 use crate::workspace::Workspace;
 use control::Control;
 use monitor::Monitor;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -117,6 +118,14 @@ impl Running {
     /// Whether the emulator has ended.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Stops the emulator, so that nobody answers, or lets it go on.
+    pub fn freeze(&self, stop: bool) -> Outcome<()> {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let signal = if stop { Signal::STOP } else { Signal::CONT };
+        let sent = id.map(|id| kill_process(id, signal));
+        if sent == Some(Ok(())) { Ok(()) } else { Err(Failure::failed("the emulator has ended")) }
     }
 
     /// Stops the machine for good, and writes its memory and registers to `path` as an ELF core.

@@ -87,7 +87,7 @@ const MONITOR: [(&str, &str); 52] = [
 ];
 
 /// Arguments of `hv ctl`, its status, and what standard output, or if it fails the one line of standard error, must have.
-const CTL: [(&str, i32, &str); 54] = [
+const CTL: [(&str, i32, &str); 57] = [
     ("", 2, "write `hv ctl [OPTIONS] <COMMAND>`"),
     ("list", 0, " 1 spin             spin       running"),
     ("list --json", 0, "\"origin\""),
@@ -119,6 +119,7 @@ const CTL: [(&str, i32, &str); 54] = [
     ("console hello", 0, "hello from a guest"),
     ("console hello --json", 0, "\"at\":0"),
     ("console hello --plain", 0, "[hello] hello from a guest"),
+    ("console 2 --plain", 0, "[hello] hello from a guest"),
     ("console spin --from 1", 0, "pinning"),
     ("console spin --from x", 2, "invalid"),
     ("console spin x", 2, "unexpected argument"),
@@ -133,6 +134,8 @@ const CTL: [(&str, i32, &str); 54] = [
     ("start hello", 0, "done"),
     ("start", 2, "GUEST"),
     ("top", 2, "top needs a terminal"),
+    ("top --json", 2, "write no JSON"),
+    ("metrics --json", 2, "write no JSON"),
     ("metrics --listen nowhere", 2, "nowhere"),
     ("create no/such.toml", 2, "no/such.toml"),
     ("create tests/manifests/control.toml", 2, "say which guest"),
@@ -186,7 +189,7 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMo
         let _ = (std::fs::remove_file(manifest), std::fs::remove_file(kernel));
         told?;
         terminal.send(b"\x10\x40")?;
-        endless::run(workspace, &path, &mut terminal)?;
+        endless::run(workspace, &path, &running, &mut terminal)?;
     } else {
         terminal.send(b"\x1dm")?;
         terminal.wait("bulkhead> ", 0)?;

@@ -2,8 +2,11 @@
 
 use super::commands::{Terminal, hv_ctl};
 use super::control::expect;
+use super::pty::Pty;
+use crate::emulator::Running;
 use crate::failure::{Failure, Outcome};
 use crate::workspace::Workspace;
+use rustix::process::Signal;
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -15,11 +18,13 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest that a command may wait for its turn beside those.
 const TURN: Duration = Duration::from_secs(5);
+/// Who is told to end has ended after this.
+const SOON: Duration = Duration::from_secs(2);
 /// More minutes than it takes to come here.
 const FEW: usize = 8;
 
 /// Tries them; the guest `spin` runs afterwards.
-pub fn run(workspace: &Workspace, line: &Path, terminal: &mut Terminal) -> Outcome<()> {
+pub fn run(workspace: &Workspace, line: &Path, running: &Running, terminal: &mut Terminal) -> Outcome<()> {
     let events = Going::start(workspace, line, "events --follow")?;
     events.wait("guest 1 spin: started by manifest", 1)?;
     terminal.ask("start spin", "event guest 1 spin started")?;
@@ -29,7 +34,48 @@ pub fn run(workspace: &Workspace, line: &Path, terminal: &mut Terminal) -> Outco
         Going::start(workspace, line, &format!("{words} --interval 0.1"))?.wait(want, 3)?;
     }
     let (_serving, address) = metrics(workspace, line)?;
-    together(workspace, line, address)
+    together(workspace, line, address)?;
+    on_a_terminal(workspace, line, running)
+}
+
+/// `top` and `console` on a terminal: what is on the screen, and that it is put back, whatever ends them.
+fn on_a_terminal(workspace: &Workspace, line: &Path, running: &Running) -> Outcome<()> {
+    let start = |words: &[&str]| Pty::start(&hv_ctl(workspace, line, words)?, 80, 24);
+    let mut top = start(&["top"])?;
+    top.wait("q quits")?;
+    let screen = top.screen();
+    let heading = "id name             zone       state     cpu %    MiB exits/look KiB out  KiB in";
+    let has = |row: &str| screen.iter().any(|shown| shown.starts_with(row));
+    let right =
+        has(heading) && has(" 1 spin             spin       running") && has("Bulkhead  20") && screen.len() == 24;
+    expect(right, &format!("the screen of `top`:\n{}", screen.join("\n")))?;
+    // Others come in between; a key and a signal end it.
+    let list = hv_ctl(workspace, line, &["list"])?.output().map_err(fail)?;
+    expect(list.status.success(), "`list` beside `top`")?;
+    top.send(b"q")?;
+    expect(top.end(SOON)?.success(), "the end of `top` by q")?;
+    for signal in [Signal::TERM, Signal::HUP] {
+        let top = start(&["top"])?;
+        top.wait("q quits")?;
+        top.signal(signal)?;
+        expect(top.end(SOON)?.success(), "the end of `top` by a signal")?;
+    }
+    let mut console = start(&["console", "1"])?;
+    console.wait("console of spin; Ctrl-] q leaves it")?;
+    console.signal(Signal::TERM)?;
+    console.end(SOON)?;
+    // While nobody answers, too.
+    (top, console) = (start(&["top"])?, start(&["console", "spin"])?);
+    top.wait("q quits")?;
+    console.wait("console of spin; Ctrl-] q leaves it")?;
+    running.freeze(true)?;
+    let told = [(&mut top, "q"), (&mut console, "\x1dq")].into_iter().try_for_each(|(one, keys)| {
+        one.wait("waits for an answer at")?;
+        one.send(keys.as_bytes())
+    });
+    let ended = told.and_then(|()| top.end(SOON)).and_then(|_| console.end(SOON));
+    running.freeze(false)?;
+    ended.map(|_| ())
 }
 
 /// All of them at once: each goes on, and a command in between is answered.

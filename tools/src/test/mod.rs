@@ -25,6 +25,7 @@ mod images;
 mod judge;
 mod lies;
 mod many;
+mod pty;
 mod races;
 mod strangers;
 mod table;
