@@ -18,7 +18,7 @@ pub struct Cli {
 }
 
 const STATUS: &str = "Exit status: 0 the guests ended well; 1 one reported failure or died; 2 wrong manifest or \
-                      arguments; 3 this machine can not run it; 124 time-out.";
+                      arguments; 3 this machine can not run it; 124 time-out; 141 nobody reads the output.";
 
 #[derive(Subcommand, Debug)]
 enum Command {

@@ -11,6 +11,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// This machine can not run it.
 pub const MACHINE: u8 = 3;
+/// Nobody reads the output any more: what a shell shows when SIGPIPE (13) ends a program, 128 + 13.
+pub const UNREAD: u8 = 141;
 /// Time-out.
 pub const TIMEOUT: u8 = 124;
 
@@ -44,6 +46,14 @@ impl Failure {
         Self { status: MACHINE, ..Self::failed(message) }
     }
 
+    /// Standard output can not be written to. That nobody reads it any more is not said.
+    pub fn unwritten(error: &std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self { status: UNREAD, ..Self::failed("") },
+            _ => Self::failed(format!("can not write: {error}")),
+        }
+    }
+
     /// The same, with what to do next.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {
@@ -61,6 +71,9 @@ impl Failure {
 
     /// Prints it to standard error.
     pub fn print(&self) {
+        if self.message.is_empty() {
+            return;
+        }
         eprint!("{}: {}", style::error("hv"), self.message);
         eprintln!();
         if let Some(hint) = &self.hint {

@@ -204,7 +204,7 @@ pub struct Guest {
     pub memory: u64,
     /// Leave RAM unmapped until it is first touched (4-KiB pages), instead of mapping all of it at the start.
     pub lazy: bool,
-    /// Virtual CPUs; only 1 for now.
+    /// Virtual CPUs: 1 to [`VcpuId::MOST`].
     pub vcpus: u16,
     /// Its part of the processors.
     pub cpu: CpuTime,

@@ -199,7 +199,7 @@ impl<'a> Console<'a> {
                 writeln!(out, "{}", json!({ "at": at, "lost": lost, "text": text, "hex": hex(bytes) }))
             }
         };
-        written.and_then(|()| out.flush()).map_err(|e| Failure::failed(format!("can not write: {e}")))?;
+        written.and_then(|()| out.flush()).map_err(|e| Failure::unwritten(&e))?;
         Ok(true)
     }
 

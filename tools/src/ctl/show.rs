@@ -62,7 +62,7 @@ impl<'a> Show<'a> {
 
     fn line(&mut self, text: impl std::fmt::Display) -> Outcome<()> {
         let written = writeln!(self.out, "{text}").and_then(|()| self.out.flush());
-        written.map_err(|e| Failure::failed(format!("can not write: {e}")))
+        written.map_err(|e| Failure::unwritten(&e))
     }
 
     /// One answer.

@@ -208,7 +208,7 @@ fn percent(part: u64, whole: u64) -> String {
 
 /// What is new.
 enum News {
-    Look(Outcome<Look>),
+    Look(Box<Outcome<Look>>),
     Word(String),
     Terminal(Event),
     /// A signal, or the terminal is gone.
@@ -233,8 +233,10 @@ pub fn top(mut link: Link) -> Outcome<()> {
             break Err(Failure::failed(format!("the terminal: {e}")));
         }
         match news.recv() {
-            Ok(News::Look(Ok(look))) => screen.update(look),
-            Ok(News::Look(Err(failure))) => break Err(failure),
+            Ok(News::Look(look)) => match *look {
+                Ok(look) => screen.update(look),
+                Err(failure) => break Err(failure),
+            },
             Ok(News::Word(word)) => screen.word = Some(word),
             Ok(News::Terminal(Event::Key(key))) if !screen.key(&key) => break Ok(()),
             // Another size, for example: it is drawn anew.
@@ -256,7 +258,7 @@ fn looks(mut link: Link, news: &Sender<News>) {
         link.rest(INTERVAL);
         let look = Look::take(&mut link);
         let failed = look.is_err();
-        if news.send(News::Look(look)).is_err() || failed {
+        if news.send(News::Look(Box::new(look))).is_err() || failed {
             return;
         }
     }

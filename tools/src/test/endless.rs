@@ -4,7 +4,7 @@ use super::commands::{Terminal, hv_ctl};
 use super::control::expect;
 use super::pty::Pty;
 use crate::emulator::Running;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, UNREAD};
 use crate::workspace::Workspace;
 use rustix::process::Signal;
 use std::io::{Read, Write as _};
@@ -33,6 +33,7 @@ pub fn run(workspace: &Workspace, line: &Path, running: &Running, terminal: &mut
     for (words, want) in [("stats --watch", "ticks of all CPUs"), ("stats spin --watch", "timer ")] {
         Going::start(workspace, line, &format!("{words} --interval 0.1"))?.wait(want, 3)?;
     }
+    unread(workspace, line)?;
     let (_serving, address) = metrics(workspace, line)?;
     together(workspace, line, address)?;
     on_a_terminal(workspace, line, running)
@@ -76,6 +77,17 @@ fn on_a_terminal(workspace: &Workspace, line: &Path, running: &Running) -> Outco
     let ended = told.and_then(|()| top.end(SOON)).and_then(|_| console.end(SOON));
     running.freeze(false)?;
     ended.map(|_| ())
+}
+
+/// Output that is not read any more, as by `head`: it ends without a word.
+fn unread(workspace: &Workspace, line: &Path) -> Outcome<()> {
+    let mut command = hv_ctl(workspace, line, &["stats", "--watch", "--interval", "0.1"])?;
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(fail)?;
+    let first = child.stdout.take().map(|mut out| out.read(&mut [0; 10]));
+    expect(matches!(first, Some(Ok(1..))), "`stats --watch` says nothing")?;
+    let output = child.wait_with_output().map_err(fail)?;
+    let right = output.status.code() == Some(UNREAD.into()) && output.stderr.is_empty();
+    expect(right, &format!("unread: {}, {}", output.status, String::from_utf8_lossy(&output.stderr)))
 }
 
 /// All of them at once: each goes on, and a command in between is answered.
