@@ -150,7 +150,7 @@ impl Monitor {
                 // In tenths of a percent of one processor.
                 let used = one.used.saturating_sub(before).saturating_mul(1000) / elapsed;
                 let (id, name) = (one.id, &one.name);
-                write!(out, "{id:>2} {name:<16} {:>5}.{} {:>7}", used / 10, used % 10, one.memory >> 20)?;
+                write!(out, "{id:>2} {name:<16.16} {:>5}.{} {:>7}", used / 10, used % 10, one.memory >> 20)?;
                 write!(out, " {:>9} {:>9}\r\n", one.written >> 10, one.read >> 10)?;
             }
             from = stats.guests.next;

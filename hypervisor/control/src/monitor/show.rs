@@ -24,7 +24,7 @@ pub fn heading(response: &Response<'_>, out: &mut impl Write) -> fmt::Result {
         ),
         Response::Stats(_) => write!(
             out,
-            "{:>2} {:<16} {:>14} {:>13} {:>13} {:>9} {:>5}\r\n",
+            "{:>2} {:<14} {:>14} {:>13} {:>13} {:>9} {:>7}\r\n",
             "id", "name", "ticks used", "stolen", "waiting", "exits", "MiB"
         ),
         _ => Ok(()),
@@ -70,26 +70,27 @@ fn page_of<T, W: Write>(
 
 fn guest(guest: &Guest, out: &mut impl Write) -> fmt::Result {
     let Guest { id, name, zone, state, vcpus, memory, origin, creator, started, lease } = guest;
-    write!(out, "{id:>2} {name:<16} {zone:<8} {state:<8} {vcpus:>5} {:>7} {creator:<8} ", memory >> 20)?;
+    // What is too long is cut: the number tells guests apart, and `hv ctl list` has the whole.
+    write!(out, "{id:>2} {name:<16.16} {zone:<8.8} {state:<8} {vcpus:>5} {:>7} {creator:<8} ", memory >> 20)?;
     match origin {
         Some(origin) => origin.iter().take(4).try_for_each(|byte| write!(out, "{byte:02x}"))?,
         None => write!(out, "{:<8}", "-")?,
     }
     match started {
-        Some(at) => write!(out, " {}", Clock(*at))?,
-        None => write!(out, " -")?,
+        Some(at) => write!(out, " {}\r\n", Clock(*at))?,
+        None => write!(out, " -\r\n")?,
     }
     match lease {
-        Some(seconds) => write!(out, ", {seconds} s left\r\n"),
-        None => write!(out, "\r\n"),
+        Some(seconds) => write!(out, "   is stopped {seconds} s after each start\r\n"),
+        None => Ok(()),
     }
 }
 
 fn usage(stats: &Stats, out: &mut impl Write) -> Result<Option<u16>, fmt::Error> {
     for one in &stats.guests.items {
         let (id, name, used, stolen, waiting) = (one.id, &one.name, one.used, one.stolen, one.waiting);
-        write!(out, "{id:>2} {name:<16} {used:>14} {stolen:>13} {waiting:>13} ")?;
-        write!(out, "{:>9} {:>5}\r\n", one.exits, one.memory >> 20)?;
+        write!(out, "{id:>2} {name:<14.14} {used:>14} {stolen:>13} {waiting:>13} ")?;
+        write!(out, "{:>9} {:>7}\r\n", one.exits, one.memory >> 20)?;
     }
     if stats.guests.next.is_none() {
         write!(out, "of {} ticks of all CPUs, {} idle\r\n", stats.total, stats.idle)?;

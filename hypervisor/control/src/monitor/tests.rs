@@ -5,7 +5,7 @@ extern crate std;
 use super::{COMMANDS, Monitor};
 use crate::fake::Fake;
 use crate::screen::COLUMNS;
-use crate::{Ending, EventKind, State};
+use crate::{Ending, EventKind, Name, State};
 use proptest::prelude::{any, prop_assert, proptest};
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -75,7 +75,7 @@ fn what_is_asked_is_told() {
     let list = bench.run("list");
     assert!(list.starts_with("id name") && list.contains("abababab 22:13:20"), "{list}");
     assert!(list.lines().count() == 4 && list.contains(" 2 lab-1            zone     running"), "{list}");
-    assert!(bench.run("stats").contains("3 lab-2                      3000"), "{}", bench.run("stats"));
+    assert!(bench.run("stats").contains("3 lab-2                    3000"), "{}", bench.run("stats"));
     assert!(bench.run("stats lab-1").contains("cpuid                   3 exits"));
     assert_eq!(bench.run("stats nobody"), "there is no such guest: `list` shows them\r\n");
     assert_eq!(bench.run("version"), "Bulkhead 0.1.0 with none on 2 CPUs, 1000 kHz\r\n");
@@ -178,7 +178,16 @@ fn tab_completes_commands_and_names() {
 #[test]
 fn rows_fit_the_screen() {
     let mut bench = Bench::new();
-    for line in ["help", "stats", "top", "log", "memmap", "version", "audit"] {
+    let guest = &mut bench.machine.guests[0].guest;
+    (guest.zone, guest.memory, guest.lease) = (Name::try_from(&*"z".repeat(32)).unwrap(), 1 << 40, Some(86_400));
+    (guest.vcpus, guest.state) = (8, State::Stopping);
+    bench.machine.guests[1].guest.name = Name::try_from(&*"n".repeat(32)).unwrap();
+    let list = bench.run("list");
+    assert!(
+        list.contains("zzzzzzzz stopping     8 1048576 ")
+            && list.contains("\r\n   is stopped 86400 s after each start\r\n")
+    );
+    for line in ["help", "list", "stats", "top", "log", "memmap", "version", "audit"] {
         let answer = bench.run(line);
         assert!(answer.lines().all(|row| row.len() < COLUMNS), "{line}: {answer}");
     }
