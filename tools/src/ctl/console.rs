@@ -48,8 +48,10 @@ pub fn attach(link: &mut Link, guest: &str, from: Option<u64>, form: Form, out: 
     let found = all.iter().find(|one| one.name == guest).or(all.iter().find(|one| number == Some(one.id)));
     let name = found.map_or_else(|| guest.to_owned(), |one| harmless(&one.name));
     console.name.clone_from(&name);
-    // What is wrong is said before the terminal is raw.
-    console.show(out)?;
+    if found.is_none() {
+        // What is wrong is said before the terminal is raw.
+        console.show(out)?;
+    }
     let on_terminal = stdin().is_terminal() && !matches!(console.form, Form::Json);
     let raw = on_terminal.then(terminal::Raw::enter).flatten();
     if raw.is_some() {

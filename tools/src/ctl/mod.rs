@@ -193,6 +193,8 @@ fn key(args: &CtlArgs, line: &Path) -> Outcome<Key> {
 
 fn run(args: &CtlArgs, mut own: Link, out: &mut dyn Write) -> Outcome<u8> {
     let mut show = Show::new(args.json, out);
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    show.columns = size.ok().map(|size| size.ws_col).filter(|columns| *columns != 0);
     let link = &mut own;
     match &args.command {
         Command::Top | Command::Metrics { .. } if args.json => {

@@ -7,9 +7,14 @@ use bulkhead_control::{Event, Exits, Guest, Memory, Moment, Response};
 use serde_json::{Value, json};
 use std::io::Write;
 
+/// Columns of a row of the list.
+const LIST: u16 = 100;
+
 /// Where it goes.
 pub struct Show<'a> {
     json: bool,
+    /// Columns that rows should fit, if there is a terminal.
+    pub columns: Option<u16>,
     /// Standard output.
     pub out: &'a mut dyn Write,
 }
@@ -57,7 +62,7 @@ fn guest(guest: &Guest) -> Value {
 impl<'a> Show<'a> {
     /// To `out`.
     pub fn new(json: bool, out: &'a mut dyn Write) -> Self {
-        Self { json, out }
+        Self { json, columns: None, out }
     }
 
     fn line(&mut self, text: impl std::fmt::Display) -> Outcome<()> {
@@ -98,17 +103,28 @@ impl<'a> Show<'a> {
         if self.json {
             return self.line(Value::from(guests.iter().map(guest).collect::<Vec<_>>()));
         }
+        // Origin and date are left out where they do not fit.
+        let (origins, date) = if self.columns.is_some_and(|columns| columns < LIST) { (0, 11) } else { (12, 0) };
+        let origin_of = |one: &Guest| one.origin.map_or_else(|| "-".to_owned(), |origin| hex(&origin));
+        let cell = |text: &str| if origins == 0 { String::new() } else { format!(" {text:<origins$.origins$}") };
         self.line(format!(
-            "{:>2} {:<16} {:<10} {:<8} {:>5} {:>7} {:<8} {:<12} started",
-            "id", "name", "zone", "state", "vcpus", "MiB", "creator", "origin"
+            "{:>2} {:<16} {:<10} {:<8} {:>5} {:>7} {:<8}{} started",
+            "id",
+            "name",
+            "zone",
+            "state",
+            "vcpus",
+            "MiB",
+            "creator",
+            cell("origin")
         ))?;
         for one in guests {
-            let origin = one.origin.map_or_else(|| "-".to_owned(), |origin| hex(&origin).chars().take(12).collect());
             let started = one.started.map_or_else(|| "-".to_owned(), utc);
+            let started = started.get(date..).unwrap_or(&started);
             let lease = one.lease.map_or_else(String::new, |seconds| format!(", for {seconds} s"));
-            let (id, name, zone) = (one.id, harmless(&one.name), harmless(&one.zone));
+            let (id, name, zone, origin) = (one.id, harmless(&one.name), harmless(&one.zone), cell(&origin_of(one)));
             self.line(format!(
-                "{id:>2} {name:<16} {zone:<10} {:<8} {:>5} {:>7} {:<8} {origin:<12} {started}{lease}",
+                "{id:>2} {name:<16} {zone:<10} {:<8} {:>5} {:>7} {:<8}{origin} {started}{lease}",
                 one.state,
                 one.vcpus,
                 one.memory >> 20,
