@@ -235,7 +235,7 @@ impl Link {
                 match stream(&self.path) {
                     Ok(stream) => (self.stream, self.since) = (Some(stream), Instant::now()),
                     // While it was there before, it may come back.
-                    Err(_) if Instant::now() < deadline && self.path.exists() => {
+                    Err(_) if Instant::now() < deadline && (self.path.exists() || self.was_there()) => {
                         std::thread::sleep(TICK);
                         continue;
                     }
@@ -260,6 +260,11 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Whether a machine has answered before.
+    fn was_there(&self) -> bool {
+        self.boot != Nonce::default()
     }
 
     /// Says once what is waited for, if that takes long.

@@ -391,6 +391,28 @@ impl std::io::Write for Watched<'_> {
 }
 
 #[test]
+fn a_machine_that_was_there_may_come_back() {
+    let bench = Bench::new();
+    let mut link = bench.link();
+    assert!(link.call(&Operation::Version).is_ok());
+    let away = bench.path.with_extension("away");
+    std::fs::rename(&bench.path, &away).unwrap();
+    let (from, to) = (away.clone(), bench.path.clone());
+    let back = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        std::fs::rename(from, to).unwrap();
+    });
+    link.hang_up();
+    assert!(link.call(&Operation::Version).is_ok());
+    back.join().unwrap();
+    // One that never was there is not waited for.
+    std::fs::rename(&bench.path, &away).unwrap();
+    let begun = Instant::now();
+    assert!(bench.link().call(&Operation::Version).is_err() && begun.elapsed() < Duration::from_secs(1));
+    std::fs::remove_file(away).unwrap();
+}
+
+#[test]
 fn what_must_not_be_done_twice_is_not_asked_again() {
     let bench = Bench::new();
     let mut sent = 0;
