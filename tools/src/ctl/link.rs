@@ -219,7 +219,7 @@ impl Link {
 
     fn silent(&self) -> Failure {
         Failure::failed(format!("nobody answers on {}", self.path.display()))
-            .hint("is the machine running, and no other `hv ctl` connected? Is the control line in its manifest?")
+            .hint("is the machine running, and the control line in its manifest?")
     }
 
     /// Opens the line and proves the key, unless that is done.
