@@ -115,7 +115,7 @@ pub struct Guest {
     pub creator: Source,
     /// When it was started last.
     pub started: Option<Moment>,
-    /// Seconds after which it is stopped.
+    /// Seconds until it is stopped; those that each start gives it, if it does not run.
     pub lease: Option<u64>,
 }
 
@@ -144,10 +144,13 @@ pub struct Moment {
 pub struct Stats {
     /// The moment.
     pub at: Moment,
-    /// Ticks of all processors since the guests' time is counted.
+    /// Ticks of all processors since the guests' time is counted: idle, the hypervisor's own, and what guests used. What those
+    /// that there are do not add up to, destroyed ones used.
     pub total: u64,
-    /// Ticks of all processors that no guest had, and nobody used.
+    /// Of it, ticks that no guest had, and nobody used.
     pub idle: u64,
+    /// Of it, ticks that the hypervisor used for no guest.
+    pub own: u64,
     /// The guests.
     pub guests: Page<Usage>,
 }
@@ -227,7 +230,7 @@ pub enum EventKind {
     Paused(Source),
     /// It runs on.
     Resumed(Source),
-    /// It was started anew by an operator.
+    /// It is to be started anew.
     Reset(Source),
     /// It does not run any more.
     Ended(Ending),
@@ -247,6 +250,8 @@ pub enum EventKind {
     Refused(Refused),
     /// The audit found so many violations.
     Audit(u64),
+    /// It is to end at once.
+    Killed(Source),
 }
 
 /// How a guest ended.
@@ -362,6 +367,7 @@ impl fmt::Display for EventKind {
                 "control line: refused frames: {garbled} garbled, {unproved} unproved, {replayed} replayed, {skipped} \
                  out of order"
             ),
+            Self::Killed(by) => write!(f, "killed by {by}"),
             Self::Audit(violations) => write!(f, "audit: {violations} violations"),
         }
     }

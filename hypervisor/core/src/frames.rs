@@ -232,7 +232,7 @@ impl<'a> FrameTable<'a> {
     /// How many frames are owned so that `which` holds.
     #[must_use]
     pub fn count(&self, mut which: impl FnMut(Owner) -> bool) -> u64 {
-        self.runs().filter(|run| which(run.owner)).map(|run| run.count).sum()
+        self.states.iter().map(|state| u64::from(which(state.owner()))).sum()
     }
 
     /// How many frames are nobody's.

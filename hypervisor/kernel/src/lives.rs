@@ -5,7 +5,7 @@ use crate::dispatch::{call, hold, sched_cpu};
 use crate::entries;
 use crate::guest;
 use crate::log;
-use crate::machine::{CPUS, FRAMES, Facts, ONLINE, Order, Slot, State, slot};
+use crate::machine::{CPUS, FRAMES, Facts, ONLINE, Order, Past, Slot, State, slot};
 use crate::operator::moment;
 use crate::start::IDLE_SPACE;
 use crate::task::{self, Task};
@@ -45,7 +45,7 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
         Err(error) => {
             log!("event guest {id} {} ended killed {error}", guest.name);
             dissolve(facts, id, slot);
-            return slot.set_state(State::Failed);
+            return failed(facts, id, slot);
         }
     }
     slot.left.store(u8::try_from(guest.vcpus).unwrap_or(1), Ordering::Relaxed);
@@ -55,7 +55,7 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     slot.started.store(now, Ordering::Relaxed);
     let lease = (guest.lease != 0).then(|| facts.tsc.as_hertz().saturating_mul(guest.lease));
     slot.until.store(lease.map_or(u64::MAX, |lease| now.saturating_add(lease)), Ordering::Relaxed);
-    (*slot.ending.lock(), *slot.spent.lock()) = (Ending::Failed, Usage::ZERO);
+    *slot.ending.lock() = Ending::Failed;
     slot.asked.store(false, Ordering::Relaxed);
     event(facts, id, EventKind::Started(by));
     slot.set_state(State::Alive);
@@ -64,6 +64,12 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
         hold(facts, slot, true);
     }
     call(facts, slot);
+}
+
+/// A guest does not come to life.
+fn failed(facts: &Facts, id: GuestId, slot: &Slot) {
+    slot.set_state(State::Failed);
+    event(facts, id, EventKind::Ended(Ending::Failed));
 }
 
 /// Why a guest does not come to life.
@@ -156,7 +162,6 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     log!("log guest {id} ticks: ran {ran} waited {waiting} slept {blocked}");
     slot.paused.store(false, Ordering::Relaxed);
     let ending = *slot.ending.lock();
-    event(facts, id, EventKind::Ended(ending));
     let well = matches!(ending, Ending::PowerOff | Ending::Reset | Ending::TestExit(0) | Ending::Stopped);
     let restarts = facts.guest(id).map_or(0, |guest| guest.restarts);
     // What an operator, or its lease, has stopped stays so; what was asked to stop, too. The last order counts, whether it has
@@ -164,7 +169,9 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     let asked = slot.asked.load(Ordering::Relaxed) && ending == Ending::PowerOff;
     let order = slot.take_order();
     let stopped = asked || order == Order::Kill || ending == Ending::Stopped;
-    let again = order == Order::Reset || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
+    let reset = order == Order::Reset;
+    let again = reset || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
+    tell(facts, id, EventKind::Ended(ending), again && !reset);
     slot.set_state(match (again, well) {
         (true, _) => State::Remade,
         (false, true) => State::Ended,
@@ -173,18 +180,26 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     again
 }
 
-/// Where the time of all of a guest's vCPUs went, up to now.
-pub fn usage(facts: &Facts, slot: &Slot) -> Usage {
-    let mut sum = *slot.spent.lock();
+/// Where a guest's time went since it was made, up to now; and its exits.
+pub fn usage(facts: &Facts, id: GuestId, slot: &Slot) -> (Usage, u64) {
+    let Past { usage: mut sum, exits, others } = *slot.past.lock();
+    sum += *slot.spent.lock();
+    let mut scheduler = facts.scheduler.lock();
     for task in slot.tasks() {
-        sum += facts.scheduler.lock().usage(task.id(), cpu::tsc()).unwrap_or_default();
+        sum += scheduler.usage(task.id(), cpu::tsc()).unwrap_or_default();
     }
-    sum
+    // What was charged to it is in there as well.
+    sum.ran = scheduler.ran(group(id)).saturating_sub(others);
+    (sum, exits.saturating_add(slot.exits()))
 }
 
 /// Takes all that a guest had back; it has ended, and nobody enters its compartment any more.
 fn destroy(facts: &Facts, id: GuestId) {
     let (Some(slot), Some(guest)) = (slot(id), facts.guest(id)) else { return };
+    let mut past = slot.past.lock();
+    past.exits = past.exits.saturating_add(slot.exits());
+    past.usage += core::mem::take(&mut *slot.spent.lock());
+    drop(past);
     let count = dissolve(facts, id, slot);
     if slot.state() != State::Remade {
         slot.set_state(State::Absent);
@@ -194,16 +209,19 @@ fn destroy(facts: &Facts, id: GuestId) {
         log!("event guest {id} {} destroyed frames={count}", guest.name);
     }
     slot.before.fetch_add(slot.written.load(Ordering::Relaxed), Ordering::Relaxed);
-    for count in [&slot.started, &slot.written, &slot.read, &slot.lost] {
+    for count in [&slot.started, &slot.written, &slot.read, &slot.lost, &slot.memory] {
         count.store(0, Ordering::Relaxed);
     }
 }
 
-/// Makes a guest anew whose state is [`State::Remade`], which nobody else changes.
+/// Makes a guest anew whose state is [`State::Remade`], which nobody else changes. Its lease goes on.
 pub fn remake(facts: &Facts, id: GuestId) {
     let _one = LIVES.lock();
+    let Some(slot) = slot(id) else { return };
+    let until = slot.until.load(Ordering::Relaxed);
     destroy(facts, id);
     create(facts, id, Source::Manifest);
+    slot.until.store(until, Ordering::Relaxed);
 }
 
 /// Makes a guest, or makes it anew, that an operator wants.
@@ -224,7 +242,7 @@ pub fn start(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     // pieces too small.
     let wanted = facts.guest(id).map_or(0, |guest| guest.memory / PAGE_SIZE);
     if FRAMES.get().is_none_or(|frames| frames.lock().free() < wanted) {
-        slot.set_state(State::Failed);
+        failed(facts, id, slot);
         return Err(Refusal::NoRoom);
     }
     create(facts, id, by);
@@ -247,6 +265,7 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     }
     event(facts, id, EventKind::Destroyed(by));
     slot.restarts.store(0, Ordering::Relaxed);
+    *slot.past.lock() = Past { others: facts.scheduler.lock().ran(group(id)), ..Past::NONE };
     let Some(_) = entries::remove(id) else { return Ok(()) };
     slot.before.store(0, Ordering::Relaxed);
     if let (Some((first, count)), Some(frames)) = (entry.frames, FRAMES.get())
@@ -259,13 +278,27 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
 
 /// Writes down what happened.
 pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
+    tell(facts, id, kind, matches!(kind, EventKind::Started(Source::Manifest) | EventKind::Session));
+}
+
+/// Tells of the guests whose events were left out that they were.
+pub fn left_out(facts: &Facts) {
+    let Some(events) = EVENTS.get() else { return };
+    let at = moment(facts, cpu::tsc());
+    for id in core::iter::once(GuestId::IDLE).chain(facts.guests()) {
+        let guest = facts.guest(id);
+        events.lock().tell(at, id.number(), guest.as_ref().map_or("", |guest| &guest.name));
+    }
+}
+
+/// Writes down what happened, unless it is one of `many`: what a guest, or a client, can bring about often is limited.
+fn tell(facts: &Facts, id: GuestId, kind: EventKind, many: bool) {
     let Some(events) = EVENTS.get() else { return };
     let guest = facts.guest(id);
     let name = guest.as_ref().map_or("", |guest| &guest.name);
     let at = moment(facts, cpu::tsc());
     let mut events = events.lock();
-    // What a guest, or a client, can bring about often.
-    if matches!(kind, EventKind::Ended(_) | EventKind::Started(Source::Manifest) | EventKind::Session) {
+    if many {
         events.push_limited(at, id.number(), name, kind);
     } else {
         events.push(at, id.number(), name, kind);
@@ -292,12 +325,12 @@ pub fn minute(facts: &Facts) {
         let usage = scheduler.cpu_usage(sched_cpu(number), now).unwrap_or_default();
         (idle, own) = (idle + usage.idle, own + usage.own);
     }
-    facts.guests().zip(&mut ran).for_each(|(id, ran)| *ran = scheduler.ran(group(id)));
+    (1..).map(GuestId::new).zip(&mut ran).for_each(|(id, ran)| *ran = scheduler.ran(group(id)));
     drop(scheduler);
     let mut log = Log::open();
     let _ = write!(log, "log minute {} ticks: idle {} own {}", told.minutes, idle - told.idle, own - told.own);
-    for ((id, now), before) in facts.guests().zip(ran).zip(told.ran).filter(|((_, now), before)| now != before) {
-        let _ = write!(log, " guest {id} {}", now - before);
+    for (number, (now, before)) in (1..).zip(ran.iter().zip(told.ran)).filter(|(_, (now, before))| *now != before) {
+        let _ = write!(log, " guest {number} {}", now - before);
     }
     let _ = writeln!(log);
     *told = Told { minutes: told.minutes + 1, ran, idle, own };

@@ -177,8 +177,28 @@ pub struct Slot {
     pub lost: AtomicU64,
     /// How it ended, when it has.
     pub ending: Mutex<Ending>,
-    /// Where the time of its vCPUs that have ended went.
+    /// Bytes of memory that are its.
+    pub memory: AtomicU64,
+    /// Where the time of its vCPUs that have ended went, in this life.
     pub spent: Mutex<Usage>,
+    /// What it used in its lives before this one.
+    pub past: Mutex<Past>,
+}
+
+/// What a guest used in lives that are over.
+#[derive(Clone, Copy, Debug)]
+pub struct Past {
+    /// Where its time went.
+    pub usage: Usage,
+    /// Exits.
+    pub exits: u64,
+    /// What those with its number ran before it was made.
+    pub others: u64,
+}
+
+impl Past {
+    /// None.
+    pub const NONE: Self = Self { usage: Usage::ZERO, exits: 0, others: 0 };
 }
 
 /// What an operator wants of a guest.
@@ -225,7 +245,9 @@ impl Slot {
             read: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),
+            memory: AtomicU64::new(0),
             spent: Mutex::new(Usage::ZERO),
+            past: Mutex::new(Past::NONE),
         }
     }
 

@@ -21,6 +21,7 @@ use bulkhead_control::{
 use bulkhead_core::frames::{FrameTable, Owner};
 use bulkhead_hw::cpu;
 use bulkhead_hw::serial::Serial;
+use bulkhead_sched::CpuUsage;
 use bulkhead_types::{Frame, Frequency, GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
 use spin::Mutex;
@@ -87,6 +88,7 @@ impl Operator {
             leases(facts, now);
             self.trace.look(second);
             self.lost.look(facts, now);
+            lives::left_out(facts);
         }
         let mut host = Host(facts, &mut self.upload, &mut self.trace, &mut self.piece);
         if let Some(guest) = console::escaped() {
@@ -216,8 +218,14 @@ impl Host<'_> {
             (Action::Start, true) if state == bulkhead_control::State::Running => return Ok(false),
             (Action::Start, false) => lives::start(facts, id, by)?,
             (Action::Kill | Action::Stop, false) => return Ok(false),
-            (Action::Kill, true) => order(facts, slot, Order::Kill),
-            (Action::Reset, true) => order(facts, slot, Order::Reset),
+            (Action::Kill, true) => {
+                event(EventKind::Killed(by));
+                order(facts, slot, Order::Kill);
+            }
+            (Action::Reset, true) => {
+                event(EventKind::Reset(by));
+                order(facts, slot, Order::Reset);
+            }
             // It would never end.
             (Action::Pause, true) if state == bulkhead_control::State::Stopping => return Err(Refusal::Is(state)),
             (Action::Pause, true) if slot.paused.swap(true, Ordering::Relaxed) => return Ok(false),
@@ -275,6 +283,7 @@ impl Host<'_> {
         // What is none of the manifest's is the guest's own.
         let zone = self.0.manifest.zones.get(usize::from(guest.zone)).map_or(&guest.name, |zone| &zone.name);
         let started = slot.started.load(Ordering::Relaxed);
+        let left = slot.until.load(Ordering::Relaxed).saturating_sub(cpu::tsc()).div_ceil(self.0.tsc.as_hertz());
         Guest {
             id: id.number(),
             name: name(&guest.name),
@@ -285,26 +294,25 @@ impl Host<'_> {
             origin: Some(guest.origin),
             creator: guest.creator,
             started: (started != 0).then(|| moment(self.0, started)),
-            lease: (guest.lease != 0).then_some(guest.lease),
+            lease: (guest.lease != 0).then(|| if slot.is_alive() { left } else { guest.lease }),
         }
     }
 
     fn stats(&self, from: u16) -> Stats {
         let now = cpu::tsc();
-        let guests = self.page(from, |id, slot, guest| {
-            let usage = lives::usage(self.0, slot);
-            let [written, read] = [&slot.written, &slot.read].map(|c| c.load(Ordering::Relaxed));
-            let exits = slot.exits();
-            let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
-            let (id, name, memory) = (id.number(), name(&guest.name), guest.memory);
-            Usage { id, name, used, stolen, waiting, exits, memory, written, read }
-        });
-        let mut stats = Stats { at: moment(self.0, now), total: 0, idle: 0, guests };
+        let mut stats = Stats { at: moment(self.0, now), ..Stats::default() };
         for number in 0..ONLINE.load(Ordering::Relaxed) {
             let usage = self.0.scheduler.lock().cpu_usage(dispatch::sched_cpu(number), now).unwrap_or_default();
-            stats.idle = stats.idle.saturating_add(usage.idle);
-            stats.total = stats.total.saturating_add(usage.ran).saturating_add(usage.idle);
+            let CpuUsage { ran, idle, own } = usage;
+            (stats.total, stats.idle, stats.own) = (stats.total + ran + idle + own, stats.idle + idle, stats.own + own);
         }
+        stats.guests = self.page(from, |id, slot, guest| {
+            let (usage, exits) = lives::usage(self.0, id, slot);
+            let [written, read, memory] =
+                [&slot.written, &slot.read, &slot.memory].map(|count| count.load(Ordering::Relaxed));
+            let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
+            Usage { id: id.number(), name: name(&guest.name), used, stolen, waiting, exits, memory, written, read }
+        });
         stats
     }
 }

@@ -107,6 +107,7 @@ fn text(stats: &AllStats, guests: &[Guest], hertz: u64) -> String {
     for (name, what, ticks) in [
         ("cpu_seconds_total", "Time of all processors.", stats.whole.total),
         ("idle_seconds_total", "Time that no guest had.", stats.whole.idle),
+        ("own_seconds_total", "Time that the hypervisor used for no guest.", stats.whole.own),
     ] {
         head(&mut out, name, what, "counter");
         let _ = writeln!(out, "bulkhead_{name} {}", ticks as f64 / hertz);

@@ -139,7 +139,7 @@ impl<'a> Show<'a> {
         let whole = &stats.whole;
         if self.json {
             return self.line(json!({
-                "at": moment(whole.at), "total": whole.total, "idle": whole.idle, "guests": stats.guests,
+                "at": moment(whole.at), "total": whole.total, "idle": whole.idle, "own": whole.own, "guests": stats.guests,
             }));
         }
         self.line(format!(
@@ -160,7 +160,8 @@ impl<'a> Show<'a> {
                 one.read
             ))?;
         }
-        self.line(format!("of {} ticks of all CPUs, {} idle, at {}", whole.total, whole.idle, utc(whole.at)))
+        let bulkhead_control::Stats { at, total, idle, own, .. } = whole;
+        self.line(format!("of {total} ticks of all CPUs, {idle} idle, {own} the hypervisor's, at {}", utc(*at)))
     }
 
     /// Exits of a guest.

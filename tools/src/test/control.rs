@@ -8,7 +8,7 @@ use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
 use crate::workspace::Workspace;
-use bulkhead_control::{Action, EventKind, Operation, Response, State};
+use bulkhead_control::{Action, Event, EventKind, Operation, Response, State};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -68,10 +68,10 @@ fn command(path: &Path) -> Outcome<()> {
     lie(path)?;
     let mut link = Link::new(path, KEY, patience);
     wait_for(&mut link, "spin", State::Running)?;
-    let told = events(&mut link)?;
-    let refused = |kind: &EventKind| matches!(kind, EventKind::Refused(refused) if refused.garbled > 0);
+    let (told, _) = events(&mut link, 0)?;
+    let refused = |event: &Event| matches!(event.kind, EventKind::Refused(refused) if refused.garbled > 0);
     expect(told.iter().any(refused), "garbage is not told")?;
-    let unproved = |kind: &EventKind| matches!(kind, EventKind::Refused(refused) if refused.unproved > 0);
+    let unproved = |event: &Event| matches!(event.kind, EventKind::Refused(refused) if refused.unproved > 0);
     expect(told.iter().any(unproved), "a wrong key is not told")?;
     pause(&mut link)?;
     let mut free = Vec::new();
@@ -141,16 +141,16 @@ pub fn wait_all(link: &mut Link, count: usize, state: State) -> Outcome<()> {
     Err(Failure::failed(format!("{count} guests did not become {state}")))
 }
 
-/// All events that there are.
-pub fn events(link: &mut Link) -> Outcome<Vec<EventKind>> {
-    let (mut next, mut all) = (0, Vec::new());
+/// All events that there are from number `next` on, and the number of the one that comes next.
+pub fn events(link: &mut Link, mut next: u64) -> Outcome<(Vec<Event>, u64)> {
+    let mut all = Vec::new();
     loop {
         let reply = one(link, &Operation::Events(next), "events")?;
         let Response::Events(events) = reply.response()? else { return Err(Failure::failed("no events")) };
         next = events.first + events.items.len() as u64;
-        all.extend(events.items.iter().map(|event| event.kind));
+        all.extend(events.items);
         if next >= events.end {
-            return Ok(all);
+            return Ok((all, next));
         }
     }
 }

@@ -127,7 +127,8 @@ fn command(line: &Path, packs: &[(String, Vec<u8>)]) -> Outcome<String> {
     expect(created == MAX_GUESTS - 1, "the list does not say where guests are from")?;
     let pack = packs.first().ok_or_else(|| Failure::failed("there is no pack"))?;
     expect(upload(link, &pack.1, "g2").is_err(), "a guest was made of a name that is there")?;
-    let destroyed = events(link)?.iter().filter(|kind| matches!(kind, EventKind::Destroyed(Source::Line))).count();
+    let (told, _) = events(link, 0)?;
+    let destroyed = told.iter().filter(|event| event.kind == EventKind::Destroyed(Source::Line)).count();
     expect(destroyed != 0, "no event tells that guests were destroyed")?;
     let audit = one(link, &Operation::Audit, "audit")?;
     let Response::Audit { tables, violations: 0, .. } = audit.response()? else {

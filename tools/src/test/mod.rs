@@ -3,6 +3,7 @@
 //! Host tests first, then the case table in the emulator, then the boot paths. It ends with a line
 //! `N passed, N failed`.
 
+mod account;
 mod attack;
 mod boots;
 mod budgets;
@@ -126,6 +127,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         many::run(workspace, &builder, args, tally);
         races::run(workspace, &builder, args, tally);
         strangers::run(workspace, &builder, args, tally);
+        account::run(workspace, &builder, args, &machines, tally);
         dumps::run(workspace, &builder, args, tally);
         fault::run(&builder, args, tally);
     }

@@ -184,7 +184,7 @@ fn replay(line: &Path) -> Outcome<()> {
     wait_for(&mut link, "f0", State::Stopped)?;
     act(&mut link, "f0", Action::Start)?;
     wait_for(&mut link, "f0", State::Running)?;
-    let before = events(&mut link)?.len();
+    let (_, before) = events(&mut link, 0)?;
     drop(link);
     let _ = std::fs::remove_file(relay);
     let sent = frames.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -200,8 +200,8 @@ fn replay(line: &Path) -> Outcome<()> {
     send(line, sent.iter().cloned())?;
     let mut link = Link::new(line, KEY, patience);
     wait_for(&mut link, "f0", State::Running)?;
-    let told = events(&mut link)?;
-    let new = told.get(before..).unwrap_or_default();
+    let (told, _) = events(&mut link, before)?;
+    let new: Vec<EventKind> = told.iter().map(|event| event.kind).collect();
     let harmless =
         |kind: &EventKind| matches!(kind, EventKind::Session | EventKind::Refused(_) | EventKind::LeftOut(_));
     expect(new.iter().all(harmless), &format!("frames that came again did something: {new:?}"))?;

@@ -93,7 +93,8 @@ fn usage(stats: &Stats, out: &mut impl Write) -> Result<Option<u16>, fmt::Error>
         write!(out, "{:>9} {:>7}\r\n", one.exits, one.memory >> 20)?;
     }
     if stats.guests.next.is_none() {
-        write!(out, "of {} ticks of all CPUs, {} idle\r\n", stats.total, stats.idle)?;
+        let Stats { total, idle, own, .. } = stats;
+        write!(out, "of {total} ticks of all CPUs, {idle} idle, {own} the hypervisor's\r\n")?;
     }
     Ok(stats.guests.next)
 }

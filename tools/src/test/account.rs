@@ -1,0 +1,143 @@
+//! What the control line says of a machine that runs: where all time went, what happened, and how long a guest has.
+//!
+//! Two processors: the guest that resets itself and the one that goes on are side by side.
+
+use super::TestArgs;
+use super::control::{act, drain, events, expect, wait_for};
+use super::tally::{Tally, Verdict};
+use crate::ctl::{AllStats, Link, Patience, guests, one, stats};
+use crate::emulator::{Kind, Place};
+use crate::failure::{Failure, Outcome};
+use crate::machine::Builder;
+use crate::manifest;
+use crate::workspace::Workspace;
+use bulkhead_control::{Action, Ending, EventKind, Operation, Response, Source, State, Usage};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/lent.toml";
+const KEY: [u8; 32] = *b"a key for who looks at accounts.";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Seconds that the guest is lent, and that its end may take.
+const LEASE: u64 = 3;
+const SLACK: u64 = 2;
+/// Parts of all time that may be lost or counted twice: one in a thousand.
+const PARTS: u64 = 1000;
+
+/// Runs it on each of these machines.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
+    for kind in machines {
+        let name = format!("account, events and lease over the line, on {kind}");
+        if !args.takes(&name) {
+            continue;
+        }
+        let start = Instant::now();
+        let verdict = match verdict(workspace, builder, *kind) {
+            Ok(()) => Verdict::Passed,
+            Err(failure) => Verdict::Failed(failure.to_string()),
+        };
+        tally.note(&name, verdict, start.elapsed());
+    }
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
+    let mut machine = manifest::read(&workspace.path(MACHINE))?;
+    machine.control = Some(KEY);
+    let line = workspace.build("")?.join(format!("account-{kind}-{}", std::process::id()));
+    let place = Place { control: Some((line.clone(), KEY)), cpus: 2, ..Place::of(kind) };
+    let running = builder.start_at(&place, &machine)?;
+    drain(&running)?;
+    let mut link = Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    wait_for(&mut link, "spin", State::Running)?;
+    lease(&mut link)?;
+    account(&mut link)?;
+    // What was left out is told when the guest could bring about as many again.
+    if kind == Kind::Qemu {
+        let end = Instant::now() + PATIENCE;
+        while !events(&mut link, 0)?
+            .0
+            .iter()
+            .any(|event| event.name == "lent" && matches!(event.kind, EventKind::LeftOut(_)))
+        {
+            expect(Instant::now() < end, "the events that were left out are never told")?;
+            thread::sleep(Duration::from_millis(500));
+        }
+    }
+    Ok(())
+}
+
+/// The guest that resets itself is stopped when its lease is over, however often it was made anew, and that is told.
+fn lease(link: &mut Link) -> Outcome<()> {
+    let left = guests(link)?.iter().find(|guest| guest.name == "lent").and_then(|guest| guest.lease);
+    expect(left.is_some_and(|left| left <= LEASE), &format!("of {LEASE} seconds {left:?} are left"))?;
+    wait_for(link, "lent", State::Stopped)?;
+    let version = one(link, &Operation::Version, "version")?;
+    let Response::Version { hertz, .. } = version.response()? else {
+        return Err(Failure::failed("no version"));
+    };
+    let (mut all, _) = events(link, 0)?;
+    all.retain(|event| event.name == "lent");
+    let at = |wanted: EventKind| all.iter().find(|event| event.kind == wanted).map(|event| event.at.ticks);
+    let (Some(started), Some(over)) = (at(EventKind::Started(Source::Manifest)), at(EventKind::LeaseOver)) else {
+        return Err(Failure::failed(format!("the end of a lease is not told: {all:?}")));
+    };
+    let took = over.saturating_sub(started);
+    let right = (LEASE * hertz..(LEASE + SLACK) * hertz).contains(&took);
+    expect(right, &format!("a lease of {LEASE} seconds took {took} ticks of {hertz} a second"))?;
+    let last = all.iter().rev().find(|event| matches!(event.kind, EventKind::Ended(_)));
+    expect(last.is_some_and(|event| event.at.ticks >= over), &format!("its last end is not told: {all:?}"))
+}
+
+/// All time adds up, whoever was ended, started anew or destroyed; and each of these is told, with who wanted it.
+fn account(link: &mut Link) -> Outcome<()> {
+    let before = checked(link, 0)?;
+    for action in [Action::Kill, Action::Start, Action::Reset] {
+        act(link, "spin", action)?;
+        wait_for(link, "spin", if action == Action::Kill { State::Stopped } else { State::Running })?;
+    }
+    thread::sleep(Duration::from_millis(500));
+    let after = checked(link, 0)?;
+    let grew = before.used < after.used && before.exits < after.exits && before.waiting <= after.waiting;
+    expect(
+        grew && after.memory > 16 << 20,
+        &format!("a guest's numbers since it was made: {before:?}, then {after:?}"),
+    )?;
+    act(link, "spin", Action::Kill)?;
+    wait_for(link, "spin", State::Stopped)?;
+    let last = checked(link, 0)?;
+    act(link, "spin", Action::Destroy)?;
+    act(link, "spin", Action::Start)?;
+    wait_for(link, "spin", State::Running)?;
+    let new = checked(link, last.used)?;
+    expect(new.used < last.used, &format!("a destroyed guest's {} ticks are another's {}", last.used, new.used))?;
+    let kinds: Vec<_> =
+        events(link, 0)?.0.iter().filter(|event| event.name == "spin").map(|event| event.kind).collect();
+    let by = Source::Line;
+    let wanted = [
+        EventKind::Started(Source::Manifest),
+        EventKind::Killed(by),
+        EventKind::Ended(Ending::Stopped),
+        EventKind::Started(by),
+        EventKind::Reset(by),
+        EventKind::Ended(Ending::Stopped),
+        EventKind::Started(Source::Manifest),
+        EventKind::Killed(by),
+        EventKind::Ended(Ending::Stopped),
+        EventKind::Destroyed(by),
+        EventKind::Started(by),
+    ];
+    expect(kinds == wanted, &format!("what happened to the guest, as it is told: {kinds:?}"))
+}
+
+/// What `spin` used. All time is idle, the hypervisor's own, or what guests used, `gone` ticks of it destroyed ones.
+fn checked(link: &mut Link, gone: u64) -> Outcome<Usage> {
+    let AllStats { whole, guests } = stats(link)?;
+    let used: u64 = guests.iter().map(|guest| guest.used).sum();
+    let sum = used + gone + whole.idle + whole.own;
+    let off = sum.abs_diff(whole.total);
+    expect(
+        off * PARTS <= whole.total,
+        &format!("{used} + {gone} ticks used, {} idle, {} own, of {}", whole.idle, whole.own, whole.total),
+    )?;
+    guests.into_iter().find(|guest| guest.name == "spin").ok_or_else(|| Failure::failed("no spin"))
+}
