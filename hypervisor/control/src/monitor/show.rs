@@ -1,6 +1,6 @@
 //! What comes of an operation, as text on a terminal. Lines end in CR LF.
 
-use crate::{Event, Exits, Guest, Memory, Moment, Page, Response, Stats};
+use crate::{Event, Exits, Guest, Memory, Moment, Page, Response, State, Stats};
 use core::fmt::{self, Write};
 
 /// Hours, minutes, seconds of the day in UTC.
@@ -81,6 +81,9 @@ fn guest(guest: &Guest, out: &mut impl Write) -> fmt::Result {
         None => write!(out, " -\r\n")?,
     }
     match lease {
+        Some(seconds) if !matches!(state, State::Stopped | State::Failed) => {
+            write!(out, "   is stopped in {seconds} s\r\n")
+        }
         Some(seconds) => write!(out, "   is stopped {seconds} s after each start\r\n"),
         None => Ok(()),
     }
