@@ -26,6 +26,7 @@ pub(crate) use state::Mark;
 pub use state::{FrameState, Owner, Part, Use};
 pub use token::{Clean, Frames, Image, Kind, Ram, Scrubbed, State, Tables};
 
+use bulkhead_types::manifest::MAX_GUESTS;
 use bulkhead_types::{Frame, GuestId};
 use core::fmt;
 
@@ -77,6 +78,8 @@ pub struct FrameTable<'a> {
     states: &'a mut [FrameState],
     /// Where the next search begins: just behind the last allocation.
     next: usize,
+    /// How many frames each guest owns, by its number.
+    owned: [u64; MAX_GUESTS + 1],
 }
 
 impl<'a> FrameTable<'a> {
@@ -85,7 +88,7 @@ impl<'a> FrameTable<'a> {
     #[must_use]
     pub fn new(states: &'a mut [FrameState]) -> Self {
         states.fill(FrameState::new(Owner::Absent, true));
-        Self { states, next: 0 }
+        Self { states, next: 0, owned: [0; _] }
     }
 
     /// Frames in the table.
@@ -142,6 +145,7 @@ impl<'a> FrameTable<'a> {
             *state = FrameState::new(Owner::Guest(guest, K::USE), state.is_dirty());
         }
         self.next = start.saturating_add(wanted);
+        self.tally(guest, |owned| owned.saturating_add(count));
         Ok(Frames::new(guest, Frame::new(start.try_into().map_err(|_| failed)?), count))
     }
 
@@ -167,6 +171,7 @@ impl<'a> FrameTable<'a> {
     pub fn adopt(&mut self, start: Frame, count: u64, guest: GuestId) -> Result<Frames<Image>, FrameError> {
         let boot = Owner::Hypervisor(Part::Boot);
         self.hand_over(start, count, boot, |_| FrameState::new(Owner::Guest(guest, Use::Image), false))?;
+        self.tally(guest, |owned| owned.saturating_add(count));
         Ok(Frames::new(guest, start, count))
     }
 
@@ -176,7 +181,9 @@ impl<'a> FrameTable<'a> {
     /// [`FrameError::Owned`] if the table does not agree with the token; the frames stay as they are, and are lost.
     pub fn release<K: Kind>(&mut self, frames: Frames<K>) -> Result<(), FrameError> {
         let owner = Owner::Guest(frames.owner(), K::USE);
-        self.hand_over(frames.start(), frames.count(), owner, |_| FrameState::new(Owner::Free, true))
+        self.hand_over(frames.start(), frames.count(), owner, |_| FrameState::new(Owner::Free, true))?;
+        self.tally(frames.owner(), |owned| owned.saturating_sub(frames.count()));
+        Ok(())
     }
 
     /// Takes back all that `guest` has; how many frames that is. Nobody is in its compartment, nor will be, and the tokens of
@@ -193,6 +200,7 @@ impl<'a> FrameTable<'a> {
             *state = FrameState::new(owner, true);
             count += 1;
         }
+        self.tally(guest, |owned| owned.saturating_sub(count));
         count
     }
 
@@ -206,6 +214,8 @@ impl<'a> FrameTable<'a> {
         let owner = Owner::Guest(GuestId::IDLE, K::USE);
         let state = |old: &FrameState| FrameState::new(Owner::Guest(to, K::USE), old.is_dirty());
         self.hand_over(start, count, owner, state)?;
+        self.tally(GuestId::IDLE, |owned| owned.saturating_sub(count));
+        self.tally(to, |owned| owned.saturating_add(count));
         Ok(Frames::new(to, start, count))
     }
 
@@ -232,7 +242,19 @@ impl<'a> FrameTable<'a> {
     /// How many frames are owned so that `which` holds.
     #[must_use]
     pub fn count(&self, mut which: impl FnMut(Owner) -> bool) -> u64 {
-        self.states.iter().map(|state| u64::from(which(state.owner()))).sum()
+        self.runs().filter(|run| which(run.owner)).map(|run| run.count).sum()
+    }
+
+    /// How many frames a guest owns.
+    #[must_use]
+    pub fn owned(&self, guest: GuestId) -> u64 {
+        self.owned.get(usize::from(guest.number())).copied().unwrap_or(0)
+    }
+
+    fn tally(&mut self, guest: GuestId, change: impl FnOnce(u64) -> u64) {
+        if let Some(owned) = self.owned.get_mut(usize::from(guest.number())) {
+            *owned = change(*owned);
+        }
     }
 
     /// How many frames are nobody's.

@@ -209,7 +209,7 @@ fn destroy(facts: &Facts, id: GuestId) {
         log!("event guest {id} {} destroyed frames={count}", guest.name);
     }
     slot.before.fetch_add(slot.written.load(Ordering::Relaxed), Ordering::Relaxed);
-    for count in [&slot.started, &slot.written, &slot.read, &slot.lost, &slot.memory] {
+    for count in [&slot.started, &slot.written, &slot.read, &slot.lost] {
         count.store(0, Ordering::Relaxed);
     }
 }

@@ -177,8 +177,6 @@ pub struct Slot {
     pub lost: AtomicU64,
     /// How it ended, when it has.
     pub ending: Mutex<Ending>,
-    /// Bytes of memory that are its.
-    pub memory: AtomicU64,
     /// Where the time of its vCPUs that have ended went, in this life.
     pub spent: Mutex<Usage>,
     /// What it used in its lives before this one.
@@ -245,7 +243,6 @@ impl Slot {
             read: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),
-            memory: AtomicU64::new(0),
             spent: Mutex::new(Usage::ZERO),
             past: Mutex::new(Past::NONE),
         }

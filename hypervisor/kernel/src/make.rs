@@ -5,7 +5,7 @@ use crate::console::GuestConsole;
 use crate::guest::{Common, Console, Cpu, Me, Served};
 use crate::machine::{Asking, FRAMES};
 use bulkhead_arch::{Gpr, SegmentName};
-use bulkhead_core::frames::{FrameTable, Owner};
+use bulkhead_core::frames::FrameTable;
 use bulkhead_core::load::{self, InitialState, LoadModule};
 use bulkhead_core::{BackendError, Guest, Limits, Register, Vcpu, VirtualCpu};
 use bulkhead_devices::layout::RSDP;
@@ -17,7 +17,7 @@ use bulkhead_hw::xstate::ExtendedState;
 use bulkhead_types::manifest;
 use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
 use core::fmt;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::AtomicU8;
 use spin::Mutex;
 
 /// Why a guest could not be started.
@@ -119,8 +119,6 @@ pub fn vcpu<'c, B: Backend>(
     let mut frames = FRAMES.get().ok_or(NO_FRAMES)?.lock();
     let tag = me.task.id().0.wrapping_add(1);
     let mut vcpu = B::vcpu(me.facts, tag, &mut compartment, &mut frames, served.memory)?;
-    let count = frames.count(|owner| matches!(owner, Owner::Guest(of, _) if of == me.id));
-    me.slot.memory.store(count * PAGE_SIZE, Ordering::Relaxed);
     drop((compartment, frames));
     if let Err(error) = state.map_or(Ok(()), |state| set_registers(&mut vcpu, state)) {
         // Its control structure may not stay the processor's.

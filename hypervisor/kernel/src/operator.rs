@@ -308,8 +308,8 @@ impl Host<'_> {
         }
         stats.guests = self.page(from, |id, slot, guest| {
             let (usage, exits) = lives::usage(self.0, id, slot);
-            let [written, read, memory] =
-                [&slot.written, &slot.read, &slot.memory].map(|count| count.load(Ordering::Relaxed));
+            let [written, read] = [&slot.written, &slot.read].map(|count| count.load(Ordering::Relaxed));
+            let memory = FRAMES.get().map_or(0, |frames| frames.lock().owned(id) * PAGE_SIZE);
             let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
             Usage { id: id.number(), name: name(&guest.name), used, stolen, waiting, exits, memory, written, read }
         });

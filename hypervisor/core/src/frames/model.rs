@@ -165,7 +165,7 @@ impl Machine {
     /// Does this to the real table, and takes over what it says afterwards; whatever is the hypervisor's becomes `part`.
     fn table<R>(&mut self, number: usize, part: Holder, act: impl FnOnce(&mut FrameTable<'_>) -> R) -> R {
         let mut states = self.pages.map(|page| FrameState::new(page.holder.owner(), page.dirty));
-        let mut table = FrameTable { states: &mut states, next: self.next };
+        let mut table = FrameTable { states: &mut states, next: self.next, owned: [0; _] };
         let result = act(&mut table);
         self.next = table.next;
         for (index, page) in self.pages.iter_mut().enumerate() {

@@ -160,6 +160,7 @@ fn only_the_idle_compartment_gives_frames_away_as_they_are() {
     assert!(table.is_dirty(start.add(3)), "giving away does not clean");
     assert_eq!(table.transfer(theirs, TWO), Err(FrameError::Owned { frame: start, owner }));
     assert_eq!(table.owner(start), owner);
+    assert_eq!([GuestId::IDLE, ONE, TWO].map(|guest| table.owned(guest)), [0, 4, 0]);
 }
 
 #[test]
@@ -271,6 +272,7 @@ proptest! {
                 Step::Release(_) => {}
             }
             prop_assert_eq!(table.count(|owner| owner == Owner::Free), free.len() as u64);
+            prop_assert_eq!(table.owned(ONE), held.iter().map(Frames::count).sum::<u64>());
             prop_assert_eq!(table.runs().map(|run| run.count).sum::<u64>(), 256);
         }
     }
@@ -293,7 +295,9 @@ fn what_a_guest_had_is_reclaimed_whole_and_nothing_else() {
     let state: Frames<State> = table.allocate(ONE, 2, 1).unwrap();
     let idle: Frames<Tables> = table.allocate(GuestId::IDLE, 2, 1).unwrap();
     assert_eq!(table.reclaim(GuestId::IDLE), 0, "the hypervisor's own stay");
+    assert_eq!([GuestId::IDLE, ONE, TWO].map(|guest| table.owned(guest)), [2, 4 + 5 + 2, 3]);
     assert_eq!(table.reclaim(ONE), 4 + 5 + 2);
+    assert_eq!([GuestId::IDLE, ONE, TWO].map(|guest| table.owned(guest)), [2, 0, 3]);
     for (frames, owner) in [
         ((image.start(), 4), Owner::Hypervisor(Part::Boot)),
         ((ram.start(), 5), Owner::Free),
