@@ -49,6 +49,11 @@ pub struct Mux {
 }
 
 impl Mux {
+    /// Forgets which channel the other end listens on: it may have chosen another one itself.
+    pub const fn forget(&mut self) {
+        self.channel = None;
+    }
+
     /// The bytes to send so that `bytes` arrive on `channel`.
     pub fn frame(&mut self, channel: u8, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len() + 2);
@@ -66,6 +71,9 @@ impl Mux {
     }
 }
 
+/// Longest line in bytes; a longer one comes in pieces.
+const LONGEST: usize = 4096;
+
 /// Gathers bytes into lines, without their line ends.
 #[derive(Debug, Default)]
 pub struct Lines {
@@ -76,12 +84,13 @@ impl Lines {
     /// Hands each line that `bytes` complete to `sink`.
     pub fn push(&mut self, bytes: &[u8], mut sink: impl FnMut(&str)) {
         for &byte in bytes {
-            if byte == b'\n' {
+            if byte != b'\n' {
+                self.partial.push(byte);
+            }
+            if byte == b'\n' || self.partial.len() == LONGEST {
                 let line = String::from_utf8_lossy(&self.partial);
                 sink(line.trim_end_matches('\r'));
                 self.partial.clear();
-            } else {
-                self.partial.push(byte);
             }
         }
     }
@@ -126,6 +135,8 @@ mod tests {
         stream.extend(mux.frame(3, b"c"));
         stream.extend(mux.frame(0, b"\x10"));
         assert_eq!(apart(&[&stream]), vec![(3, b"a\x10bc".to_vec()), (0, b"\x10".to_vec())]);
+        mux.forget();
+        assert_eq!(mux.frame(0, b"a"), b"\x10\x40a");
     }
 
     #[test]
@@ -137,5 +148,7 @@ mod tests {
         }
         assert_eq!(seen, ["a", "bb", ""]);
         assert_eq!(lines.partial(), b"rest");
+        lines.push(&vec![b'x'; 3 * super::LONGEST], |line| seen.push(line.to_owned()));
+        assert_eq!((seen.len(), seen[3].len(), lines.partial().len()), (6, super::LONGEST, 4));
     }
 }

@@ -56,6 +56,11 @@ pub struct Wire {
 }
 
 impl Wire {
+    /// Says again which console what is sent next is for: the machine may have chosen another one itself.
+    pub const fn forget(&mut self) {
+        self.mux.forget();
+    }
+
     /// Sends `bytes` to the console of `guest`.
     pub fn send(&mut self, guest: u8, bytes: &[u8]) {
         let framed = self.mux.frame(guest, bytes);

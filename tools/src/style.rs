@@ -37,11 +37,19 @@ pub fn harmless(text: &str) -> String {
             '\t' => out.push(char),
             '\x1b' if rest.next_if_eq(&'[').is_some() => skip_sequence(&mut rest),
             '\u{9b}' => skip_sequence(&mut rest),
-            _ if char.is_control() => {}
+            _ if char.is_control() || is_format(char) => {}
             _ => out.push(char),
         }
     }
     out
+}
+
+/// Whether it is one of the characters that change how others look, or where: of no width, of another direction, tags
+/// (Unicode's category Cf).
+fn is_format(char: char) -> bool {
+    matches!(char,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Parameter and intermediate bytes, then the final one.
@@ -61,6 +69,7 @@ mod tests {
             ("\x1b[2J\x1b[01;01Hhv: all is well", "hv: all is well"),
             ("a\rb\x07\x08\x7fc\u{9b}31md\u{85}", "abcd"),
             ("\x1b[", ""),
+            ("\u{202e}lla\u{200b} si\u{feff} well\u{2029}", "lla si well"),
             ("\x1b]0;title\x07", "]0;title"),
         ] {
             assert_eq!(harmless(text), shown, "{text:?}");

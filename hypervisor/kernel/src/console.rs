@@ -11,11 +11,12 @@
 //!
 //! In [`ConsoleMode::Framed`] the byte 0x10 followed by 0x40 + N says that what follows belongs to channel N (0 the
 //! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
-//! [`ConsoleMode::Lines`] each guest's lines are printed whole, with its name in front, and input goes to guest 1.
+//! [`ConsoleMode::Lines`] each guest's rows are printed whole, with its name in front ([`Rows`]), and input goes to guest 1.
 
 use bulkhead_control::Name;
 use bulkhead_control::monitor::ESCAPE;
 use bulkhead_control::output::Output;
+use bulkhead_control::screen::Rows;
 use bulkhead_hw::cpu;
 use bulkhead_hw::serial::Serial;
 use bulkhead_types::manifest::ConsoleMode;
@@ -26,8 +27,6 @@ use spin::{Mutex, MutexGuard};
 
 const SWITCH: u8 = 0x10;
 const CHANNEL_BASE: u8 = 0x40;
-/// Longest line that is printed whole in line mode.
-const LINE: usize = 200;
 /// Bytes of a guest that can wait for the line.
 const BACKLOG: u64 = 1024;
 /// Longest that a guest sends at a time, unless it is a line, in parts of a second.
@@ -161,8 +160,8 @@ pub struct GuestConsole {
     output: Output,
     /// Offset of the first byte that was not sent.
     sent: u64,
-    line: [u8; LINE],
-    length: usize,
+    /// In line mode.
+    rows: Rows,
     tsc: Frequency,
     /// Count of the time-stamp counter before which it leaves the line to others.
     rest: u64,
@@ -174,8 +173,8 @@ impl GuestConsole {
     /// The console of the guest with this number and name, on a machine with this time-stamp counter.
     pub fn new(id: GuestId, name: &str, tsc: Frequency) -> Self {
         let name = Name::try_from(name).unwrap_or_default();
-        let (channel, output, line) = (id.number(), Output::new(), [0; LINE]);
-        Self { channel, name, output, sent: 0, line, length: 0, tsc, rest: 0, kept_off: false }
+        let (channel, output, rows) = (id.number(), Output::new(), Rows::new());
+        Self { channel, name, output, sent: 0, rows, tsc, rest: 0, kept_off: false }
     }
 
     /// Takes a byte of the guest's output. `false`: so much waits already that it has to wait, too.
@@ -229,7 +228,8 @@ impl GuestConsole {
 
     /// Ends the line of a guest that has ended.
     pub fn finish(&mut self) {
-        self.end_line(&take_line());
+        let sender = take_line();
+        self.rows.end(&self.name, &mut print(self.channel, &sender));
     }
 
     fn send_piece(&mut self, piece: u64, sender: &MutexGuard<'static, ()>) {
@@ -248,43 +248,23 @@ impl GuestConsole {
 
     fn send(&mut self, byte: u8, sender: &MutexGuard<'static, ()>) {
         if FRAMED.load(Ordering::Relaxed) {
-            return send(self.channel, byte);
+            send(self.channel, byte);
+        } else {
+            self.rows.push(byte, &self.name, false, &mut print(self.channel, sender));
         }
-        match byte {
-            b'\n' => self.end_line(sender),
-            b'\r' => {}
-            // What could move the cursor or ring a bell could imitate another's line. So could the second half of ISO 8859,
-            // whose first 32 characters are controls too.
-            b'\t' | b' '..=b'~' => self.keep(byte, sender),
-            _ => self.keep(b'?', sender),
-        }
-    }
-
-    fn keep(&mut self, byte: u8, sender: &MutexGuard<'static, ()>) {
-        if let Some(slot) = self.line.get_mut(self.length) {
-            *slot = byte;
-            self.length += 1;
-        }
-        if self.length == LINE {
-            self.end_line(sender);
-        }
-    }
-
-    /// Prints what there is of a line, in one piece.
-    fn end_line(&mut self, _sender: &MutexGuard<'static, ()>) {
-        if self.length == 0 {
-            return;
-        }
-        hide_prompt();
-        let prefix = ["[", &self.name, "] "].into_iter().flat_map(str::bytes);
-        let line = self.line.into_iter().take(self.length);
-        prefix.chain(line).chain(*b"\r\n").for_each(|byte| send(self.channel, byte));
-        self.length = 0;
     }
 
     /// A byte that has come in for this guest. A switch to another channel on the way is obeyed.
     pub fn receive(&self) -> Option<u8> {
         receive(self.channel)
+    }
+}
+
+/// Prints a guest's rows where the monitor's prompt may be.
+fn print(channel: u16, _sender: &MutexGuard<'static, ()>) -> impl FnMut(u8) {
+    move |byte| {
+        hide_prompt();
+        send(channel, byte);
     }
 }
 

@@ -1,9 +1,10 @@
 //! A terminal on the guests' consoles: one in front, the others' lines in between with their names.
 
-use crate::frames::Lines;
+use super::guests::Guests;
 use crate::session::{View, Wire};
 use crate::style;
-use std::io::{Write as _, stdout};
+use bulkhead_control::screen::Rows;
+use std::io::{Stdout, Write, stdout};
 use std::ops::ControlFlow;
 
 /// Ctrl-], which begins a command to us.
@@ -15,32 +16,41 @@ const HELP: &str =
 const MONITOR: u8 = 0;
 /// Clears the monitor's line.
 const CTRL_U: u8 = 0x15;
+/// Most bytes of the row that the monitor is writing.
+const ROW: usize = 1024;
 
 /// The terminal, in raw mode.
-pub struct Interactive {
-    names: Vec<String>,
+pub struct Interactive<W> {
+    out: W,
+    guests: Guests,
     front: u8,
     escaped: bool,
-    lines: Vec<Lines>,
-    /// What the front guest has written of its current line.
+    /// What stands in the row where the cursor is: of the front guest's line, or of the monitor's.
     current: Vec<u8>,
 }
 
-impl Interactive {
+impl Interactive<Stdout> {
     /// For guests of these names; the first is in front.
     pub fn new(names: Vec<String>) -> Self {
-        let lines = names.iter().map(|_| Lines::default()).collect();
-        let new = Self { names, front: 1, escaped: false, lines, current: Vec::new() };
         eprint!("{}\r\n", style::dim(HELP));
-        new
+        Self::on(stdout(), names)
+    }
+}
+
+impl<W: Write> Interactive<W> {
+    fn on(out: W, names: Vec<String>) -> Self {
+        Self { out, guests: Guests::new(names), front: 1, escaped: false, current: Vec::new() }
     }
 
-    /// Shows a whole line above the one that the front guest is writing.
-    fn insert(&self, text: &str) {
-        let mut out = stdout().lock();
-        let _ = write!(out, "\r\x1b[K{text}\r\n");
-        let _ = out.write_all(&self.current);
-        let _ = out.flush();
+    fn write(&mut self, bytes: &[u8]) {
+        // Nobody is there to be told that the terminal has gone.
+        let _ = self.out.write_all(bytes).and_then(|()| self.out.flush());
+    }
+
+    /// Shows a whole line above the one that is being written.
+    fn insert(&mut self, text: &str) {
+        let line = [format!("\r\x1b[K{text}\r\n").as_bytes(), &self.current].concat();
+        self.write(&line);
     }
 
     fn command(&mut self, key: u8, wire: &mut Wire) -> ControlFlow<()> {
@@ -49,73 +59,79 @@ impl Interactive {
             ESCAPE => wire.send(self.front, &[ESCAPE]),
             b'1'..=b'9' => self.bring(key - b'0'),
             b'm' => {
+                self.current.clear();
                 self.insert(&style::dim("--- monitor ---"));
                 self.front = MONITOR;
-                self.current.clear();
+                // The monitor's own `console` may have left it.
+                wire.forget();
                 // It shows its prompt anew.
                 wire.send(MONITOR, &[CTRL_U]);
             }
             _ => {
-                let guests: Vec<String> =
-                    self.names.iter().enumerate().map(|(i, name)| format!("{} {name}", i + 1)).collect();
-                self.insert(&style::dim(&format!("{HELP}. Guests: {}.", guests.join(", "))));
+                let guests = self.guests.list();
+                self.insert(&style::dim(&format!("{HELP}. Guests: {guests}.")));
             }
         }
         ControlFlow::Continue(())
     }
 
-    fn bring(&mut self, guest: u8) {
-        let index = usize::from(guest).saturating_sub(1);
-        let Some(name) = self.names.get(index) else {
-            self.insert(&style::dim(&format!("there is no guest {guest}")));
+    fn bring(&mut self, number: u8) {
+        let Some(guest) = self.guests.get(number) else {
+            self.insert(&style::dim(&format!("there is no guest {number}")));
             return;
         };
-        let line = style::dim(&format!("--- {name} ---"));
+        guest.rows = Rows::new();
+        let (name, partial) = (style::harmless(&guest.name), guest.lines.partial().to_vec());
         self.current.clear();
-        self.insert(&line);
-        self.front = guest;
-        self.current = self.lines.get(index).map(|l| l.partial().to_vec()).unwrap_or_default();
-        let mut out = stdout().lock();
-        let _ = out.write_all(&self.current);
-        let _ = out.flush();
+        self.insert(&style::dim(&format!("--- {name} ---")));
+        self.front = number;
+        self.write(&partial);
+        self.current = partial;
     }
 }
 
-impl View for Interactive {
-    fn console(&mut self, guest: u8, bytes: &[u8], _wire: &mut Wire) {
-        let Some(index) = usize::from(guest).checked_sub(1) else { return };
-        let mut whole = Vec::new();
-        if let Some(lines) = self.lines.get_mut(index) {
-            lines.push(bytes, |line| whole.push(line.to_owned()));
-            if guest == self.front {
-                self.current = lines.partial().to_vec();
-            }
-        }
-        if guest == self.front {
-            let mut out = stdout().lock();
-            let _ = out.write_all(bytes);
-            let _ = out.flush();
+impl<W: Write> View for Interactive<W> {
+    fn console(&mut self, number: u8, bytes: &[u8], _wire: &mut Wire) {
+        let guest = self.guests.at(number);
+        guest.lines.push(bytes, |_| {});
+        if number == self.front {
+            self.current = guest.lines.partial().to_vec();
+            self.write(bytes);
             return;
         }
-        let name = self.names.get(index).map_or("?", String::as_str);
-        for line in whole {
-            self.insert(&format!("{} {}", style::hint(&format!("[{name}]")), style::harmless(&line)));
+        let mut whole = Vec::new();
+        bytes.iter().for_each(|byte| guest.rows.push(*byte, &guest.name, false, &mut |byte| whole.push(byte)));
+        let name = format!("[{}]", guest.name);
+        for row in String::from_utf8_lossy(&whole).split_terminator("\r\n") {
+            let text = row.strip_prefix(&name).unwrap_or_default();
+            self.insert(&format!("{}{text}", style::hint(&name)));
         }
     }
 
     fn monitor(&mut self, bytes: &[u8]) {
-        if self.front == MONITOR {
-            let mut out = stdout().lock();
-            let _ = out.write_all(bytes);
-            let _ = out.flush();
+        if self.front != MONITOR {
+            return;
         }
+        for &byte in bytes {
+            if matches!(byte, b'\r' | b'\n') || self.current.len() == ROW {
+                self.current.clear();
+            }
+            if byte != b'\n' {
+                self.current.push(byte);
+            }
+        }
+        self.write(bytes);
     }
 
     fn log(&mut self, line: &str) {
-        if self.front == MONITOR {
-            return;
+        self.guests.hear(line);
+        let console = line.strip_prefix("console of guest ").and_then(|rest| rest.split_once(' '));
+        if let Some(number) = console.and_then(|(number, _)| number.parse().ok()) {
+            self.guests.at(number);
+            self.bring(number);
+        } else if self.front != MONITOR {
+            self.insert(&style::dim(&style::harmless(line)));
         }
-        self.insert(&style::dim(&style::harmless(line)));
     }
 
     fn keys(&mut self, bytes: &[u8], wire: &mut Wire) -> ControlFlow<()> {
@@ -134,5 +150,64 @@ impl View for Interactive {
             wire.send(self.front, &typed);
         }
         ControlFlow::Continue(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Interactive;
+    use crate::session::{View as _, Wire};
+
+    /// What is shown of what these do, with colours left out.
+    fn shown(f: impl FnOnce(&mut Interactive<&mut Vec<u8>>, &mut Wire)) -> String {
+        let mut out = Vec::new();
+        let names = ["one", "two"].map(str::to_owned).into();
+        f(&mut Interactive::on(&mut out, names), &mut Wire::default());
+        String::from_utf8(out).unwrap().replace("\x1b[1;36m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
+    }
+
+    #[test]
+    fn lines_of_others_come_above_what_is_written() {
+        let text = shown(|view, wire| {
+            view.console(1, b"login: ", wire);
+            view.console(2, b"hel", wire);
+            view.console(2, b"lo\n", wire);
+        });
+        assert_eq!(text, "login: \r\x1b[K[two] hello\r\nlogin: ");
+        let text = shown(|view, wire| {
+            let _ = view.keys(b"\x1dm", wire);
+            view.monitor(b"\rbulkhead> \x1b[K");
+            view.monitor(b"li");
+            view.console(1, b"hello\n", wire);
+            view.monitor(b"st\r\nid name\r\n\rbulkhead> \x1b[K");
+            view.console(1, b"again\n", wire);
+        });
+        let prompt = "\rbulkhead> \x1b[K";
+        assert!(text.contains(&format!("\x1b[K[one] hello\r\n{prompt}list\r\n")), "{text:?}");
+        assert!(text.ends_with(&format!("{prompt}\r\x1b[K[one] again\r\n{prompt}")), "{text:?}");
+    }
+
+    #[test]
+    fn each_row_of_a_guest_behind_has_its_name_and_fits() {
+        let text = shown(|view, wire| {
+            let lie = [&[b' '; 74][..], b"event guest 1 one ended power-off\n"].concat();
+            view.console(2, &lie, wire);
+            view.console(2, "\u{202e}\x1b[2Jhv: all\x07\n".as_bytes(), wire);
+        });
+        let rows: Vec<&str> = text.split("\r\n").map(|row| row.trim_start_matches("\r\x1b[K")).collect();
+        assert!(rows.iter().all(|row| row.is_empty() || row.starts_with("[two] ") && row.len() < 80), "{rows:?}");
+        assert_eq!(rows[2], "[two] ???hv: all");
+    }
+
+    #[test]
+    fn a_guest_that_was_made_since_has_a_console_and_a_name() {
+        let text = shown(|view, wire| {
+            view.log("event guest 3 late started");
+            view.console(3, b"here\nI am", wire);
+            view.log("console of guest 3 late; Ctrl-] m comes back");
+            view.console(3, b" now\n", wire);
+        });
+        assert!(text.contains("[late] here\r\n"), "{text:?}");
+        assert!(text.ends_with("--- late ---\r\nI am now\n"), "{text:?}");
     }
 }

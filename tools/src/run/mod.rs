@@ -1,5 +1,6 @@
 //! `hv run`: builds a machine, boots it, and connects the terminal to its guests' consoles.
 
+mod guests;
 mod interactive;
 mod plain;
 mod until;

@@ -1,6 +1,6 @@
 //! Consoles as bytes on standard output, for scripts; all else goes to standard error.
 
-use crate::frames::Lines;
+use super::guests::{Guest, Guests};
 use crate::session::{View, Wire};
 use crate::style;
 use std::io::{Write as _, stdout};
@@ -8,9 +8,8 @@ use std::ops::ControlFlow;
 
 /// One guest's console as it is, or every guest's lines with its name in front.
 pub struct Plain {
-    names: Vec<String>,
+    guests: Guests,
     only: Option<u8>,
-    lines: Vec<Lines>,
     /// Nobody reads our output any more.
     unread: bool,
 }
@@ -18,8 +17,7 @@ pub struct Plain {
 impl Plain {
     /// For guests of these names; of all of them if not `only` one.
     pub fn new(names: Vec<String>, only: Option<u8>) -> Self {
-        let lines = names.iter().map(|_| Lines::default()).collect();
-        Self { names, only, lines, unread: false }
+        Self { guests: Guests::new(names), only, unread: false }
     }
 }
 
@@ -29,10 +27,8 @@ impl View for Plain {
         let mut written = Ok(());
         if self.only == Some(guest) {
             written = out.write_all(bytes);
-        } else if self.only.is_none()
-            && let Some(index) = usize::from(guest).checked_sub(1)
-            && let Some((name, lines)) = self.names.get(index).zip(self.lines.get_mut(index))
-        {
+        } else if self.only.is_none() {
+            let Guest { name, lines, .. } = self.guests.at(guest);
             lines.push(bytes, |line| {
                 if written.is_ok() {
                     written = writeln!(out, "[{name}] {}", style::harmless(line));
@@ -43,6 +39,7 @@ impl View for Plain {
     }
 
     fn log(&mut self, line: &str) {
+        self.guests.hear(line);
         eprintln!("{}", style::dim(&style::harmless(line)));
     }
 
