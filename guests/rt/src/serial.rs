@@ -62,6 +62,6 @@ macro_rules! print {
 /// Prints a line to the console.
 #[macro_export]
 macro_rules! println {
-    () => { $crate::print!("\n") };
-    ($($argument:tt)+) => { $crate::print!("{}\n", ::core::format_args!($($argument)+)) };
+    () => { $crate::print!("\r\n") };
+    ($($argument:tt)+) => { $crate::print!("{}\r\n", ::core::format_args!($($argument)+)) };
 }
