@@ -81,6 +81,7 @@ fn session(feed: &mut Feed<'_>) {
         return;
     } else {
         assert_eq!(send(feed.rest()).1, 0, "garbage is not done");
+        assert_eq!(send(&[0]).1, 0, "nor what it leaves open, which the next frame's first byte ends");
     }
     let pause = postcard::to_allocvec(&Operation::Act { guest: "a", action: Action::Pause }).expect("it encodes");
     let frame = seal(&key, Kind::Request, 0, &pause).expect("it is short");
