@@ -97,12 +97,6 @@ impl Counters {
         named(&self.ticks)
     }
 
-    /// All exits.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.exits.iter().fold(0, |sum, count| sum.wrapping_add(*count))
-    }
-
     /// The counts of all kinds, in the order of [`Kind::ALL`].
     #[must_use]
     pub const fn all(&self) -> &[u64; Kind::ALL.len()] {

@@ -367,7 +367,6 @@ impl<'c, B: Backend> Cpu<'c, B> {
         let due = if let Yield::Waiting { until } = over { until } else { None };
         self.turns = self.turns.wrapping_add(1);
         if self.turns % TOLD_EACH == 1 || ended {
-            me.task.exits.store(self.core.counters.total(), Ordering::Relaxed);
             tally::publish(me.task, &self.core.counters);
         }
         let mut console = self.served.console.lock();

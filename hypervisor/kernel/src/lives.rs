@@ -5,9 +5,10 @@ use crate::dispatch::{call, hold, sched_cpu};
 use crate::entries;
 use crate::guest;
 use crate::log;
-use crate::machine::{CPUS, FRAMES, Facts, ONLINE, Order, Past, Slot, State, slot};
+use crate::machine::{Account, CPUS, FRAMES, Facts, ONLINE, Order, Slot, State, slot};
 use crate::operator::moment;
 use crate::start::IDLE_SPACE;
+use crate::tally;
 use crate::task::{self, Task};
 use bulkhead_control::bucket::Rate;
 use bulkhead_control::event::Ring;
@@ -111,15 +112,30 @@ fn tasks(facts: &Facts, id: GuestId, slot: &Slot, guest: &Guest, made: &Compartm
     Ok(())
 }
 
-/// Takes back tasks and frames of a guest whose compartment nobody enters any more; how many frames.
+/// Takes back tasks and frames of a guest whose compartment nobody enters any more; how many frames. What it used is one of
+/// its past lives' from then on.
 fn dissolve(facts: &Facts, id: GuestId, slot: &Slot) -> u64 {
+    let mut past = slot.past.lock();
+    past.exits = tally::sums(slot, &past);
+    past.usage += core::mem::take(&mut *slot.spent.lock());
     for vcpu in VcpuId::all(VcpuId::MOST) {
         if let Some(task) = slot.task(vcpu) {
-            facts.scheduler.lock().remove(task.id(), cpu::tsc());
+            let mut scheduler = facts.scheduler.lock();
+            let now = cpu::tsc();
+            // One that was never started has not ended.
+            past.usage += scheduler.usage(task.id(), now).unwrap_or_default();
+            scheduler.remove(task.id(), now);
+            drop(scheduler);
             slot.set_task(vcpu, None);
             task.give_back();
         }
     }
+    past.bytes.iter_mut().zip(slot.bytes()).for_each(|(sum, more)| *sum = sum.saturating_add(more));
+    slot.before.fetch_add(slot.written.load(Ordering::Relaxed), Ordering::Relaxed);
+    for count in [&slot.started, &slot.written, &slot.read, &slot.lost] {
+        count.store(0, Ordering::Relaxed);
+    }
+    drop(past);
     FRAMES.get().map_or(0, |frames| frames.lock().reclaim(id))
 }
 
@@ -149,10 +165,10 @@ pub fn group(id: GuestId) -> u16 {
 pub fn vcpu_ended(facts: &Facts, slot: &Slot, task: &Task) {
     let mut scheduler = facts.scheduler.lock();
     let now = cpu::tsc();
-    let usage = scheduler.usage(task.id(), now);
+    // Who adds up finds it in one of the two.
+    *slot.spent.lock() += scheduler.usage(task.id(), now).unwrap_or_default();
     scheduler.yielded(sched_cpu(cpu::number()), now, Outcome::Gone);
     drop(scheduler);
-    *slot.spent.lock() += usage.unwrap_or_default();
     task.set_state(task::State::Absent);
 }
 
@@ -180,26 +196,24 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     again
 }
 
-/// Where a guest's time went since it was made, up to now; and its exits.
-pub fn usage(facts: &Facts, id: GuestId, slot: &Slot) -> (Usage, u64) {
-    let Past { usage: mut sum, exits, others } = *slot.past.lock();
-    sum += *slot.spent.lock();
+/// What a guest used since it was made, up to now.
+pub fn usage(facts: &Facts, id: GuestId, slot: &Slot) -> Account {
+    let past = slot.past.lock();
+    let mut all = Account { exits: tally::sums(slot, &past), ..*past };
+    all.bytes.iter_mut().zip(slot.bytes()).for_each(|(sum, more)| *sum = sum.saturating_add(more));
     let mut scheduler = facts.scheduler.lock();
+    all.usage += *slot.spent.lock();
     for task in slot.tasks() {
-        sum += scheduler.usage(task.id(), cpu::tsc()).unwrap_or_default();
+        all.usage += scheduler.usage(task.id(), cpu::tsc()).unwrap_or_default();
     }
     // What was charged to it is in there as well.
-    sum.ran = scheduler.ran(group(id)).saturating_sub(others);
-    (sum, exits.saturating_add(slot.exits()))
+    all.usage.ran = scheduler.ran(group(id)).saturating_sub(all.others);
+    all
 }
 
 /// Takes all that a guest had back; it has ended, and nobody enters its compartment any more.
 fn destroy(facts: &Facts, id: GuestId) {
     let (Some(slot), Some(guest)) = (slot(id), facts.guest(id)) else { return };
-    let mut past = slot.past.lock();
-    past.exits = past.exits.saturating_add(slot.exits());
-    past.usage += core::mem::take(&mut *slot.spent.lock());
-    drop(past);
     let count = dissolve(facts, id, slot);
     if slot.state() != State::Remade {
         slot.set_state(State::Absent);
@@ -207,10 +221,6 @@ fn destroy(facts: &Facts, id: GuestId) {
     // One that was never started had nothing.
     if count != 0 {
         log!("event guest {id} {} destroyed frames={count}", guest.name);
-    }
-    slot.before.fetch_add(slot.written.load(Ordering::Relaxed), Ordering::Relaxed);
-    for count in [&slot.started, &slot.written, &slot.read, &slot.lost] {
-        count.store(0, Ordering::Relaxed);
     }
 }
 
@@ -265,7 +275,7 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     }
     event(facts, id, EventKind::Destroyed(by));
     slot.restarts.store(0, Ordering::Relaxed);
-    *slot.past.lock() = Past { others: facts.scheduler.lock().ran(group(id)), ..Past::NONE };
+    *slot.past.lock() = Account { others: facts.scheduler.lock().ran(group(id)), ..Account::NONE };
     let Some(_) = entries::remove(id) else { return Ok(()) };
     slot.before.store(0, Ordering::Relaxed);
     if let (Some((first, count)), Some(frames)) = (entry.frames, FRAMES.get())

@@ -3,6 +3,7 @@
 use crate::backend::Virtualization;
 use crate::dispatch::Schedule;
 use crate::entries::{self, Entry};
+use crate::tally::{self, Exits};
 use crate::task::{TASKS, Task};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -179,24 +180,26 @@ pub struct Slot {
     pub ending: Mutex<Ending>,
     /// Where the time of its vCPUs that have ended went, in this life.
     pub spent: Mutex<Usage>,
-    /// What it used in its lives before this one.
-    pub past: Mutex<Past>,
+    /// What it used in its lives before this one. Held while a life becomes one of them.
+    pub past: Mutex<Account>,
 }
 
-/// What a guest used in lives that are over.
+/// What a guest used in some of its lives.
 #[derive(Clone, Copy, Debug)]
-pub struct Past {
+pub struct Account {
     /// Where its time went.
     pub usage: Usage,
     /// Exits.
-    pub exits: u64,
+    pub exits: Exits,
+    /// Bytes that it wrote to its console, and read from there.
+    pub bytes: [u64; 2],
     /// What those with its number ran before it was made.
     pub others: u64,
 }
 
-impl Past {
+impl Account {
     /// None.
-    pub const NONE: Self = Self { usage: Usage::ZERO, exits: 0, others: 0 };
+    pub const NONE: Self = Self { usage: Usage::ZERO, exits: tally::NONE, bytes: [0; 2], others: 0 };
 }
 
 /// What an operator wants of a guest.
@@ -244,7 +247,7 @@ impl Slot {
             lost: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),
             spent: Mutex::new(Usage::ZERO),
-            past: Mutex::new(Past::NONE),
+            past: Mutex::new(Account::NONE),
         }
     }
 
@@ -277,9 +280,9 @@ impl Slot {
         self.task(VcpuId::BOOT).map(Task::kick);
     }
 
-    /// Exits of all its vCPUs, up to their last turns' ends.
-    pub fn exits(&self) -> u64 {
-        self.tasks().map(|task| task.exits.load(Ordering::Relaxed)).sum()
+    /// Bytes that it wrote to its console, and read from there, in this life.
+    pub fn bytes(&self) -> [u64; 2] {
+        [&self.written, &self.read].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// What an operator wants of it, and it has not done.

@@ -8,7 +8,7 @@ use crate::create::Pending;
 use crate::entries::Entry;
 use crate::lives::{self, EVENTS};
 use crate::lost::Lost;
-use crate::machine::{FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
+use crate::machine::{Account, FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
 use crate::parcel::{self, Piece};
 use crate::tally::{self, Trace};
 use crate::{audit, console, dispatch};
@@ -307,8 +307,8 @@ impl Host<'_> {
             (stats.total, stats.idle, stats.own) = (stats.total + ran + idle + own, stats.idle + idle, stats.own + own);
         }
         stats.guests = self.page(from, |id, slot, guest| {
-            let (usage, exits) = lives::usage(self.0, id, slot);
-            let [written, read] = [&slot.written, &slot.read].map(|count| count.load(Ordering::Relaxed));
+            let Account { usage, exits, bytes: [written, read], .. } = lives::usage(self.0, id, slot);
+            let exits = exits.iter().map(|(count, _)| count).sum();
             let memory = FRAMES.get().map_or(0, |frames| frames.lock().owned(id) * PAGE_SIZE);
             let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
             Usage { id: id.number(), name: name(&guest.name), used, stolen, waiting, exits, memory, written, read }

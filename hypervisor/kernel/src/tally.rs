@@ -4,9 +4,8 @@
 
 use crate::console;
 use crate::entries;
-use crate::machine::{Slot, slot};
+use crate::machine::{Account, Slot, slot};
 use crate::task::Task;
-use bulkhead_control::Exits;
 use bulkhead_core::counters::{Counters, Kind};
 use bulkhead_hw::cpu;
 use bulkhead_types::manifest::MAX_GUESTS;
@@ -15,6 +14,11 @@ use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const KINDS: usize = Kind::ALL.len();
+
+/// A guest's exits by kind, and the ticks that they took.
+pub type Exits = [(u64, u64); KINDS];
+/// No exits.
+pub const NONE: Exits = [(0, 0); KINDS];
 
 /// Exits of a vCPU by kind, and the ticks that they took.
 struct Tally {
@@ -34,10 +38,10 @@ pub fn publish(task: &Task, counters: &Counters) {
     }
 }
 
-/// A guest's counts and ticks by kind: those of its vCPUs together.
-fn sums(id: GuestId) -> [(u64, u64); KINDS] {
-    let mut sums = [(0_u64, 0_u64); KINDS];
-    for task in slot(id).into_iter().flat_map(Slot::tasks) {
+/// A guest's exits in all its lives: those that are over, and those of its vCPUs together.
+pub fn sums(slot: &Slot, past: &Account) -> Exits {
+    let mut sums = past.exits;
+    for task in slot.tasks() {
         let Some(Tally { counts, ticks }) = TALLIES.get(usize::from(task.id().0)) else { continue };
         for (sum, (count, ticks)) in sums.iter_mut().zip(counts.iter().zip(ticks)) {
             sum.0 = sum.0.saturating_add(count.load(Ordering::Relaxed));
@@ -47,11 +51,16 @@ fn sums(id: GuestId) -> [(u64, u64); KINDS] {
     sums
 }
 
+/// A guest's exits up to now.
+fn exits_of(id: GuestId) -> Exits {
+    slot(id).map_or(NONE, |slot| sums(slot, &slot.past.lock()))
+}
+
 /// A guest's counts by reason with their ticks, those that are not zero.
-pub fn exits(id: GuestId) -> Exits<'static> {
-    let named = Kind::ALL.iter().zip(sums(id)).filter(|(_, (count, _))| *count != 0);
+pub fn exits(id: GuestId) -> bulkhead_control::Exits<'static> {
+    let named = Kind::ALL.iter().zip(exits_of(id)).filter(|(_, (count, _))| *count != 0);
     // There are fewer kinds than there is room.
-    Exits(named.take(32).map(|((_, name), (count, ticks))| (*name, count, ticks)).collect())
+    bulkhead_control::Exits(named.take(32).map(|((_, name), (count, ticks))| (*name, count, ticks)).collect())
 }
 
 const _: () = assert!(KINDS <= 32);
@@ -75,7 +84,7 @@ impl Trace {
         let was = self.traced & bit != 0;
         self.traced = if on { self.traced | bit } else { self.traced & !bit };
         if let Some(last) = self.last.get_mut(usize::from(id.number()).wrapping_sub(1)) {
-            *last = sums(id).map(|(count, _)| count);
+            *last = exits_of(id).map(|(count, _)| count);
         }
         was != on
     }
@@ -94,7 +103,7 @@ impl Trace {
             let mut log = console::Log::open();
             // The log takes everything.
             let _ = write!(log, "log guest {id} trace:");
-            for (((now, _), last), (_, name)) in sums(id).into_iter().zip(last).zip(Kind::ALL) {
+            for (((now, _), last), (_, name)) in exits_of(id).into_iter().zip(last).zip(Kind::ALL) {
                 let new = now.saturating_sub(core::mem::replace(last, now));
                 if new != 0 {
                     let _ = write!(log, " {name} {new}");

@@ -98,8 +98,6 @@ pub struct Task {
     pub wake: AtomicU64,
     /// Number of the processor that it runs on, or ran on last, which wakes it in time.
     pub cpu: AtomicUsize,
-    /// Exits, up to its last turn's end.
-    pub exits: AtomicU64,
 }
 
 impl Task {
@@ -117,7 +115,6 @@ impl Task {
             waited: AtomicU64::new(0),
             wake: AtomicU64::new(u64::MAX),
             cpu: AtomicUsize::new(0),
-            exits: AtomicU64::new(0),
         }
     }
 
@@ -128,7 +125,6 @@ impl Task {
         task.vcpu.store(vcpu.number(), Ordering::Relaxed);
         task.cpu.store(cpu::number(), Ordering::Relaxed);
         task.wake.store(u64::MAX, Ordering::Relaxed);
-        task.exits.store(0, Ordering::Relaxed);
         tally::publish(task, &Counters::default());
         task.guest.store(guest.number(), Ordering::Relaxed);
         task.set_state(State::Waiting);

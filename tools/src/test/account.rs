@@ -11,7 +11,8 @@ use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
 use crate::workspace::Workspace;
-use bulkhead_control::{Action, Ending, EventKind, Operation, Response, Source, State, Usage};
+use bulkhead_control::{Action, Ending, EventKind, Exits, Operation, Response, Source, State, Usage};
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,7 +71,7 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> 
 fn lease(link: &mut Link) -> Outcome<()> {
     let left = guests(link)?.iter().find(|guest| guest.name == "lent").and_then(|guest| guest.lease);
     expect(left.is_some_and(|left| left <= LEASE), &format!("of {LEASE} seconds {left:?} are left"))?;
-    wait_for(link, "lent", State::Stopped)?;
+    grows(link, "lent")?;
     let version = one(link, &Operation::Version, "version")?;
     let Response::Version { hertz, .. } = version.response()? else {
         return Err(Failure::failed("no version"));
@@ -88,19 +89,65 @@ fn lease(link: &mut Link) -> Outcome<()> {
     expect(last.is_some_and(|event| event.at.ticks >= over), &format!("its last end is not told: {all:?}"))
 }
 
+/// What a guest has used never falls, until it is stopped: not while a life becomes one of those that are over, either.
+fn grows(link: &mut Link, name: &str) -> Outcome<()> {
+    let end = Instant::now() + PATIENCE;
+    let (mut before, mut looks) = (Usage::default(), 0);
+    while !guests(link)?.iter().any(|guest| guest.name == name && guest.state == State::Stopped) {
+        expect(Instant::now() < end, &format!("{name} is never stopped"))?;
+        let now = usage(&stats(link)?, name)?;
+        let pairs = numbers(&before).into_iter().zip(numbers(&now));
+        expect(
+            pairs.into_iter().all(|(before, now)| before <= now),
+            &format!("what a guest used fell: {before:?}, then {now:?}"),
+        )?;
+        (before, looks) = (now, looks + 1);
+    }
+    expect(looks > 1, &format!("{looks} looks at {name}"))
+}
+
+/// What only grows.
+const fn numbers(usage: &Usage) -> [u64; 6] {
+    [usage.used, usage.stolen, usage.waiting, usage.exits, usage.written, usage.read]
+}
+
+fn usage(stats: &AllStats, name: &str) -> Outcome<Usage> {
+    let found = stats.guests.iter().find(|guest| guest.name == name);
+    found.cloned().ok_or_else(|| Failure::failed(format!("no {name}")))
+}
+
+/// Exits of a guest by reason, and their ticks.
+fn exits(link: &mut Link, name: &str) -> Outcome<BTreeMap<String, (u64, u64)>> {
+    let reply = one(link, &Operation::Exits(name), name)?;
+    let Response::Exits(Exits(kinds)) = reply.response()? else { return Err(Failure::failed("no exits")) };
+    Ok(kinds.into_iter().map(|(kind, count, ticks)| (kind.to_owned(), (count, ticks))).collect())
+}
+
 /// All time adds up, whoever was ended, started anew or destroyed; and each of these is told, with who wanted it.
 fn account(link: &mut Link) -> Outcome<()> {
-    let before = checked(link, 0)?;
+    let (before, reasons) = (checked(link, 0)?, exits(link, "spin")?);
     for action in [Action::Kill, Action::Start, Action::Reset] {
         act(link, "spin", action)?;
         wait_for(link, "spin", if action == Action::Kill { State::Stopped } else { State::Running })?;
     }
     thread::sleep(Duration::from_millis(500));
     let after = checked(link, 0)?;
-    let grew = before.used < after.used && before.exits < after.exits && before.waiting <= after.waiting;
+    // Each life writes as much, by as many exits.
+    let grew = before.used < after.used
+        && before.exits < after.exits
+        && before.waiting <= after.waiting
+        && before.written < after.written;
     expect(
         grew && after.memory > 16 << 20,
         &format!("a guest's numbers since it was made: {before:?}, then {after:?}"),
+    )?;
+    let now = exits(link, "spin")?;
+    let more = |(kind, (count, ticks)): (&String, &(u64, u64))| {
+        now.get(kind).is_some_and(|now| *count <= now.0 && *ticks <= now.1 && (kind != "port" || *count < now.0))
+    };
+    expect(
+        reasons.contains_key("port") && reasons.iter().all(more),
+        &format!("a guest's exits since it was made: {reasons:?}, then {now:?}"),
     )?;
     act(link, "spin", Action::Kill)?;
     wait_for(link, "spin", State::Stopped)?;
@@ -131,7 +178,8 @@ fn account(link: &mut Link) -> Outcome<()> {
 
 /// What `spin` used. All time is idle, the hypervisor's own, or what guests used, `gone` ticks of it destroyed ones.
 fn checked(link: &mut Link, gone: u64) -> Outcome<Usage> {
-    let AllStats { whole, guests } = stats(link)?;
+    let all = stats(link)?;
+    let AllStats { whole, guests } = &all;
     let used: u64 = guests.iter().map(|guest| guest.used).sum();
     let sum = used + gone + whole.idle + whole.own;
     let off = sum.abs_diff(whole.total);
@@ -139,5 +187,5 @@ fn checked(link: &mut Link, gone: u64) -> Outcome<Usage> {
         off * PARTS <= whole.total,
         &format!("{used} + {gone} ticks used, {} idle, {} own, of {}", whole.idle, whole.own, whole.total),
     )?;
-    guests.into_iter().find(|guest| guest.name == "spin").ok_or_else(|| Failure::failed("no spin"))
+    usage(&all, "spin")
 }
