@@ -39,7 +39,7 @@ pub enum Operation<'a> {
     },
     /// The pack is complete: make its guest. It is stopped.
     Commit,
-    /// What guests with numbers from this on have used.
+    /// What guests with numbers from this on have used: up to the moment at which this was last asked from 0 on.
     Stats(u16),
     /// How often a guest left, by reason.
     Exits(&'a str),

@@ -144,13 +144,15 @@ pub struct Moment {
 pub struct Stats {
     /// The moment.
     pub at: Moment,
-    /// Ticks of all processors since the guests' time is counted: idle, the hypervisor's own, and what guests used. What those
-    /// that there are do not add up to, destroyed ones used.
+    /// Ticks of all processors since the guests' time is counted. Those below, and what the guests of all pages used, are as
+    /// many.
     pub total: u64,
     /// Of it, ticks that no guest had, and nobody used.
     pub idle: u64,
     /// Of it, ticks that the hypervisor used for no guest.
     pub own: u64,
+    /// Of it, ticks that guests used that are destroyed.
+    pub gone: u64,
     /// The guests.
     pub guests: Page<Usage>,
 }

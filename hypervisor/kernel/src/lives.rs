@@ -196,7 +196,7 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     again
 }
 
-/// What a guest used since it was made, up to now.
+/// What a guest used since it was made, up to now; but not what it ran, which [`whole`] tells of all.
 pub fn usage(facts: &Facts, id: GuestId, slot: &Slot) -> Account {
     let past = slot.past.lock();
     let mut all = Account { exits: tally::sums(slot, &past), ..*past };
@@ -206,8 +206,6 @@ pub fn usage(facts: &Facts, id: GuestId, slot: &Slot) -> Account {
     for task in slot.tasks() {
         all.usage += scheduler.usage(task.id(), cpu::tsc()).unwrap_or_default();
     }
-    // What was charged to it is in there as well.
-    all.usage.ran = scheduler.ran(group(id)).saturating_sub(all.others);
     all
 }
 
@@ -315,35 +313,52 @@ fn tell(facts: &Facts, id: GuestId, kind: EventKind, many: bool) {
     }
 }
 
-/// What was written down of the processors' time so far.
-static TOLD: Mutex<Told> = Mutex::new(Told { minutes: 0, ran: [0; MAX_GUESTS], idle: 0, own: 0 });
-
-struct Told {
-    minutes: u64,
-    ran: [u64; MAX_GUESTS],
-    idle: u64,
-    own: u64,
+/// Where the time of all processors went, up to a moment.
+pub struct Whole {
+    /// Count of the time-stamp counter.
+    pub at: u64,
+    /// All ticks.
+    pub total: u64,
+    /// Those that nobody had.
+    pub idle: u64,
+    /// The hypervisor's.
+    pub own: u64,
+    /// What each guest ran, with those that had its number before, and what was charged to it.
+    pub ran: [u64; MAX_GUESTS],
 }
+
+impl Whole {
+    /// None.
+    pub const NONE: Self = Self { at: 0, total: 0, idle: 0, own: 0, ran: [0; MAX_GUESTS] };
+}
+
+/// Where the time of all processors went up to now.
+pub fn whole(facts: &Facts) -> Whole {
+    let mut scheduler = facts.scheduler.lock();
+    let mut whole = Whole { at: cpu::tsc(), ..Whole::NONE };
+    for number in 0..ONLINE.load(Ordering::Relaxed) {
+        let CpuUsage { ran, idle, own } = scheduler.cpu_usage(sched_cpu(number), whole.at).unwrap_or_default();
+        (whole.idle, whole.own) = (whole.idle + idle, whole.own + own);
+        whole.total += ran + idle + own;
+    }
+    (1..).map(GuestId::new).zip(&mut whole.ran).for_each(|(id, ran)| *ran = scheduler.ran(group(id)));
+    whole
+}
+
+/// What was written down so far: how often, and up to where.
+static TOLD: Mutex<(u64, Whole)> = Mutex::new((0, Whole::NONE));
 
 /// Writes down where the time of all processors went since this was done last.
 pub fn minute(facts: &Facts) {
-    let mut told = TOLD.lock();
-    let mut scheduler = facts.scheduler.lock();
-    let now = cpu::tsc();
-    let (mut idle, mut own, mut ran) = (0, 0, told.ran);
-    for number in 0..ONLINE.load(Ordering::Relaxed) {
-        let usage = scheduler.cpu_usage(sched_cpu(number), now).unwrap_or_default();
-        (idle, own) = (idle + usage.idle, own + usage.own);
-    }
-    (1..).map(GuestId::new).zip(&mut ran).for_each(|(id, ran)| *ran = scheduler.ran(group(id)));
-    drop(scheduler);
+    let (minutes, told) = &mut *TOLD.lock();
+    let now = whole(facts);
     let mut log = Log::open();
-    let _ = write!(log, "log minute {} ticks: idle {} own {}", told.minutes, idle - told.idle, own - told.own);
-    for (number, (now, before)) in (1..).zip(ran.iter().zip(told.ran)).filter(|(_, (now, before))| *now != before) {
+    let _ = write!(log, "log minute {minutes} ticks: idle {} own {}", now.idle - told.idle, now.own - told.own);
+    for (number, (now, before)) in (1..).zip(now.ran.iter().zip(&told.ran)).filter(|(_, (now, before))| now != before) {
         let _ = write!(log, " guest {number} {}", now - before);
     }
     let _ = writeln!(log);
-    *told = Told { minutes: told.minutes + 1, ran, idle, own };
+    (*minutes, *told) = (*minutes + 1, now);
 }
 
 /// Where the processors' time went, and how much memory is free.

@@ -6,7 +6,7 @@
 
 use crate::create::Pending;
 use crate::entries::Entry;
-use crate::lives::{self, EVENTS};
+use crate::lives::{self, EVENTS, Whole};
 use crate::lost::Lost;
 use crate::machine::{Account, FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
 use crate::parcel::{self, Piece};
@@ -21,7 +21,6 @@ use bulkhead_control::{
 use bulkhead_core::frames::{FrameTable, Owner};
 use bulkhead_hw::cpu;
 use bulkhead_hw::serial::Serial;
-use bulkhead_sched::CpuUsage;
 use bulkhead_types::{Frame, Frequency, GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
 use spin::Mutex;
@@ -60,6 +59,8 @@ pub struct Operator {
     lost: Lost,
     /// Of a guest's console, on its way to the line.
     piece: Piece,
+    /// What is told page by page.
+    whole: Whole,
     /// When to look at leases, traces and lost output again.
     next: u64,
 }
@@ -72,7 +73,7 @@ impl Operator {
         let line = KEY.lock().replace([0; 32]).map(|key| Line::new(key, boot));
         let line = line.map(|line| End { line, serial: Serial::second(), debt: 0, looked: 0, proved: None });
         let (upload, trace, lost, piece) = (Pending::default(), Trace::new(), Lost::new(), Piece::new());
-        Self { line, monitor: Monitor::new(None), upload, trace, lost, piece, next: 0 }
+        Self { line, monitor: Monitor::new(None), upload, trace, lost, piece, whole: Whole::NONE, next: 0 }
     }
 
     /// Whether somebody can start guests that have ended.
@@ -90,7 +91,7 @@ impl Operator {
             self.lost.look(facts, now);
             lives::left_out(facts);
         }
-        let mut host = Host(facts, &mut self.upload, &mut self.trace, &mut self.piece);
+        let mut host = Host(facts, &mut self.upload, &mut self.trace, &mut self.piece, &mut self.whole);
         if let Some(guest) = console::escaped() {
             self.monitor.set_focus(Some(guest));
             self.monitor.key(ESCAPE, &mut host, &mut Screen);
@@ -199,7 +200,7 @@ fn leases(facts: &Facts, now: u64) {
 }
 
 /// The machine, as operations see it.
-struct Host<'a>(&'a Facts, &'a mut Pending, &'a mut Trace, &'a mut Piece);
+struct Host<'a>(&'a Facts, &'a mut Pending, &'a mut Trace, &'a mut Piece, &'a mut Whole);
 
 impl Host<'_> {
     fn find(&self, text: &str) -> Result<(GuestId, &'static Slot), Refusal> {
@@ -298,22 +299,22 @@ impl Host<'_> {
         }
     }
 
-    fn stats(&self, from: u16) -> Stats {
-        let now = cpu::tsc();
-        let mut stats = Stats { at: moment(self.0, now), ..Stats::default() };
-        for number in 0..ONLINE.load(Ordering::Relaxed) {
-            let usage = self.0.scheduler.lock().cpu_usage(dispatch::sched_cpu(number), now).unwrap_or_default();
-            let CpuUsage { ran, idle, own } = usage;
-            (stats.total, stats.idle, stats.own) = (stats.total + ran + idle + own, stats.idle + idle, stats.own + own);
+    /// All pages are of the first one's moment, so that they add up.
+    fn stats(&mut self, from: u16) -> Stats {
+        if from == 0 {
+            *self.4 = lives::whole(self.0);
         }
-        stats.guests = self.page(from, |id, slot, guest| {
-            let Account { usage, exits, bytes: [written, read], .. } = lives::usage(self.0, id, slot);
+        let Whole { at, total, idle, own, ran } = &*self.4;
+        let gone = SLOTS.iter().map(|slot| slot.past.lock().others).sum();
+        let guests = self.page(from, |id, slot, guest| {
+            let Account { usage, exits, bytes: [written, read], others } = lives::usage(self.0, id, slot);
             let exits = exits.iter().map(|(count, _)| count).sum();
             let memory = FRAMES.get().map_or(0, |frames| frames.lock().owned(id) * PAGE_SIZE);
-            let (used, stolen, waiting) = (usage.ran, usage.waiting, usage.blocked);
+            let used = ran.get(usize::from(lives::group(id))).map_or(0, |ran| ran.saturating_sub(others));
+            let (stolen, waiting) = (usage.waiting, usage.blocked);
             Usage { id: id.number(), name: name(&guest.name), used, stolen, waiting, exits, memory, written, read }
         });
-        stats
+        Stats { at: moment(self.0, *at), total: *total, idle: *idle, own: *own, gone, guests }
     }
 }
 

@@ -108,6 +108,7 @@ fn text(stats: &AllStats, guests: &[Guest], hertz: u64) -> String {
         ("cpu_seconds_total", "Time of all processors.", stats.whole.total),
         ("idle_seconds_total", "Time that no guest had.", stats.whole.idle),
         ("own_seconds_total", "Time that the hypervisor used for no guest.", stats.whole.own),
+        ("gone_seconds_total", "Time that guests used that are destroyed.", stats.whole.gone),
     ] {
         head(&mut out, name, what, "counter");
         let _ = writeln!(out, "bulkhead_{name} {}", ticks as f64 / hertz);

@@ -345,7 +345,7 @@ pub fn guests(link: &mut Link) -> Outcome<Vec<Guest>> {
 
 /// The use of all guests: pages in one.
 pub struct AllStats {
-    /// The last page, which has the moment and the machine's own ticks.
+    /// The moment, and the machine's own ticks: those of all pages.
     pub whole: Stats,
     /// All guests.
     pub guests: Vec<bulkhead_control::Usage>,

@@ -139,7 +139,8 @@ impl<'a> Show<'a> {
         let whole = &stats.whole;
         if self.json {
             return self.line(json!({
-                "at": moment(whole.at), "total": whole.total, "idle": whole.idle, "own": whole.own, "guests": stats.guests,
+                "at": moment(whole.at), "total": whole.total, "idle": whole.idle, "own": whole.own, "gone": whole.gone,
+                "guests": stats.guests,
             }));
         }
         self.line(format!(
@@ -160,8 +161,11 @@ impl<'a> Show<'a> {
                 one.read
             ))?;
         }
-        let bulkhead_control::Stats { at, total, idle, own, .. } = whole;
-        self.line(format!("of {total} ticks of all CPUs, {idle} idle, {own} the hypervisor's, at {}", utc(*at)))
+        let bulkhead_control::Stats { at, total, idle, own, gone, .. } = whole;
+        self.line(format!(
+            "of {total} ticks of all CPUs, {idle} idle, {own} the hypervisor's, {gone} of destroyed guests, at {}",
+            utc(*at)
+        ))
     }
 
     /// Exits of a guest.

@@ -11,7 +11,7 @@ use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
 use crate::workspace::Workspace;
-use bulkhead_control::{Action, Ending, EventKind, Exits, Operation, Response, Source, State, Usage};
+use bulkhead_control::{Action, Ending, EventKind, Exits, Operation, Response, Source, State, Stats, Usage};
 use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,8 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds that the guest is lent, and that its end may take.
 const LEASE: u64 = 3;
 const SLACK: u64 = 2;
-/// Parts of all time that may be lost or counted twice: one in a thousand.
-const PARTS: u64 = 1000;
 
 /// Runs it on each of these machines.
 pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
@@ -123,15 +121,23 @@ fn exits(link: &mut Link, name: &str) -> Outcome<BTreeMap<String, (u64, u64)>> {
     Ok(kinds.into_iter().map(|(kind, count, ticks)| (kind.to_owned(), (count, ticks))).collect())
 }
 
+/// All time is idle, the hypervisor's own, or what guests used, those that are destroyed, too: to the tick.
+pub fn adds_up(AllStats { whole, guests }: &AllStats) -> Outcome<()> {
+    let used: u64 = guests.iter().map(|guest| guest.used).sum();
+    let Stats { total, idle, own, gone, .. } = whole;
+    let what = format!("{used} ticks used, {idle} idle, {own} own, {gone} of destroyed guests, of {total}");
+    expect(used + idle + own + gone == *total, &what)
+}
+
 /// All time adds up, whoever was ended, started anew or destroyed; and each of these is told, with who wanted it.
 fn account(link: &mut Link) -> Outcome<()> {
-    let (before, reasons) = (checked(link, 0)?, exits(link, "spin")?);
+    let (before, reasons) = (checked(link)?, exits(link, "spin")?);
     for action in [Action::Kill, Action::Start, Action::Reset] {
         act(link, "spin", action)?;
         wait_for(link, "spin", if action == Action::Kill { State::Stopped } else { State::Running })?;
     }
     thread::sleep(Duration::from_millis(500));
-    let after = checked(link, 0)?;
+    let after = checked(link)?;
     // Each life writes as much, by as many exits.
     let grew = before.used < after.used
         && before.exits < after.exits
@@ -151,11 +157,11 @@ fn account(link: &mut Link) -> Outcome<()> {
     )?;
     act(link, "spin", Action::Kill)?;
     wait_for(link, "spin", State::Stopped)?;
-    let last = checked(link, 0)?;
+    let last = checked(link)?;
     act(link, "spin", Action::Destroy)?;
     act(link, "spin", Action::Start)?;
     wait_for(link, "spin", State::Running)?;
-    let new = checked(link, last.used)?;
+    let new = checked(link)?;
     expect(new.used < last.used, &format!("a destroyed guest's {} ticks are another's {}", last.used, new.used))?;
     let kinds: Vec<_> =
         events(link, 0)?.0.iter().filter(|event| event.name == "spin").map(|event| event.kind).collect();
@@ -176,16 +182,9 @@ fn account(link: &mut Link) -> Outcome<()> {
     expect(kinds == wanted, &format!("what happened to the guest, as it is told: {kinds:?}"))
 }
 
-/// What `spin` used. All time is idle, the hypervisor's own, or what guests used, `gone` ticks of it destroyed ones.
-fn checked(link: &mut Link, gone: u64) -> Outcome<Usage> {
+/// What `spin` used, when all adds up.
+fn checked(link: &mut Link) -> Outcome<Usage> {
     let all = stats(link)?;
-    let AllStats { whole, guests } = &all;
-    let used: u64 = guests.iter().map(|guest| guest.used).sum();
-    let sum = used + gone + whole.idle + whole.own;
-    let off = sum.abs_diff(whole.total);
-    expect(
-        off * PARTS <= whole.total,
-        &format!("{used} + {gone} ticks used, {} idle, {} own, of {}", whole.idle, whole.own, whole.total),
-    )?;
+    adds_up(&all)?;
     usage(&all, "spin")
 }

@@ -1,6 +1,7 @@
 //! As many guests as there can be, made over the control line: ended, destroyed and made anew, and no frame is lost.
 
 use super::TestArgs;
+use super::account::adds_up;
 use super::control::{act, drain, events, expect, free_bytes, wait_all};
 use super::tally::{Tally, Verdict};
 use crate::ctl::{Link, Patience, guests, one, stats, upload};
@@ -11,7 +12,7 @@ use crate::machine::{Builder, memory};
 use crate::manifest::{self, Guest, ImageRef, Machine};
 use crate::pack;
 use crate::workspace::Workspace;
-use bulkhead_control::{Action, EventKind, Operation, Response, Source, State};
+use bulkhead_control::{Action, EventKind, Operation, Response, Source, State, Usage};
 use bulkhead_types::manifest::{LoadAs, MAX_GUESTS};
 use std::path::Path;
 use std::thread;
@@ -144,14 +145,21 @@ fn command(line: &Path, packs: &[(String, Vec<u8>)]) -> Outcome<String> {
     ))
 }
 
+/// What each guest used: together with what those did that are destroyed, it is all time.
+fn added_up(link: &mut Link) -> Outcome<Vec<Usage>> {
+    let all = stats(link)?;
+    adds_up(&all)?;
+    Ok(all.guests)
+}
+
 /// Waits until each guest has used more time than before.
 fn progress(link: &mut Link) -> Outcome<()> {
     wait_all(link, MAX_GUESTS, State::Running)?;
-    let before = stats(link)?.guests;
+    let before = added_up(link)?;
     let end = Instant::now() + PATIENCE;
     loop {
         thread::sleep(Duration::from_millis(100));
-        let now = stats(link)?.guests;
+        let now = added_up(link)?;
         expect(now.len() == MAX_GUESTS, "a guest is not in the list")?;
         // The first one spins, and writes nothing any more.
         let stuck = before

@@ -96,8 +96,11 @@ fn usage(stats: &Stats, out: &mut impl Write) -> Result<Option<u16>, fmt::Error>
         write!(out, "{:>9} {:>7}\r\n", one.exits, one.memory >> 20)?;
     }
     if stats.guests.next.is_none() {
-        let Stats { total, idle, own, .. } = stats;
-        write!(out, "of {total} ticks of all CPUs, {idle} idle, {own} the hypervisor's\r\n")?;
+        let Stats { total, idle, own, gone, .. } = stats;
+        write!(
+            out,
+            "of {total} ticks of all CPUs, {idle} idle, {own} the hypervisor's, {gone} of destroyed guests\r\n"
+        )?;
     }
     Ok(stats.guests.next)
 }

@@ -230,7 +230,7 @@ impl Machine for Fake {
             },
             Operation::Stats(from) => {
                 let guests = self.page(from, Self::usage);
-                Response::Stats(Stats { at: self.now, total: 2 * self.now.ticks, idle: 5, own: 3, guests })
+                Response::Stats(Stats { at: self.now, total: 2 * self.now.ticks, idle: 5, own: 3, gone: 2, guests })
             }
             Operation::Exits(guest) => match self.find(guest) {
                 Some(_) => Response::Exits(Exits(heapless::Vec::from_array([("cpuid", 3, 300), ("port", 4, 800)]))),
