@@ -45,7 +45,7 @@ kinds! {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
     exits: [u64; Kind::ALL.len()],
-    /// Ticks from the exit to the next entry, or to the end of the turn.
+    /// Ticks from the exit to the next entry. Between turns they are nobody's; those before the first entry are the host's.
     ticks: [u64; Kind::ALL.len()],
     /// What is served, and up to when that was counted.
     kind: Kind,
@@ -86,10 +86,10 @@ impl Counters {
         self.since = now;
     }
 
-    /// A turn begins now; what is before that was no exit's.
+    /// A turn begins now, which goes on with the exit that the last one ended with.
     #[inline]
     pub const fn begin(&mut self, now: u64) {
-        (self.kind, self.since) = (Kind::Host, now);
+        self.since = now;
     }
 
     /// Kinds with the ticks that they took, those that are not zero.

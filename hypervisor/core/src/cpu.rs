@@ -93,12 +93,14 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
 
     /// Runs the vCPU until the host's time-stamp counter reaches `until`, or it has nothing to do.
     pub fn run(&mut self, host: &mut impl Host, until: u64) -> Yield {
+        self.counters.begin(host.tsc());
         self.stolen.begin(&mut self.memory, host.waited(), self.guest.limits.tsc);
         let over = match self.turn(host, until) {
             Ok(over) => over,
             Err(end) => Yield::Ended(self.guest.end(end, self.id, host)),
         };
         self.stolen.end(&mut self.memory);
+        self.counters.serve(host.tsc());
         over
     }
 
@@ -110,7 +112,6 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         shared.drain_console(host);
         self.guest.release(shared, self.id, host);
         let mut next = 0;
-        self.counters.begin(host.tsc());
         loop {
             let now = host.tsc();
             self.counters.serve(now);

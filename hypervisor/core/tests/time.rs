@@ -9,6 +9,7 @@ use bulkhead_arch::msr::{TSC, TSC_ADJUST, TSC_DEADLINE};
 use bulkhead_core::Yield;
 use common::{Bench, COST, DEADLINE, DIVIDE, INITIAL_COUNT, LVT_TIMER, POWER_ON, SLICE, Step, VECTOR};
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
+use std::collections::BTreeMap;
 
 /// Looks at the clock between a moment and the entry that delivers what became due at it.
 const LATE: u64 = 4 * COST;
@@ -32,6 +33,24 @@ fn a_met_deadline_reads_as_zero() {
     bench.run(10_000);
     assert_eq!(bench.cpu.vcpu.values, [0]);
     assert_eq!(bench.interrupts().len(), 2, "the second was met as it was written");
+}
+
+/// Each tick of a turn is the guest's own, or one of those of the exit that it is served for.
+#[test]
+fn the_ticks_of_exits_are_all_that_the_guest_was_not_entered() {
+    let mut bench = Bench::new(&[Step::Cpuid, Step::Spin(10_000), Step::Halt, Step::Spin(2 * SLICE)]);
+    let ticks = |bench: &Bench| bench.cpu.counters.ticks().collect::<BTreeMap<_, _>>();
+    let begun = bench.now();
+    assert_eq!(bench.turn(), Yield::Waiting { until: None });
+    let sum: u64 = ticks(&bench).values().sum();
+    // The first look at the clock is before what it measures; so is the one behind each exit.
+    let looks = 1 + bench.cpu.vcpu.entries as u64;
+    assert_eq!(sum + 10_000 + looks * COST, bench.now() - begun, "{:?}", ticks(&bench));
+    let (before, begun) = (ticks(&bench), bench.now());
+    assert_eq!(bench.turn(), Yield::Waiting { until: None });
+    let spent = bench.now() - begun - COST;
+    assert_eq!(ticks(&bench)["halt"], before["halt"] + spent, "a turn without an entry is of the exit before it");
+    assert_eq!(ticks(&bench).values().sum::<u64>(), sum + spent);
 }
 
 #[test]

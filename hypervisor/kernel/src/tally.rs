@@ -56,9 +56,9 @@ fn exits_of(id: GuestId) -> Exits {
     slot(id).map_or(NONE, |slot| sums(slot, &slot.past.lock()))
 }
 
-/// A guest's counts by reason with their ticks, those that are not zero.
+/// A guest's counts by reason with their ticks, if one of the two is not zero.
 pub fn exits(id: GuestId) -> bulkhead_control::Exits<'static> {
-    let named = Kind::ALL.iter().zip(exits_of(id)).filter(|(_, (count, _))| *count != 0);
+    let named = Kind::ALL.iter().zip(exits_of(id)).filter(|(_, exits)| *exits != (0, 0));
     // There are fewer kinds than there is room.
     bulkhead_control::Exits(named.take(32).map(|((_, name), (count, ticks))| (*name, count, ticks)).collect())
 }
