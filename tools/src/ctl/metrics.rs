@@ -6,7 +6,7 @@
 use super::link::Link;
 use super::{AllStats, guests, one, stats};
 use crate::failure::{Failure, Outcome};
-use bulkhead_control::{Guest, Operation, Response, State, Usage};
+use bulkhead_control::{Exits, Guest, Operation, Refusal, Response, State, Usage};
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -62,14 +62,47 @@ fn page(link: &mut Link) -> Outcome<String> {
         Response::Version { hertz, .. } => hertz.max(1),
         other => return Err(super::strange(&other)),
     };
-    Ok(text(&stats(link)?, &guests(link)?, hertz))
+    let stats = stats(link)?;
+    let mut exits = Vec::new();
+    for one in &stats.guests {
+        exits.extend(of_guest(link, &one.name)?);
+    }
+    Ok(text(&stats, &guests(link)?, &exits, hertz))
+}
+
+/// A guest's exits of one kind.
+struct Exit {
+    guest: String,
+    reason: String,
+    count: u64,
+    ticks: u64,
+}
+
+/// A guest's exits by kind; none, if it is gone meanwhile.
+fn of_guest(link: &mut Link, guest: &str) -> Outcome<Vec<Exit>> {
+    let of = |&(reason, count, ticks): &(&str, u64, u64)| Exit {
+        guest: guest.to_owned(),
+        reason: reason.to_owned(),
+        count,
+        ticks,
+    };
+    match link.call(&Operation::Exits(guest))?.response()? {
+        Response::Exits(Exits(kinds)) => Ok(kinds.iter().map(of).collect()),
+        Response::Refused(Refusal::NoGuest) => Ok(Vec::new()),
+        other => Err(super::strange(&other)),
+    }
+}
+
+/// A label's value, as the format wants it.
+fn label(text: &str) -> String {
+    text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
 }
 
 /// A metric: its name, what it is, of which kind, and its value.
 type Metric = (&'static str, &'static str, &'static str, fn(&Usage, f64) -> f64);
 
 #[expect(clippy::cast_precision_loss, reason = "the format has floating point only")]
-const METRICS: [Metric; 7] = [
+const METRICS: [Metric; 6] = [
     ("cpu_seconds_total", "Time that its virtual CPUs ran.", "counter", |one, hertz| one.used as f64 / hertz),
     ("stolen_seconds_total", "Time that they were ready and another ran.", "counter", |one, hertz| {
         one.stolen as f64 / hertz
@@ -77,7 +110,6 @@ const METRICS: [Metric; 7] = [
     ("waiting_seconds_total", "Time that they waited for an interrupt.", "counter", |one, hertz| {
         one.waiting as f64 / hertz
     }),
-    ("exits_total", "How often it left to the hypervisor.", "counter", |one, _| one.exits as f64),
     ("memory_bytes", "Memory that it owns.", "gauge", |one, _| one.memory as f64),
     ("written_bytes_total", "Bytes that it wrote to its devices.", "counter", |one, _| one.written as f64),
     ("read_bytes_total", "Bytes that it read from its devices.", "counter", |one, _| one.read as f64),
@@ -85,7 +117,7 @@ const METRICS: [Metric; 7] = [
 
 /// The page for these guests.
 #[expect(clippy::cast_precision_loss, reason = "the format has floating point only")]
-fn text(stats: &AllStats, guests: &[Guest], hertz: u64) -> String {
+fn text(stats: &AllStats, guests: &[Guest], exits: &[Exit], hertz: u64) -> String {
     let hertz = hertz as f64;
     let mut out = String::new();
     let head = |out: &mut String, name: &str, what: &str, kind: &str| {
@@ -96,13 +128,25 @@ fn text(stats: &AllStats, guests: &[Guest], hertz: u64) -> String {
         let name = format!("guest_{name}");
         head(&mut out, &name, what, kind);
         for one in &stats.guests {
-            let _ = writeln!(out, "bulkhead_{name}{{guest=\"{}\"}} {}", one.name, value(one, hertz));
+            let _ = writeln!(out, "bulkhead_{name}{{guest=\"{}\"}} {}", label(&one.name), value(one, hertz));
+        }
+    }
+    type Value = fn(&Exit, f64) -> f64;
+    let by_reason: [(_, _, Value); 2] = [
+        ("guest_exits_total", "How often it left to the hypervisor.", |exit, _| exit.count as f64),
+        ("guest_exit_seconds_total", "Time that it was served for that.", |exit, hertz| exit.ticks as f64 / hertz),
+    ];
+    for (name, what, value) in by_reason {
+        head(&mut out, name, what, "counter");
+        for exit in exits {
+            let (guest, reason, value) = (label(&exit.guest), label(&exit.reason), value(exit, hertz));
+            let _ = writeln!(out, "bulkhead_{name}{{guest=\"{guest}\",reason=\"{reason}\"}} {value}");
         }
     }
     head(&mut out, "guest_running", "Whether it runs.", "gauge");
     for guest in guests {
-        let runs = u8::from(guest.state == State::Running);
-        let _ = writeln!(out, "bulkhead_guest_running{{guest=\"{}\",zone=\"{}\"}} {runs}", guest.name, guest.zone);
+        let (name, zone, runs) = (label(&guest.name), label(&guest.zone), u8::from(guest.state == State::Running));
+        let _ = writeln!(out, "bulkhead_guest_running{{guest=\"{name}\",zone=\"{zone}\"}} {runs}");
     }
     for (name, what, ticks) in [
         ("cpu_seconds_total", "Time of all processors.", stats.whole.total),
@@ -114,4 +158,83 @@ fn text(stats: &AllStats, guests: &[Guest], hertz: u64) -> String {
         let _ = writeln!(out, "bulkhead_{name} {}", ticks as f64 / hertz);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Exit, label, text};
+    use crate::ctl::AllStats;
+    use bulkhead_control::{Guest, Name, Source, State, Stats, Usage};
+    use std::collections::BTreeSet;
+
+    fn page() -> String {
+        let name = |text: &str| Name::try_from(text).unwrap();
+        let used = |name| Usage { name, used: 2_000_000, ..Usage::default() };
+        let guests = vec![used(name("a")), used(name("b"))];
+        let guest = Guest {
+            id: 1,
+            name: name("a"),
+            zone: name("z"),
+            state: State::Paused,
+            vcpus: 1,
+            memory: 1 << 20,
+            origin: None,
+            creator: Source::Manifest,
+            started: None,
+            lease: None,
+        };
+        let exit = |reason: &str, count, ticks| Exit { guest: "a".to_owned(), reason: reason.to_owned(), count, ticks };
+        text(
+            &AllStats { whole: Stats { gone: 500_000, ..Stats::default() }, guests },
+            &[guest],
+            &[exit("port", 4, 500_000), exit("halt", 1, 10)],
+            1_000_000,
+        )
+    }
+
+    #[test]
+    fn exits_are_told_by_reason_with_their_time() {
+        let page = page();
+        for line in [
+            "bulkhead_guest_exits_total{guest=\"a\",reason=\"port\"} 4\n",
+            "bulkhead_guest_exit_seconds_total{guest=\"a\",reason=\"port\"} 0.5\n",
+            "bulkhead_guest_exits_total{guest=\"a\",reason=\"halt\"} 1\n",
+            "bulkhead_guest_cpu_seconds_total{guest=\"b\"} 2\n",
+            "bulkhead_gone_seconds_total 0.5\n",
+        ] {
+            assert!(page.contains(line), "{line}{page}");
+        }
+    }
+
+    /// Prometheus, "Exposition formats": one HELP and one TYPE line of each metric, its samples in one group behind them.
+    #[test]
+    fn each_metric_is_told_of_once_and_counters_are_called_totals() {
+        let (mut told, mut samples) = (BTreeSet::new(), BTreeSet::new());
+        let mut about = ("", "");
+        let page = page();
+        assert!(page.ends_with('\n'));
+        for line in page.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                let (name, what) = help.split_once(' ').unwrap();
+                assert!(told.insert(name) && what.ends_with('.'), "{line}");
+                about = (name, "");
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').unwrap();
+                let right = if name.ends_with("_total") { "counter" } else { "gauge" };
+                assert!(about == (name, "") && kind == right, "{line}");
+                about.1 = kind;
+            } else {
+                let (series, value) = line.rsplit_once(' ').unwrap();
+                let name = series.split('{').next().unwrap();
+                assert!(about.0 == name && !about.1.is_empty() && samples.insert(series), "{line}");
+                assert!(value.parse::<f64>().is_ok_and(f64::is_finite), "{line}");
+            }
+        }
+        assert!(told.iter().all(|name| samples.iter().any(|series| series.split('{').next() == Some(name))), "{page}");
+    }
+
+    #[test]
+    fn labels_can_not_end_early() {
+        assert_eq!(label("a\"b\\c\nd"), r#"a\"b\\c\nd"#);
+    }
 }

@@ -601,6 +601,7 @@ fn metrics_are_served() {
     assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page}");
     assert!(page.contains("# TYPE bulkhead_guest_cpu_seconds_total counter\n"), "{page}");
     assert!(page.contains("bulkhead_guest_cpu_seconds_total{guest=\"lab\"} 0.002\n"), "{page}");
+    assert!(page.contains("bulkhead_guest_exit_seconds_total{guest=\"lab\",reason=\"cpuid\"} 0.0003\n"), "{page}");
     assert!(page.contains("bulkhead_guest_running{guest=\"linux\",zone=\"zone\"} 1\n"), "{page}");
     assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
     assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405 "));
