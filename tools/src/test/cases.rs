@@ -105,7 +105,7 @@ fn machine(workspace: &Workspace, case: &Case) -> Outcome<Machine> {
 
 fn judge(builder: &Builder, Run { case, on }: &Run, machine: &Machine) -> Verdict {
     let cpus = case.cpus.unwrap_or(1);
-    let place = Place { cpus, counted: case.fair && cpus == 1, ..Place::of(*on) };
+    let place = Place { cpus, counted: (case.fair || case.minutes != 0) && cpus == 1, ..Place::of(*on) };
     let running = match builder.start_at(&place, machine) {
         Ok(running) => running,
         Err(failure) => return Verdict::Failed(failure.to_string()),
@@ -121,7 +121,9 @@ fn judge(builder: &Builder, Run { case, on }: &Run, machine: &Machine) -> Verdic
             let consoles: Vec<String> = names.iter().map(|name| watch.console_of(name)).collect();
             wrong.extend(fair::shares(machine, cpus, &consoles, watch.lines()));
         }
-        wrong.extend(fair::adds_up(watch.lines()));
+    }
+    if case.fair || case.minutes != 0 {
+        wrong.extend(fair::adds_up(watch.lines(), case.minutes));
     }
     let whole = builder.workspace().build("logs").map(|folder| folder.join(format!("{}.{on}.log", case.name)));
     if let Ok(path) = &whole {

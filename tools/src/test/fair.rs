@@ -143,8 +143,8 @@ fn number(text: &str, word: &str) -> Option<f64> {
     words.next()?.parse().ok()
 }
 
-/// Whether the processors' and the guests' times, and those of all minutes, are the whole time.
-pub fn adds_up(log: &[String]) -> Vec<String> {
+/// Whether the processors' and the guests' times, and those of all minutes, `least` at least, are the whole time.
+pub fn adds_up(log: &[String], least: usize) -> Vec<String> {
     let mut wrong = Vec::new();
     let lines = |kind: &str| -> Vec<&str> {
         let behind = |line: &'_ String| line.starts_with(&format!("log {kind} ")) && line.contains(" ticks: ");
@@ -154,6 +154,9 @@ pub fn adds_up(log: &[String]) -> Vec<String> {
     let (processors, guests, minutes) = (lines("processor"), lines("guest"), lines("minute"));
     if processors.is_empty() || guests.is_empty() || minutes.is_empty() {
         return vec!["there is no account".to_owned()];
+    }
+    if minutes.len() < least {
+        wrong.push(format!("the account has {} minutes instead of {least}", minutes.len()));
     }
     for line in &processors {
         let parts: f64 = ["ran", "idle", "own"].iter().filter_map(|word| number(line, word)).sum();
@@ -169,6 +172,12 @@ pub fn adds_up(log: &[String]) -> Vec<String> {
         behind.filter_map(|ticks| ticks.parse::<f64>().ok()).sum()
     };
     let in_minutes: f64 = minutes.iter().map(of_guests).sum();
+    // The last one is cut short, and each begins where the one before it ended.
+    let [all_but_last @ .., _] = minutes.as_slice() else { return wrong };
+    let lengths = all_but_last.iter().map(|line| of_guests(line) + sum(&[*line], "idle") + sum(&[*line], "own"));
+    for (first, next) in lengths.clone().zip(lengths.skip(1)) {
+        near("a minute", next, first, ACCOUNT, &mut wrong);
+    }
     near("what the guests ran in all minutes", in_minutes, ran, ACCOUNT, &mut wrong);
     let all = in_minutes + sum(&minutes, "idle") + sum(&minutes, "own");
     near("all minutes", all, whole, ACCOUNT, &mut wrong);
@@ -202,13 +211,19 @@ mod tests {
             [
                 "log guest 1 ticks: ran 600 waited 0 slept 0".to_owned(),
                 format!("log processor 0 ticks: ran 600 idle 300 own {own} of 1000"),
-                format!("log minute 0 ticks: idle 300 own 100 guest 1 {minute}"),
+                format!("log minute 0 ticks: idle 100 own 50 guest 1 {minute}"),
+                "log minute 1 ticks: idle 150 own 50 guest 1 200".to_owned(),
+                "log minute 2 ticks: idle 50 own 0 guest 1 150".to_owned(),
             ]
             .into()
         };
-        assert_eq!(adds_up(&account(100, 600)), Vec::<String>::new());
-        assert_ne!(adds_up(&account(98, 600)), Vec::<String>::new());
-        assert_ne!(adds_up(&account(100, 598)), Vec::<String>::new());
-        assert_ne!(adds_up(&[]), Vec::<String>::new());
+        assert_eq!(adds_up(&account(100, 250), 3), Vec::<String>::new());
+        assert_ne!(adds_up(&account(98, 250), 3), Vec::<String>::new());
+        assert_ne!(adds_up(&account(100, 248), 3), Vec::<String>::new());
+        assert_ne!(adds_up(&account(100, 250), 4), Vec::<String>::new());
+        assert_ne!(adds_up(&[], 0), Vec::<String>::new());
+        let mut moved = account(100, 260);
+        moved[3] = "log minute 1 ticks: idle 150 own 50 guest 1 190".to_owned();
+        assert_ne!(adds_up(&moved, 3), Vec::<String>::new(), "ticks of one minute are another's");
     }
 }

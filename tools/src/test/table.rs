@@ -5,7 +5,8 @@
 //! are pieces that must not be there. `log` are pieces of the hypervisor's own lines, in this order. `type` are pairs: when the first has come (behind the one before it), the second
 //! is typed. `ends` is how the guest must end, or `time-out`. `timeout` is in seconds.
 //!
-//! `fair`: all guests count what they ran, which is held against the manifest and the hypervisor's account.
+//! `fair`: all guests count what they ran, which is held against the manifest and the hypervisor's account. `minutes`: the
+//! account by the minute has so many lines at least, and they add up.
 //!
 //! Each case runs on each machine, with the same expectations. `not-on.MACHINE` is why it can not apply to a machine.
 //! A guest of the suite that leaves a check out says so (`skip NAME`); `skips.MACHINE` has each such name and why it is
@@ -76,6 +77,9 @@ pub struct Case {
     /// Whether its guests count, and had what they should; all time adds up.
     #[serde(default)]
     pub fair: bool,
+    /// Lines that the account by the minute has at least; all time adds up.
+    #[serde(default)]
+    pub minutes: usize,
     /// Left out by `--quick`.
     #[serde(default)]
     pub slow: bool,
