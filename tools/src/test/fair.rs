@@ -15,6 +15,8 @@ const TURNS: f64 = 40.0;
 const START: f64 = 0.03;
 /// The same for sums of the hypervisor's account.
 const ACCOUNT: f64 = 1.0;
+/// The least and the most that a guest had in a stretch of time, to a bin of its count.
+const BINS: f64 = 400.0;
 /// Windows are of ten seconds: in one are so many slices, and so many microseconds.
 const SLICES: f64 = 1e3;
 const MICROSECONDS: f64 = 1e7;
@@ -78,6 +80,23 @@ struct Counted<'a> {
     /// Ticks that were stolen in its window, as it was told and as it counted; in its life.
     stolen: (f64, f64),
     all_stolen: f64,
+    stretches: Option<Stretches>,
+}
+
+/// The ticks that it had in any stretch of so many: the most, and the least of each that begin one after the other, at the
+/// best moment for it.
+struct Stretches {
+    best: f64,
+    most: f64,
+    of: f64,
+}
+
+impl Stretches {
+    fn told(text: &str) -> Option<Self> {
+        let line = text.lines().find_map(|line| line.strip_prefix("count stretches least "))?;
+        let best = line.split(' ').nth(1)?.parse().ok()?;
+        Some(Self { best, most: number(line, "most")?, of: number(line, "of")? })
+    }
 }
 
 /// Whether the guests had what they should, `consoles` by their order.
@@ -90,7 +109,8 @@ pub fn shares(machine: &Machine, cpus: u16, consoles: &[String], log: &[String])
             let ((ran, window), (all, _)) = (counted(text, "count window ")?, counted(text, "count life ")?);
             let stolen = counted(text, "count stolen ")?;
             let all_stolen = number(text.lines().find(|line| line.starts_with("count stolen in all"))?, "all")?;
-            Some(Counted { guest, part, ran, window, all, stolen, all_stolen })
+            let stretches = Stretches::told(text);
+            Some(Counted { guest, part, ran, window, all, stolen, all_stolen, stretches })
         })
         .collect();
     if counts.len() != machine.guests.len() {
@@ -126,6 +146,9 @@ fn told(count: &Counted<'_>, account: &str, wrong: &mut Vec<String>) {
         wrong.push(format!("{name} was told more to be stolen than it waited"));
     }
     near(&format!("{name}'s time"), ran, all + start, TURNS + 1000.0 * start / all, wrong);
+    if let Some(stretches) = &count.stretches {
+        each_stretch(count, stretches, wrong);
+    }
     if guest.cpu.cap == 0 {
         return;
     }
@@ -133,6 +156,27 @@ fn told(count: &Counted<'_>, account: &str, wrong: &mut Vec<String>) {
     near(&format!("{name}'s time below its cap"), ran, most, SLACK, wrong);
     if ran > most + window / SLICES {
         wrong.push(format!("{name} ran {ran} ticks, and its cap and burst allow {most}"));
+    }
+}
+
+/// Holds what a guest had in each stretch of time against its reservation, whose periods those are, and its cap.
+fn each_stretch(count: &Counted<'_>, stretches: &Stretches, wrong: &mut Vec<String>) {
+    let Counted { guest, window, .. } = count;
+    let Stretches { best, most, of } = stretches;
+    let ticks = |microseconds: u64| microseconds as f64 / MICROSECONDS * window;
+    let (name, bin) = (&guest.name, of / BINS);
+    if guest.cpu.period != 0 {
+        // What turns cost is of the budget, and not of the count.
+        let least = ticks(guest.cpu.budget) * (1.0 - TURNS / 1000.0) - bin;
+        if (ticks(guest.cpu.period) - of).abs() > bin || *best < least {
+            wrong.push(format!("{name} had {best} ticks in a period of {of}, and {least} are the least"));
+        }
+    }
+    if guest.cpu.cap != 0 {
+        let limit = f64::from(guest.cpu.cap) / 1000.0 * of + ticks(guest.cpu.burst).max(window / SLICES) + bin;
+        if *most > limit {
+            wrong.push(format!("{name} had {most} ticks of {of}, and its cap and burst allow {limit}"));
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! `warm=N` milliseconds after its start it counts for `window=N`, then goes on for as long as it warmed up, so that all who
 //! count beside it count while all run. `by=cpuid`, `by=port`: what it does is exits of that kind. It prints what it ran in the
-//! window, and in its life; and what was stolen from it meanwhile, as it is told by KVM's convention (Linux,
+//! window, and in its life; with `every=N`, the least and the most that it ran in any N milliseconds up to the window's end,
+//! and the least in each of those that begin at the best moment for it, one after the other; and what was stolen from it meanwhile, as it is told by KVM's convention (Linux,
 //! Documentation/virt/kvm/x86/msr.rst, MSR_KVM_STEAL_TIME), in the same ticks.
 #![no_std]
 #![no_main]
@@ -65,6 +66,47 @@ fn stolen(hertz: u64) -> u64 {
     (u128::from(now) * u128::from(hertz) / 1_000_000_000) as u64
 }
 
+/// A bin is one of so many in each stretch of time.
+const BINS: usize = 400;
+
+/// What it ran in each stretch of time of one length, whichever bin it begins with.
+struct Stretches {
+    /// Ticks.
+    bin: u64,
+    /// The end of the bin that is being filled, and what it ran in it.
+    end: u64,
+    ran: u64,
+    /// The last ones, and their sum.
+    bins: [u64; BINS],
+    sum: u64,
+    count: usize,
+    /// The least of those that end with each bin of a stretch.
+    least: [u64; BINS],
+    most: u64,
+}
+
+impl Stretches {
+    const fn new(ticks: u64, now: u64) -> Self {
+        let bin = ticks / BINS as u64;
+        Self { bin, end: now + bin, ran: 0, bins: [0; BINS], sum: 0, count: 0, least: [u64::MAX; BINS], most: 0 }
+    }
+
+    /// Up to `now` it ran so many ticks more.
+    fn pass(&mut self, now: u64, ran: u64) {
+        while self.end <= now {
+            let at = self.count % BINS;
+            let ran = core::mem::take(&mut self.ran);
+            self.sum = self.sum + ran - core::mem::replace(&mut self.bins[at], ran);
+            (self.end, self.count) = (self.end + self.bin, self.count + 1);
+            if self.count >= BINS {
+                self.least[at] = self.least[at].min(self.sum);
+                self.most = self.most.max(self.sum);
+            }
+        }
+        self.ran += ran;
+    }
+}
+
 fn main() {
     let hertz = time::announced_hertz().unwrap_or(10_000_000);
     // A millisecond is a tenth of a turn; what takes longer is none of its own exits.
@@ -77,7 +119,8 @@ fn main() {
     let mut ran = 0;
     let mut last = cpu::rdtsc();
     let first = last;
-    let mut until = |end: u64| {
+    let mut stretches = word_value("every").map(|every| Stretches::new(every * jump, first));
+    let mut until = |end: u64, stretches: &mut Option<Stretches>| {
         while last < end {
             match (cpuid, ports) {
                 (true, _) => _ = cpu::cpuid(0x8000_0008, 0),
@@ -86,19 +129,32 @@ fn main() {
             }
             let now = cpu::rdtsc();
             let passed = now - last;
-            ran += if passed < jump { passed } else { 0 };
+            let own = if passed < jump { passed } else { 0 };
+            if let Some(stretches) = stretches {
+                stretches.pass(now, own);
+            }
+            ran += own;
             last = now;
         }
         (last, ran)
     };
-    let (begin, before) = until(first + warm);
+    let (begin, before) = until(first + warm, &mut stretches);
     let stolen_before = stolen();
-    let (end, after) = until(begin + window);
+    let (end, after) = until(begin + window, &mut stretches);
     let stolen_after = stolen();
     println!("count window {} of {}", after - before, end - begin);
     println!("count stolen {} of {}", stolen_after - stolen_before, end - begin - (after - before));
-    let (end, all) = until(end + warm);
+    let (end, all) = until(end + warm, &mut None);
     println!("count stolen in all {}", stolen());
+    if let Some(Stretches { bin, least, most, .. }) = stretches {
+        let (worst, best) = (least.iter().min(), least.iter().max());
+        println!(
+            "count stretches least {} {} most {most} of {}",
+            worst.unwrap_or(&0),
+            best.unwrap_or(&0),
+            bin * BINS as u64
+        );
+    }
     println!("count life {all} of {}", end - first);
     if told {
         let other = (STOLEN.flags.load(Ordering::SeqCst), STOLEN.preempted.load(Ordering::SeqCst) & 0xFF);
