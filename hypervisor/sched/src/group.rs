@@ -90,13 +90,15 @@ impl Group {
         ticks * self.rate
     }
 
-    /// Counts `ticks` used, or gives them back if negative.
-    pub fn charge(&mut self, ticks: i128) {
+    /// Counts `ticks` used, or gives them back if negative; `reserved`: on its budget.
+    pub fn charge(&mut self, ticks: i128, reserved: bool) {
         self.time += self.span(ticks);
         if self.params.cap.is_some() {
             self.tokens -= ticks * 1000;
         }
-        self.budget -= ticks;
+        if reserved {
+            self.budget -= ticks;
+        }
     }
 
     /// Notes `ticks` spent for it; what it is to be charged for, once that is `enough`.
@@ -126,11 +128,11 @@ impl Group {
         if let Some(r) = self.params.reservation
             && now >= self.deadline
         {
-            // What was overrun is owed, by one budget at most.
-            let owed = self.budget.min(0).max(-i128::from(r.budget));
+            // What was overrun is owed to the next period, by one budget at most.
+            let late = now - self.deadline;
+            let owed = if late < r.period { self.budget.min(0).max(-i128::from(r.budget)) } else { 0 };
             self.budget = i128::from(r.budget) + owed;
-            let late = (now - self.deadline) % r.period.max(1);
-            self.deadline = (now - late).saturating_add(r.period);
+            self.deadline = (now - late % r.period.max(1)).saturating_add(r.period);
         }
     }
 

@@ -155,12 +155,12 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let turn = group.allowance(now, slice).unwrap_or(1);
         let turn = group.reserve(cpu).map_or(turn, |left| turn.min(left)).max(1);
         let free = group.params.cap.is_none() && group.reserve(cpu).is_none();
-        group.charge(i128::from(turn));
+        group.charge(i128::from(turn), best.reserved);
         if !best.reserved {
             self.advance(cpu, began);
         }
         let until = if free && !found.contended { found.event } else { now.saturating_add(turn).min(found.event) };
-        self.occupy(cpu, Some(Run { task: best.task, zone, ahead: turn }), until);
+        self.occupy(cpu, Some(Run { task: best.task, zone, reserved: best.reserved, ahead: turn }), until);
         if until <= now.saturating_add(slice) {
             self.open &= !CpuSet::one(cpu).0;
         }
@@ -197,7 +197,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         };
         p.since = now;
         p.usage.ran += spent;
-        let (id, due) = (run.task, spent.saturating_sub(run.ahead));
+        let (id, reserved, due) = (run.task, run.reserved, spent.saturating_sub(run.ahead));
         run.ahead = run.ahead.saturating_sub(spent);
         let ahead = i128::from(run.ahead);
         let task = self.task_mut(id)?;
@@ -207,7 +207,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let cpus = self.group_mut(number)?.cpus;
         let (present, slice) = (self.present_time(cpus), i128::from(self.slice));
         let group = self.group_mut(number)?;
-        group.charge(i128::from(due));
+        group.charge(i128::from(due), reserved);
         group.ran += spent;
         group.time = group.time.max(present - group.span(BEHIND * slice));
         let reached = group.time - group.span(ahead);

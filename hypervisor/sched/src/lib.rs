@@ -62,6 +62,8 @@ struct Task {
 struct Run {
     task: TaskId,
     zone: u16,
+    /// On its guest's budget.
+    reserved: bool,
     /// Charged in advance and not yet run.
     ahead: Ticks,
 }
@@ -347,7 +349,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             p.last = (outcome != Outcome::Gone).then_some(group);
         }
         if let Some(group) = self.group_mut(group) {
-            group.charge(-i128::from(run.ahead));
+            group.charge(-i128::from(run.ahead), run.reserved);
             group.stopped(slice);
         }
         let state = if outcome == Outcome::Ready { State::Ready } else { State::Blocked };
@@ -368,7 +370,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         if idle {
             guest.time = guest.time.max(present);
         }
-        guest.charge(i128::from(ticks.min(LONGEST)));
+        guest.charge(i128::from(ticks.min(LONGEST)), true);
         self.place(group, now);
     }
 

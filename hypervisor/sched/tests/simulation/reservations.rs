@@ -1,7 +1,7 @@
 //! Who has a reservation.
 
 use crate::{END, HOG, Load, Machine, SLICE, params};
-use bulkhead_sched::{AddError, Cpu, CpuSet, Params, Reservation, TaskId};
+use bulkhead_sched::{AddError, Cpu, CpuSet, Outcome, Params, Reservation, Scheduler, TaskId};
 
 #[test]
 fn a_reservation_is_met_in_each_period_and_overcommitment_refused() {
@@ -43,6 +43,59 @@ fn several_reservations_are_met_on_one_cpu_to_the_tick() {
             marks[n] = (next + period, ran);
         }
     }
+}
+
+/// What it had beside its budget, while nobody else wanted the CPU, is not owed.
+#[test]
+fn spare_time_takes_nothing_from_a_reservation() {
+    let reservation = Some(Reservation { period: 40_000, budget: 10_000 });
+    for (run, sleep) in [(40_000, 40_000), (20_000, 20_000), (40_000, 400_000), (3_000, 50_000)] {
+        let others = Load::new(run, sleep, false);
+        let loads =
+            [(Params { reservation, ..params(0, 1) }, HOG), (params(1, 1000), others), (params(2, 1000), others)];
+        let mut m = Machine::<4, 1>::new(1, &loads, 1);
+        let mut before = 0;
+        for at in 1..=200 {
+            m.run(at * 40_000);
+            let ran = m.ran(0);
+            assert!(ran - before >= 10_000, "{run}/{sleep}, period {at}: {}", ran - before);
+            before = ran;
+        }
+    }
+}
+
+/// One that comes back late owes that to its next period, and no more once it has slept for longer.
+#[test]
+fn a_debt_is_of_one_period() {
+    let reservation = Some(Reservation { period: 10_000, budget: 2_000 });
+    let mut s = Box::new(Scheduler::<2, 1>::new(SLICE));
+    s.online(Cpu(0), 0, 0);
+    for (id, params) in [(TaskId(0), Params { reservation, ..params(0, 1) }), (TaskId(1), params(1, 1000))] {
+        s.add(id, params, 0).unwrap();
+        s.wake(id, 0);
+    }
+    // The first is served on its budget, and comes back late by twice that.
+    assert_eq!(s.pick(Cpu(0), 0).task, Some(TaskId(0)));
+    s.yielded(Cpu(0), 6_000, Outcome::Blocked);
+    let served = |s: &mut Scheduler<2, 1>, from: u64, to: u64| {
+        let (mut now, mut served) = (from, 0);
+        while now < to {
+            let d = s.pick(Cpu(0), now);
+            let end = d.until.min(to);
+            served += if d.task == Some(TaskId(0)) { end - now } else { 0 };
+            now = end;
+        }
+        s.yielded(Cpu(0), to, Outcome::Ready);
+        served
+    };
+    s.wake(TaskId(0), 10_000);
+    assert!(served(&mut s, 10_000, 20_000) <= SLICE, "what was overrun was not owed");
+    assert!(served(&mut s, 20_000, 30_000) >= 2_000);
+    s.pick(Cpu(0), 30_000);
+    s.yielded(Cpu(0), 36_000, Outcome::Blocked);
+    served(&mut s, 36_000, 70_000);
+    s.wake(TaskId(0), 70_000);
+    assert!(served(&mut s, 70_000, 80_000) >= 2_000, "an old debt");
 }
 
 /// It sleeps and wakes at any time: it has its budget's part of the CPU, is served before a period ends, and takes
