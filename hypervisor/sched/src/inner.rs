@@ -5,6 +5,9 @@ use crate::{Cpu, CpuSet, Group, Params, Processor, RESERVABLE, Run, Scheduler, S
 
 /// Slices that a guest may be behind the present virtual time, so that one that could not use its share saves up no more.
 const BEHIND: i128 = 8;
+/// Slices that a CPU may be behind the next one, and to how many it is brought then.
+const FAR: i128 = 8;
+const NEAR: i128 = 4;
 
 impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     pub(crate) fn clock(&mut self, now: u64) -> u64 {
@@ -69,6 +72,34 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         if let Some(p) = self.cpu_mut(cpu) {
             p.time = p.time.max(time);
         }
+    }
+
+    /// If the CPU is far behind the next one, brings it nearer, with all that is behind and all guests measured by that: who
+    /// comes before whom stays, but how long those further on would wait if the loads changed does not grow.
+    fn gather(&mut self, cpu: Cpu) {
+        let Some(time) = self.cpu(cpu).map(|p| p.time).filter(|t| self.time - t > FAR * self.grain) else { return };
+        let (mut behind, mut next) = (0, self.time);
+        for (n, p) in (0..).zip(&self.cpus).filter_map(|(n, p)| Some((n, p.as_ref()?))) {
+            self.steps += 1;
+            if p.time <= time {
+                behind |= CpuSet::one(Cpu(n)).0;
+            } else {
+                next = next.min(p.time);
+            }
+        }
+        if next - time <= FAR * self.grain {
+            return;
+        }
+        let more = next - time - NEAR * self.grain;
+        bits(behind).for_each(|c| self.cpu_mut(c).into_iter().for_each(|p| p.time += more));
+        let ahead = self.present & !behind;
+        for group in self.groups.iter_mut().flatten() {
+            self.steps += 1;
+            group.time += if group.cpus & ahead == 0 { more } else { 0 };
+        }
+        let groups = &self.groups;
+        let moved = |n: u16| groups.get(usize::from(n)).and_then(Option::as_ref).is_some_and(|g| g.cpus & ahead == 0);
+        self.fair.shift(more, moved);
     }
 
     /// Accounts a task's state up to now and changes it. Its group is to be placed after that.
@@ -158,6 +189,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         group.charge(i128::from(turn), best.reserved);
         if !best.reserved {
             self.advance(cpu, began);
+            self.gather(cpu);
         }
         let until = if free && !found.contended { found.event } else { now.saturating_add(turn).min(found.event) };
         self.occupy(cpu, Some(Run { task: best.task, zone, reserved: best.reserved, ahead: turn }), until);

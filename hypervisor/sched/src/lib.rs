@@ -8,8 +8,8 @@
 //! over its share, and is charged for a whole turn in advance; what was not used is given back, what was overrun is
 //! taken. The least runs. A guest that wakes starts at the present virtual time at the earliest, so sleep earns nothing,
 //! and one that cannot use its share falls behind by eight slices at most. Guests pinned to a CPU are measured by that
-//! CPU's virtual time. Above it, reservations by earliest deadline on the CPU that admitted them; below it, caps by a
-//! bucket of tokens. All who wait are in sorted lists, so a decision looks at few of them.
+//! CPU's virtual time, which is kept near the next one's. Above it, reservations by earliest deadline on the CPU that
+//! admitted them; below it, caps by a bucket of tokens. All who wait are in sorted lists, so a decision looks at few of them.
 //!
 //! Zones: a thread runs only the zone that its core's other threads run. A task kept waiting for two slices by that
 //! empties the core for its zone.
@@ -118,6 +118,8 @@ pub struct Scheduler<const TASKS: usize, const CPUS: usize> {
     open: u64,
     /// Virtual time of the CPU that is furthest.
     time: i128,
+    /// Virtual time that a slice of the guest with the least share takes.
+    grain: i128,
     now: u64,
     steps: u64,
 }
@@ -154,6 +156,7 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             present: 0,
             open: 0,
             time: 0,
+            grain: 0,
             now: 0,
             steps: 0,
         }
@@ -233,6 +236,8 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             group.tasks += 1;
             group.cpus |= params.cpus.0;
         }
+        let (slice, there) = (i128::from(self.slice), self.groups.iter().flatten().filter(|g| g.tasks != 0));
+        self.grain = there.map(|g| g.span(slice)).max().unwrap_or(0);
         let Params { cpus, zone, group, .. } = params;
         let usage = Usage::default();
         let state = State::Blocked;

@@ -66,13 +66,28 @@ impl<const N: usize> Order<N> {
             self.length -= 1;
         }
         if let Some(Entry { key, .. }) = entry.filter(|e| old.cpus == 0 || e.key != old.key) {
-            let at = self.place(key, n);
-            let end = self.length + 1;
-            if let Some(from_here) = self.list.get_mut(at..end) {
-                let mut moved = n;
-                from_here.iter_mut().for_each(|place| core::mem::swap(place, &mut moved));
-                self.length = end;
-            }
+            self.insert(n, key);
+        }
+    }
+
+    fn insert(&mut self, n: u16, key: Key) {
+        let at = self.place(key, n);
+        let end = self.length + 1;
+        if let Some(from_here) = self.list.get_mut(at..end) {
+            let mut moved = n;
+            from_here.iter_mut().for_each(|place| core::mem::swap(place, &mut moved));
+            self.length = end;
+        }
+    }
+
+    /// Adds to the keys of some; mostly all stay in order.
+    pub fn shift(&mut self, more: i128, some: impl Fn(u16) -> bool) {
+        for at in 0..core::mem::take(&mut self.length) {
+            let Some(n) = self.list.get(at).copied() else { return };
+            let Some(entry) = self.entries.get_mut(usize::from(n)) else { return };
+            entry.key.0 += if some(n) { more } else { 0 };
+            let key = entry.key;
+            self.insert(n, key);
         }
     }
 
@@ -124,6 +139,12 @@ mod tests {
             order.set(n, entry);
             list[usize::from(n)] = entry;
             assert!(order.steps - before <= 20, "{} steps", order.steps - before);
+            if round % 100 == 99 {
+                let (more, every) = (random(20).into(), 1 + random(9));
+                order.shift(more, |n| n % every == 0);
+                let some = (0..512).step_by(usize::from(every));
+                some.for_each(|n| list[n] = list[n].map(|e: Entry| Entry { key: (e.key.0 + more, e.key.1), ..e }));
+            }
             let zone = (round % 2 == 0).then(|| random(100));
             let query = Query { cpus: 1 << random(8), zone, but: Some(random(512)) };
             let fits = |e: &Entry| e.cpus & query.cpus != 0 && zone.is_none_or(|z| z == e.zone);

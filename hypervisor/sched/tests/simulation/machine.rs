@@ -17,6 +17,9 @@ pub struct Load {
 /// Never sleeps.
 pub const HOG: Load = Load { run: u64::MAX, sleep: 0, jitter: false, over: 0 };
 
+/// Runs for a tick now, and then no more.
+pub const GONE: Load = Load::new(1, u64::MAX / 2, false);
+
 impl Load {
     pub const fn new(run: u64, sleep: u64, jitter: bool) -> Self {
         Self { run, sleep, jitter, over: 0 }
@@ -71,6 +74,17 @@ impl<const T: usize, const C: usize> Machine<T, C> {
         };
         let work = loads.iter().map(work).collect();
         Self { sched, work, ends: vec![0; C], runs: vec![None; C], seed, threads, decisions: 0, now: 0 }
+    }
+
+    /// From now on it does this; who sleeps wakes for it.
+    pub fn change(&mut self, task: usize, load: Load) {
+        let work = &mut self.work[task];
+        (work.load, work.left) = (load, load.run);
+        if work.wakes != u64::MAX {
+            work.wakes = self.now;
+        } else if let Some(cpu) = self.runs.iter().position(|r| r.is_some_and(|(t, _)| t == task)) {
+            self.ends[cpu] = self.now;
+        }
     }
 
     pub fn random(&mut self, below: u64) -> u64 {

@@ -19,4 +19,4 @@ mod shares;
 mod wakes;
 mod zones;
 
-use machine::{END, HOG, Load, Machine, SLICE, near, params};
+use machine::{END, GONE, HOG, Load, Machine, SLICE, near, params};

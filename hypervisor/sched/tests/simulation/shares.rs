@@ -1,6 +1,6 @@
 //! Each gets its share: within 1 % of the fair one over ten seconds.
 
-use crate::{END, HOG, Load, Machine, near, params};
+use crate::{END, GONE, HOG, Load, Machine, near, params};
 use bulkhead_sched::{Cpu, CpuSet, Params};
 
 /// What each of these would have in a machine that divides without end, in CPUs: all grow by their weights until one has
@@ -82,6 +82,56 @@ fn guests_that_float_beside_pinned_ones_hold_their_shares() {
     pins::<2>();
     pins::<3>();
     pins::<4>();
+}
+
+/// The most that one is off in the ten seconds after a minute with other loads.
+fn off_after<const C: usize>(guests: &[(Params, Load)], then: &[Load]) -> f64 {
+    let mut m = Machine::<32, C>::new(1, guests, 1);
+    m.run(6 * END);
+    let before: Vec<_> = (0..guests.len()).map(|n| m.ran(n)).collect();
+    then.iter().enumerate().for_each(|(n, load)| m.change(n, *load));
+    m.run(7 * END);
+    let awake: Vec<_> = (0..guests.len()).filter(|n| then[*n].run == u64::MAX).collect();
+    let fair = fair(C as u32, &awake.iter().map(|n| (guests[*n].0, HOG)).collect::<Vec<_>>());
+    let off = |(n, fair): (&usize, &f64)| ((m.ran(*n) - before[*n]) as f64 / (fair * END as f64) - 1.0).abs();
+    awake.iter().zip(&fair).map(off).fold(0.0, f64::max)
+}
+
+/// CPUs that were far apart: who slept, or had a CPU for itself, is not ahead of who comes.
+#[test]
+fn shares_hold_at_once_after_other_loads() {
+    let pin = |g, c, share| Params { cpus: CpuSet::one(Cpu(c)), ..params(g, share) };
+    let tenth = Load::new(1_000, 9_000, false);
+    let late = |guests: &[(Params, Load)]| off_after::<2>(guests, &[HOG; 4][..guests.len()]);
+    let off = [
+        late(&[(pin(0, 0, 1), HOG), (pin(1, 1, 1), tenth), (params(2, 1), GONE)]),
+        late(&[(pin(0, 0, 100), HOG), (pin(1, 1, 1), GONE), (params(2, 1), GONE)]),
+        late(&[(pin(0, 0, 1), HOG), (pin(1, 1, 20), HOG), (params(2, 10), GONE)]),
+        late(&[(pin(0, 0, 1), HOG), (pin(1, 1, 1), GONE), (pin(2, 1, 3), tenth), (params(3, 2), GONE)]),
+        off_after::<2>(
+            &[(pin(0, 0, 1), HOG), (pin(1, 0, 1), HOG), (pin(2, 0, 1), HOG), (pin(3, 1, 1), HOG), (params(4, 1), HOG)],
+            &[HOG, GONE, GONE, HOG, HOG],
+        ),
+    ];
+    assert!(off.iter().all(|off| *off <= 0.01), "{off:?}");
+}
+
+/// Random ones: each other one begins to run only after a minute.
+#[test]
+fn shares_hold_at_once_after_random_loads() {
+    for seed in 0..8 {
+        let mut m = Machine::<1, 1>::new(1, &[], seed);
+        let guests: Vec<_> = (0..12)
+            .map(|g| {
+                let cpus = CpuSet([1, 2, 4, 8, 3, 12, 7, 15][m.random(8) as usize]);
+                let load = [HOG, GONE, Load::new(1_000, 9_000, false)][m.random(3) as usize];
+                (Params { cpus, ..params(g, 1 + m.random(4) as u32) }, load)
+            })
+            .collect();
+        let off = off_after::<4>(&guests, &[HOG; 12]);
+        let shares: Vec<_> = guests.iter().map(|l| (l.0.share, l.0.cpus.0, l.1.run)).collect();
+        assert!(off <= 0.01, "seed {seed}: {off}, {shares:x?}");
+    }
 }
 
 #[test]
