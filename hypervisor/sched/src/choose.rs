@@ -141,8 +141,9 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             let late = self.cpu(cpu).is_some_and(|p| p.until > self.now.saturating_add(2 * self.slice));
             shut = shut.or(late.then_some(cpu));
         }
-        if ends.or(shut).is_some() {
-            return ends.or(shut);
+        let other = self.preempts(task.group).filter(|home| task.cpus.has(*home)).or(ends).or(shut);
+        if other.is_some() {
+            return other;
         }
         self.fair.get(task.group)?;
         let busy = self.present & task.cpus.0 & !open;
@@ -153,20 +154,38 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         (door == Door::All || door == Door::Zone(task.zone)).then_some(cpu)
     }
 
-    /// How far who runs there is ahead of a task that woke, if enough to be preempted: at home by a reservation,
-    /// elsewhere if its virtual time at the end of its turn is ahead by more than a slice of the other's.
-    fn lead(&self, cpu: Cpu, woken: TaskId) -> Option<(bool, i128)> {
+    /// How far who runs there is ahead of a task that woke, if enough to be preempted: if its virtual time at the end of its
+    /// turn is ahead by more than a slice of the other's.
+    fn lead(&self, cpu: Cpu, woken: TaskId) -> Option<i128> {
         let group = self.group(self.task(woken)?.group)?;
-        let run = self.cpu(cpu).and_then(|p| p.run)?;
+        let run = self.cpu(cpu).and_then(|p| p.run).filter(|run| !run.reserved)?;
         let other = self.group(self.task(run.task)?.group)?;
-        let reserved = other.reserve(cpu).is_some();
-        let urgent = group.reserve(cpu).is_some() && (!reserved || group.deadline < other.deadline);
-        let lead = other.time - group.time - group.span(i128::from(self.slice));
-        (urgent || !reserved && lead > 0).then_some((urgent, lead))
+        Some(other.time - group.time - group.span(i128::from(self.slice))).filter(|lead| *lead > 0)
     }
 
-    /// A CPU that idles or runs without end, where it should look again.
+    /// The CPU where a guest has a budget left, if it comes before what runs there.
+    fn preempts(&mut self, group: u16) -> Option<Cpu> {
+        self.steps += 1;
+        let group = self.group(group)?;
+        let (home, zone, deadline) = (group.home, group.params.zone, group.deadline);
+        group.reserve(home)?;
+        let run = self.cpu(home)?.run?;
+        if run.reserved && self.group(self.task(run.task)?.group)?.deadline <= deadline {
+            return None;
+        }
+        let door = self.door(home);
+        (door == Door::All || door == Door::Zone(zone)).then_some(home)
+    }
+
+    /// A CPU that should look again: one that idles or runs without end, or where a guest has a budget that ran elsewhere.
     pub(crate) fn spare(&mut self, but: Cpu) -> Option<Cpu> {
+        let mut at = 0;
+        while let Some(group) = self.urgent.nth(at) {
+            if let Some(home) = self.preempts(group).filter(|home| *home != but) {
+                return Some(home);
+            }
+            at += 1;
+        }
         let open = self.open & !CpuSet::one(but).0;
         let query = Query { cpus: open, zone: None, but: None };
         if open == 0 || self.fair.first(query).or_else(|| self.timers.first(query)).is_none() {

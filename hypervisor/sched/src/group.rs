@@ -172,17 +172,19 @@ impl Group {
     /// Where it stands among those that wait: by virtual time if it may run, by deadline where it has a budget left, and
     /// the time at which that changes by itself. `ready`: since when its first task waits.
     pub fn places(&self, now: u64, slice: Ticks, ready: u64) -> [Option<Entry>; 3] {
+        let home = CpuSet::one(self.home).0;
+        let waits = home & self.waiting != 0;
+        // Who sleeps may wake before its budget comes; one that has it needs no look.
+        let renewed = self.params.reservation.filter(|_| waits || self.budget <= 0 && self.tasks != 0);
+        let timer = renewed.and_then(|_| self.entry(self.deadline.into(), 0, home));
         if self.head.is_none() {
-            return [None; 3];
+            return [None, None, timer];
         }
-        let home = CpuSet::one(self.home).0 & self.waiting;
-        let replenished = self.params.reservation.filter(|_| home != 0).map(|_| self.deadline);
         match self.allowance(now, slice) {
             Err(at) => [None, None, self.entry(at.into(), 0, self.waiting)],
             Ok(_) => {
-                let urgent = self.reserve(self.home).filter(|_| home != 0);
+                let urgent = self.reserve(self.home).filter(|_| waits);
                 let urgent = urgent.and_then(|_| self.entry(self.deadline.into(), ready, home));
-                let timer = replenished.and_then(|at| self.entry(at.into(), 0, home));
                 [self.entry(self.time, ready, self.waiting), urgent, timer]
             }
         }

@@ -257,10 +257,11 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
         self.shift(id, State::Blocked, false, now);
         let Some(task) = self.tasks.get_mut(usize::from(id.0)).and_then(Option::take) else { return false };
-        self.place(task.group, now);
         let Some(group) = self.group_mut(task.group) else { return false };
         group.tasks -= 1;
-        if group.tasks == 0 {
+        let last = group.tasks == 0;
+        self.place(task.group, now);
+        if let Some(group) = self.group(task.group).filter(|_| last) {
             // What it owes stays.
             let (home, reserved) = (group.home, Group::reserved(&group.params));
             if let Some(p) = self.cpu_mut(home) {

@@ -44,6 +44,11 @@ impl<const N: usize> Order<N> {
         self.list.get(..self.length).unwrap_or(&[])
     }
 
+    /// One of them, by its place.
+    pub fn nth(&self, at: usize) -> Option<u16> {
+        self.listed().get(at).copied()
+    }
+
     /// How many come before this; who waits anew comes last, mostly.
     fn place(&mut self, key: Key, n: u16) -> usize {
         let before = |other: &u16| self.get(*other).is_some_and(|e| (e.key, *other) < (key, n));

@@ -126,6 +126,51 @@ fn a_sleeping_reservation_is_served_and_takes_nothing_from_another() {
     }
 }
 
+/// Its CPU is that which admitted it, and what runs there is preempted at once, though another runs one without end.
+#[test]
+fn who_wakes_with_a_budget_is_served_at_home_at_once() {
+    let pin = |g, c| Params { cpus: CpuSet::one(Cpu(c)), ..params(g, 1000) };
+    let reservation = Some(Reservation { period: 500, budget: 50 });
+    let mine = Load::new(40, 700, true);
+    let loads = [(Params { reservation, ..params(0, 1) }, mine), (pin(1, 0), HOG), (pin(2, 0), HOG), (pin(3, 1), HOG)];
+    let mut m = Machine::<4, 2>::new(1, &loads, 1);
+    m.run(END);
+    assert_eq!(m.work[0].latency, 0);
+}
+
+/// A turn that began while it slept ends when its budget comes.
+#[test]
+fn who_wakes_without_a_budget_is_served_when_it_comes() {
+    for sleep in [50, 100, 300] {
+        let reservation = Some(Reservation { period: 500, budget: 50 });
+        let mine = (Params { reservation, ..params(0, 1) }, Load::new(50, sleep, true));
+        let mut m = Machine::<4, 1>::new(1, &[mine, (params(1, 1000), HOG), (params(2, 1000), HOG)], 1);
+        m.run(END);
+        assert!(m.work[0].latency <= 500, "{sleep}: {}", m.work[0].latency);
+    }
+}
+
+/// It has fair time on another CPU, too, and comes home in time.
+#[test]
+fn a_reservation_is_met_beside_fair_time_elsewhere() {
+    let pin = |g, c, share| Params { cpus: CpuSet::one(Cpu(c)), ..params(g, share) };
+    for (period, budget) in [(1_500, 700), (1_300, 900), (5_000, 4_000)] {
+        for load in [HOG, Load::new(1_700, 300, true)] {
+            let reservation = Some(Reservation { period, budget });
+            let mut loads = vec![(Params { reservation, ..params(0, 3) }, HOG)];
+            loads.extend([(pin(1, 0, 50), HOG), (pin(2, 0, 50), HOG), (pin(3, 1, 2), load), (params(4, 1), load)]);
+            let mut m = Machine::<8, 2>::new(1, &loads, 1);
+            let mut before = 0;
+            for at in 1..=END / period {
+                m.run(at * period);
+                let ran = m.ran(0);
+                assert!(ran - before >= budget, "{budget} in {period}, {at}: {}", ran - before);
+                before = ran;
+            }
+        }
+    }
+}
+
 #[test]
 fn reservations_go_where_there_is_room() {
     let reservation = Some(Reservation { period: 100, budget: 90 });
