@@ -69,6 +69,7 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
 
 /// A guest does not come to life.
 fn failed(facts: &Facts, id: GuestId, slot: &Slot) {
+    facts.scheduler.lock().retire(group(id));
     slot.set_state(State::Failed);
     event(facts, id, EventKind::Ended(Ending::Failed));
 }
@@ -188,6 +189,9 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     let reset = order == Order::Reset;
     let again = reset || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
     tell(facts, id, EventKind::Ended(ending), again && !reset);
+    if !again {
+        facts.scheduler.lock().retire(group(id));
+    }
     slot.set_state(match (again, well) {
         (true, _) => State::Remade,
         (false, true) => State::Ended,

@@ -35,8 +35,9 @@ pub(crate) struct Group {
     /// The server's deadline and what is left of its budget until then.
     pub deadline: u64,
     budget: i128,
-    /// Where the reservation was admitted.
+    /// Where the reservation was admitted, and how many parts in 2^20 are kept for it there.
     pub home: Cpu,
+    pub kept: u128,
 }
 
 /// Most tokens, in thousandths of a tick: what may be saved up, and at least a turn.
@@ -45,7 +46,7 @@ const fn depth(params: &Params, slice: Ticks) -> i128 {
 }
 
 impl Group {
-    pub const fn new(params: Params, now: u64, slice: Ticks, home: Cpu) -> Self {
+    pub fn new(params: Params, now: u64, slice: Ticks, home: Cpu) -> Self {
         let rate = SCALE / if params.share == 0 { 1 } else { params.share as i128 };
         Self {
             params,
@@ -65,6 +66,7 @@ impl Group {
             deadline: now,
             budget: 0,
             home,
+            kept: Self::reserved(&params),
         }
     }
 

@@ -49,10 +49,11 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         self.open & CpuSet::one(cpu).0 != 0 && self.cpu(cpu).is_some_and(|p| p.run.is_some())
     }
 
-    /// A CPU whose reservations leave room for these.
-    pub(crate) fn admit(&self, params: &Params) -> Option<Cpu> {
+    /// A CPU whose reservations leave room for these, with what is kept for the guest's next life.
+    pub(crate) fn admit(&self, params: &Params, left: Option<&Group>) -> Option<Cpu> {
         let more = Group::reserved(params);
-        let fits = |c: &Cpu| more == 0 || self.cpu(*c).is_some_and(|p| p.reserved + more <= RESERVABLE);
+        let kept = |c: Cpu| left.filter(|left| left.home == c).map_or(0, |left| left.kept);
+        let fits = |c: &Cpu| more == 0 || self.cpu(*c).is_some_and(|p| p.reserved - kept(*c) + more <= RESERVABLE);
         bits(self.present & params.cpus.0).find(fits)
     }
 

@@ -220,13 +220,14 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
         let left = self.group(params.group).filter(|g| g.tasks == 0).copied();
         if left.is_some() || self.group(params.group).is_none() {
-            let home = self.admit(&params).ok_or(AddError::Overcommitted)?;
+            let home = self.admit(&params, left.as_ref()).ok_or(AddError::Overcommitted)?;
+            self.retire(params.group);
             let mut group = Group::new(params, now, self.slice, home);
             if let Some(left) = left {
                 group.inherit(&left, self.slice);
             }
             if let Some(p) = self.cpu_mut(home) {
-                p.reserved += Group::reserved(&params);
+                p.reserved += group.kept;
             }
             if let Some(slot) = self.groups.get_mut(usize::from(params.group)) {
                 *slot = Some(group);
@@ -257,18 +258,21 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
         self.shift(id, State::Blocked, false, now);
         let Some(task) = self.tasks.get_mut(usize::from(id.0)).and_then(Option::take) else { return false };
-        let Some(group) = self.group_mut(task.group) else { return false };
-        group.tasks -= 1;
-        let last = group.tasks == 0;
-        self.place(task.group, now);
-        if let Some(group) = self.group(task.group).filter(|_| last) {
-            // What it owes stays.
-            let (home, reserved) = (group.home, Group::reserved(&group.params));
-            if let Some(p) = self.cpu_mut(home) {
-                p.reserved -= reserved;
-            }
+        // What its guest owes stays, and what is reserved for it.
+        if let Some(group) = self.group_mut(task.group) {
+            group.tasks -= 1;
         }
+        self.place(task.group, now);
         true
+    }
+
+    /// A guest whose tasks have all ended does not come again: what was reserved for it is free.
+    pub fn retire(&mut self, group: u16) {
+        let Some(left) = self.group_mut(group).filter(|g| g.tasks == 0) else { return };
+        let (home, kept) = (left.home, core::mem::take(&mut left.kept));
+        if let Some(p) = self.cpu_mut(home) {
+            p.reserved -= kept;
+        }
     }
 
     /// Keeps a task off all CPUs. The CPU that it runs on is to be kicked.

@@ -60,6 +60,8 @@ struct Model {
     rests: [bool; 4],
     /// What each guest ran in all its lives.
     ran: [u64; 8],
+    /// It has a reservation, or its next life has.
+    kept: [bool; 8],
     threads: u16,
     now: u64,
 }
@@ -77,6 +79,7 @@ pub fn run(data: &[u8]) {
         usage: [CpuUsage::default(); 4],
         rests: [false; 4],
         ran: [0; 8],
+        kept: [false; 8],
         threads,
         now: 0,
     };
@@ -97,6 +100,7 @@ pub fn run(data: &[u8]) {
             10 => m.now += 16 * u64::from(byte()),
             14 => m.awake(cpu),
             15 => m.sched.charge(id, 64 * u64::from(byte()), m.now),
+            13 => m.retire(id),
             11 => m.now = m.now.max(m.until[usize::from(cpu)].min(m.now + 100_000)),
             _ => m.pick(cpu),
         }
@@ -141,14 +145,23 @@ impl Model {
             return assert_eq!(got, Err(wrong));
         }
         if got == Err(AddError::Overcommitted) {
-            let reserved = self.guests.iter().flatten().any(|g| g.params.reservation.is_some());
+            let reserved = self.kept.iter().zip(0..).any(|(kept, other)| *kept && other != group);
             return assert!(params.reservation.is_some_and(|r| reserved || r.budget * 16 > r.period * 15));
         }
         assert_eq!(got, Ok(()));
         let (state, usage) = (State::Sleeps, Usage::default());
         self.tasks[slot] = Some(Task { params, state, paused: false, since: self.now, usage });
         let new = Guest { params, since: self.now, ran: 0, late: 0, tasks: 0 };
-        self.guests[usize::from(group)].get_or_insert(new).tasks += 1;
+        let group = usize::from(group);
+        self.kept[group] = self.guests[group].map_or(params, |g| g.params).reservation.is_some();
+        self.guests[group].get_or_insert(new).tasks += 1;
+    }
+
+    fn retire(&mut self, group: u16) {
+        self.sched.retire(group);
+        if let Some(None) = self.guests.get(usize::from(group)) {
+            self.kept[usize::from(group)] = false;
+        }
     }
 
     fn end(&mut self, id: u16) {

@@ -180,7 +180,15 @@ fn reservations_go_where_there_is_room() {
     assert_eq!(m.sched.add(TaskId(2), third, 0), Err(AddError::Overcommitted));
     let here = Params { cpus: CpuSet::one(Cpu(0)), reservation: Some(Reservation { period: 100, budget: 5 }), ..third };
     assert_eq!(m.sched.add(TaskId(2), here, 0), Err(AddError::Overcommitted));
-    // One that ended gives its part back.
+    // One that ended may come again: nobody takes its part before.
     assert!(m.sched.remove(TaskId(0), 0));
+    assert_eq!(m.sched.add(TaskId(2), third, 0), Err(AddError::Overcommitted));
+    assert_eq!(m.sched.add(TaskId(0), loads[0].0, 0), Ok(()));
+    m.sched.retire(0);
+    assert_eq!(m.sched.add(TaskId(2), third, 0), Err(AddError::Overcommitted), "it has come again");
+    // One that does not gives it back.
+    assert!(m.sched.remove(TaskId(0), 0));
+    m.sched.retire(0);
     assert_eq!(m.sched.add(TaskId(2), third, 0), Ok(()));
+    assert_eq!(m.sched.add(TaskId(0), loads[0].0, 0), Err(AddError::Overcommitted));
 }
