@@ -14,6 +14,7 @@
 //! | garbage, cut frames, frames that are too long | dropped up to the next zero byte, counted ([`line::Refused`]) |
 //! | frames without the key, or changed on the way | dropped, counted; the tags are compared in constant time |
 //! | frames of an earlier session, or again, or in another order | dropped, counted; the last one again: its answer again |
+//! | to hold a frame back, and let it come later | after half a minute its session is over |
 //! | to end a session by beginning another | the first one stands until the other has proved the key |
 //! | a flood of any of these | one event a second tells the counts |
 //! | a flood of events by one guest | its bucket empties: the rest is counted, and told as one event |

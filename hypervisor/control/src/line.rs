@@ -18,13 +18,16 @@
 //! request comes after it. A client that hears nothing sends the same frame again; the hypervisor then sends the same
 //! response again and does nothing twice.
 //!
+//! **The end.** A session is over when another one begins, and 30 seconds ([`KEPT`]) after the last new request: whoever
+//! holds a frame back can not have it done whenever he likes. Who comes later begins another.
+//!
 //! **The boot** is a number that is another one each time the machine starts. Sequence numbers of events and offsets of
 //! consoles count from the start, so that a client that comes back to another boot begins at 0 again.
 //!
 //! **Versions.** A hypervisor of another version answers hello with its own version, and takes no proof of another.
 //!
-//! Nobody who has not the key can send what is accepted, or bring a session to its end. There is no secrecy: who listens on
-//! the line reads what is on it.
+//! Nobody who has not the key can send what is accepted, or bring a session to its end, or make it last. There is no
+//! secrecy: who listens on the line reads what is on it.
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +43,8 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u16 = 2;
 /// Most image bytes of one request.
 pub const CHUNK: usize = 2048;
+/// Seconds that a session stays without a new request.
+pub const KEPT: u64 = 30;
 
 /// Reports of what was refused that may come at [`Line::report`]'s interval, and intervals in which one more may.
 const REPORTS: u32 = 16;
@@ -161,6 +166,8 @@ struct Session {
     key: Key,
     /// Number of the next request.
     next: u32,
+    /// When it began, or the last new request came.
+    heard: u64,
 }
 
 /// The hypervisor's end.
@@ -182,6 +189,8 @@ struct Gate {
     /// The nonces of the last challenge, the client's first; each is good for one proof.
     offered: Option<(Nonce, Nonce)>,
     session: Option<Session>,
+    /// Ticks that it stays without a new request.
+    kept: u64,
     /// What was said last in a handshake.
     greeting: Vec<u8, WIRE>,
     /// The last response, in case it has to be sent again.
@@ -190,15 +199,17 @@ struct Gate {
 }
 
 impl Line {
-    /// A line with this key. `boot` must be another one each time the machine starts; it is not secret.
+    /// A line with this key. `boot` must be another one each time the machine starts; it is not secret. `second` is in the
+    /// ticks of [`Line::receive`].
     #[must_use]
-    pub const fn new(key: Key, boot: Nonce) -> Self {
+    pub const fn new(key: Key, boot: Nonce, second: u64) -> Self {
         let gate = Gate {
             key,
             boot,
             count: 0,
             offered: None,
             session: None,
+            kept: second.saturating_mul(KEPT),
             greeting: Vec::new(),
             response: Vec::new(),
             refused: Refused::NONE,
@@ -206,12 +217,12 @@ impl Line {
         Self { decoder: Decoder::new(), gate, told: Refused::NONE, told_at: None, reports: Bucket::new() }
     }
 
-    /// Takes a byte from the line.
-    pub fn receive(&mut self, byte: u8) -> Step<'_> {
+    /// Takes a byte that came from the line at `now`.
+    pub fn receive(&mut self, byte: u8, now: u64) -> Step<'_> {
         match self.decoder.push(byte) {
             Received::Nothing => Step::Nothing,
             Received::Garbage => self.gate.refuse(|refused| &mut refused.garbled),
-            Received::Frame(frame) => self.gate.frame(frame),
+            Received::Frame(frame) => self.gate.frame(frame, now),
         }
     }
 
@@ -253,11 +264,11 @@ impl Gate {
         Step::Nothing
     }
 
-    fn frame<'a>(&'a mut self, frame: &'a [u8]) -> Step<'a> {
+    fn frame<'a>(&'a mut self, frame: &'a [u8], now: u64) -> Step<'a> {
         match frame.split_first() {
             Some((1, hello)) if hello.len() == 18 => self.hello(hello),
-            Some((3, proof)) => self.proof(proof),
-            Some((5, _)) => self.request(frame),
+            Some((3, proof)) => self.proof(proof, now),
+            Some((5, _)) => self.request(frame, now),
             _ => self.refuse(|refused| &mut refused.garbled),
         }
     }
@@ -273,21 +284,23 @@ impl Gate {
         Step::Send(&self.greeting)
     }
 
-    fn proof(&mut self, proof: &[u8]) -> Step<'_> {
+    fn proof(&mut self, proof: &[u8], now: u64) -> Step<'_> {
         let right = |(client, own): &(Nonce, Nonce)| {
             proof.len() == 32 && verify(&self.key, &[Purpose::Client.label(), client, own], proof)
         };
         let Some((client, own)) = self.offered.take().filter(right) else {
             return self.refuse(|refused| &mut refused.unproved);
         };
-        self.session = Some(Session { key: derive(&self.key, Purpose::Session, &client, &own), next: 0 });
+        self.session = Some(Session { key: derive(&self.key, Purpose::Session, &client, &own), next: 0, heard: now });
         self.response.clear();
         let proof = welcome(&self.key, &client, &own, &self.boot);
         self.greeting = plain(&[&[Kind::Welcome as u8], &self.boot, &proof]).unwrap_or_default();
         Step::Welcome(&self.greeting)
     }
 
-    fn request<'a>(&'a mut self, frame: &'a [u8]) -> Step<'a> {
+    fn request<'a>(&'a mut self, frame: &'a [u8], now: u64) -> Step<'a> {
+        let kept = self.kept;
+        self.session.take_if(|session| now.saturating_sub(session.heard) > kept);
         let opened = self.session.as_ref().and_then(|session| open(&session.key, Kind::Request, frame));
         let (Some((number, payload)), Some(session)) = (opened, &mut self.session) else {
             return self.refuse(|refused| &mut refused.unproved);
@@ -300,7 +313,7 @@ impl Gate {
             self.refuse(|refused| &mut refused.replayed);
             return if last { Step::Send(&self.response) } else { Step::Nothing };
         }
-        session.next = number + 1;
+        (session.next, session.heard) = (number + 1, now);
         self.response.clear();
         match postcard::from_bytes(payload) {
             Ok(operation) => Step::Request(operation),

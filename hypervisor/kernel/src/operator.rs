@@ -70,7 +70,7 @@ impl Operator {
     pub fn new(facts: &Facts) -> Self {
         // At this time it is started once.
         let boot = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
-        let line = KEY.lock().replace([0; 32]).map(|key| Line::new(key, boot));
+        let line = KEY.lock().replace([0; 32]).map(|key| Line::new(key, boot, facts.tsc.as_hertz()));
         let line = line.map(|line| End { line, serial: Serial::second(), debt: 0, looked: 0, proved: None });
         let (upload, trace, lost, piece) = (Pending::default(), Trace::new(), Lost::new(), Piece::new());
         Self { line, monitor: Monitor::new(None), upload, trace, lost, piece, whole: Whole::NONE, next: 0 }
@@ -162,7 +162,7 @@ impl End {
                 continue;
             };
             until = now.saturating_add(second / PAUSE);
-            let answer = match self.line.receive(byte) {
+            let answer = match self.line.receive(byte, now) {
                 Step::Nothing => continue,
                 Step::Send(bytes) => bytes,
                 Step::Welcome(bytes) => {

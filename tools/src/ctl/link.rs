@@ -161,6 +161,10 @@ impl Link {
     }
 
     fn try_once(&mut self, operation: &Operation<'_>, deadline: Instant) -> Outcome<Option<Reply>> {
+        // Nor is a session known any more in which nothing was asked for long.
+        if self.since.elapsed() > self.turn {
+            self.hang_up();
+        }
         self.connect(deadline)?;
         let reply = self.ask(operation, deadline)?;
         if reply.is_none() || self.since.elapsed() > self.turn {

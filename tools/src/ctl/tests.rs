@@ -8,9 +8,9 @@ use crate::ctl::show::Show;
 use crate::failure::Outcome;
 use crate::session::Input;
 use bulkhead_control::fake::Fake;
-use bulkhead_control::line::{Line, Step};
+use bulkhead_control::line::{KEPT, Line, Refused, Step};
 use bulkhead_control::screen::Rows;
-use bulkhead_control::{Ending, EventKind, Machine as _, Operation, Source, State};
+use bulkhead_control::{Action, Ending, EventKind, Machine as _, Operation, Response, Source, State};
 use clap::Parser;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::Value;
@@ -26,6 +26,11 @@ use std::time::{Duration, Instant};
 
 const KEY: [u8; 32] = [7; 32];
 
+/// The line of a machine with this boot. A tick is a millisecond.
+fn line(boot: u8) -> Line {
+    Line::new(KEY, [boot; 16], 1000)
+}
+
 /// What happens to the bytes on the way to the client.
 type Spoil = Box<dyn FnMut(&mut Vec<u8>) -> bool + Send>;
 
@@ -35,6 +40,8 @@ struct Machine {
     line: Line,
     /// Changes what is sent; whether the line stays.
     spoil: Spoil,
+    /// The line's clock.
+    now: u64,
 }
 
 struct Bench {
@@ -55,8 +62,8 @@ fn serve(listener: &UnixListener, machine: &Mutex<Machine>) {
         'client: while let Ok(count @ 1..) = stream.read(&mut buffer) {
             for byte in &buffer[..count] {
                 let Ok(mut machine) = machine.lock() else { return };
-                let Machine { fake, line, spoil } = &mut *machine;
-                let mut sent = match line.receive(*byte) {
+                let Machine { fake, line, spoil, now } = &mut *machine;
+                let mut sent = match line.receive(*byte, *now) {
                     Step::Nothing => continue,
                     Step::Send(bytes) | Step::Welcome(bytes) => bytes.to_vec(),
                     Step::Request(operation) => {
@@ -87,8 +94,7 @@ impl Bench {
         let path = std::env::temp_dir().join(format!("hv-ctl-{}-{number}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
-        let machine =
-            Machine { fake: Fake::new(&["linux", "lab"]), line: Line::new(KEY, [3; 16]), spoil: Box::new(|_| true) };
+        let machine = Machine { fake: Fake::new(&["linux", "lab"]), line: line(3), spoil: Box::new(|_| true), now: 0 };
         let machine = Arc::new(Mutex::new(machine));
         let serving = Arc::clone(&machine);
         thread::spawn(move || serve(&listener, &serving));
@@ -349,7 +355,7 @@ fn a_machine_that_was_started_anew_is_told_and_followed_from_its_start() {
     let bench = Bench::new();
     // When all that there is has been shown, another machine is there, which has had as many events, and one more.
     let mut anew =
-        Some(Machine { fake: Fake::new(&["linux", "lab"]), line: Line::new(KEY, [4; 16]), spoil: Box::new(|_| true) });
+        Some(Machine { fake: Fake::new(&["linux", "lab"]), line: line(4), spoil: Box::new(|_| true), now: 0 });
     let now = bench.machine().fake.now;
     anew.as_mut().unwrap().fake.events.push(now, 1, "linux", EventKind::LeaseOver);
     let mut out = Watched(Vec::new(), &bench, anew);
@@ -365,7 +371,7 @@ fn a_machine_that_was_started_anew_is_told_and_followed_from_its_start() {
     let mut console = Console::new(&mut link, "lab", None, Form::Bytes);
     let mut out = Vec::new();
     assert!(console.show(&mut out).unwrap());
-    bench.machine().line = Line::new(KEY, [5; 16]);
+    bench.machine().line = line(5);
     while console.show(&mut out).unwrap() {}
     assert_eq!(String::from_utf8(out).unwrap(), "hello from lab\nhello from lab\n");
 }
@@ -410,6 +416,20 @@ fn a_machine_that_was_there_may_come_back() {
     let begun = Instant::now();
     assert!(bench.link().call(&Operation::Version).is_err() && begun.elapsed() < Duration::from_secs(1));
     std::fs::remove_file(away).unwrap();
+}
+
+#[test]
+fn who_was_silent_begins_another_session() {
+    let bench = Bench::new();
+    let mut link = bench.link();
+    link.turn = Duration::from_millis(10);
+    assert!(link.call(&Operation::Version).is_ok());
+    thread::sleep(Duration::from_millis(20));
+    bench.machine().now += (KEPT + 1) * 1000;
+    // One that is asked once.
+    let reset = Operation::Act { guest: "linux", action: Action::Reset };
+    assert_eq!(link.call(&reset).unwrap().response(), Ok(Response::Done));
+    assert_eq!(bench.machine().line.refused(), Refused::default());
 }
 
 #[test]

@@ -13,12 +13,13 @@ use crate::machine::Builder;
 use crate::manifest::{self, Guest, ImageRef, Machine};
 use crate::pack;
 use crate::workspace::Workspace;
-use bulkhead_control::line::Refused;
-use bulkhead_control::{Action, EventKind, Operation, Refusal, Response, State};
+use bulkhead_control::line::{KEPT, Refused};
+use bulkhead_control::{Action, Event, EventKind, Operation, Refusal, Response, State};
 use bulkhead_types::manifest::{LoadAs, MAX_GUESTS};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -71,6 +72,7 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
         let connect = || Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
         let raced = race(&mut connect())?;
         replay(&line)?;
+        withhold(&line)?;
         let made = too_many(workspace, &machine, &mut connect())?;
         Ok(format!("{raced}; {made}"))
     });
@@ -172,7 +174,7 @@ type Frames = Arc<Mutex<Vec<Vec<u8>>>>;
 /// when the next session is there. Nothing changes, and it is told.
 fn replay(line: &Path) -> Outcome<()> {
     let relay = line.with_extension("relay");
-    let frames = record(line, &relay)?;
+    let frames = record(line, &relay, Arc::default())?;
     let patience = Patience { answer: Duration::from_secs(2), all: PATIENCE };
     let mut link = Link::new(&relay, KEY, patience);
     // All in one session.
@@ -215,6 +217,43 @@ fn replay(line: &Path) -> Outcome<()> {
     expect(right, &format!("{replayed} replayed and {spoiled} spoiled frames were told: {new:?}"))
 }
 
+/// Holds back a request and lets it come when its client has gone: at once, it is done; when its session is over, it is not.
+fn withhold(line: &Path) -> Outcome<()> {
+    let patience = Patience { answer: Duration::from_secs(2), all: PATIENCE };
+    let mut link = Link::new(line, KEY, patience);
+    // It ends.
+    deliver_late(line, Duration::ZERO)?;
+    wait_for(&mut link, "f0", State::Stopped)?;
+    act(&mut link, "f0", Action::Start)?;
+    wait_for(&mut link, "f0", State::Running)?;
+    let (_, before) = events(&mut link, 0)?;
+    link.hang_up();
+    deliver_late(line, Duration::from_secs(KEPT + 2))?;
+    wait_for(&mut link, "f0", State::Running)?;
+    let (told, _) = events(&mut link, before)?;
+    let killed = told.iter().any(|event| matches!(event.kind, EventKind::Killed(_)));
+    let refused = |event: &Event| matches!(event.kind, EventKind::Refused(refused) if refused.unproved > 0);
+    let right = !killed && told.iter().any(refused);
+    expect(right, &format!("a kill that came {KEPT} s late is to be refused, and told: {told:?}"))
+}
+
+/// Holds a client's kill of f0 back, which it gives up, and sends it so much later.
+fn deliver_late(line: &Path, late: Duration) -> Outcome<()> {
+    let (relay, hold) = (line.with_extension("relay"), Arc::new(AtomicBool::new(false)));
+    let frames = record(line, &relay, Arc::clone(&hold))?;
+    let mut link = Link::new(&relay, KEY, Patience { answer: Duration::from_millis(500), all: PATIENCE });
+    link.turn = PATIENCE;
+    act(&mut link, "f0", Action::Resume)?;
+    hold.store(true, Ordering::Relaxed);
+    let reply = link.once(&Operation::Act { guest: "f0", action: Action::Kill })?;
+    expect(reply.is_none(), "a request that was held back is answered")?;
+    drop(link);
+    let _ = std::fs::remove_file(relay);
+    thread::sleep(late);
+    let held = frames.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+    send(line, std::iter::once(held))
+}
+
 /// One byte of it is another one, and it is a frame still.
 fn changed(frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
@@ -243,8 +282,8 @@ fn send(line: &Path, frames: impl Iterator<Item = Vec<u8>>) -> Outcome<()> {
     Ok(())
 }
 
-/// Passes one client's bytes on to the line, and keeps its frames: each ends with a zero.
-fn record(line: &Path, relay: &Path) -> Outcome<Frames> {
+/// Passes one client's bytes on to the line, unless `hold` is set, and keeps its frames: each ends with a zero.
+fn record(line: &Path, relay: &Path, hold: Arc<AtomicBool>) -> Outcome<Frames> {
     let fail = |e: std::io::Error| Failure::failed(format!("the relay: {e}"));
     let _ = std::fs::remove_file(relay);
     let listener = UnixListener::bind(relay).map_err(fail)?;
@@ -264,7 +303,9 @@ fn record(line: &Path, relay: &Path) -> Outcome<Frames> {
                     kept.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut frame));
                 }
             }
-            let _ = machine.write_all(buffer.get(..count).unwrap_or_default());
+            if !hold.load(Ordering::Relaxed) {
+                let _ = machine.write_all(buffer.get(..count).unwrap_or_default());
+            }
         }
         let _ = machine.shutdown(std::net::Shutdown::Both);
         let _ = backwards.join();

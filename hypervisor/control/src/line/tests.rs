@@ -2,7 +2,7 @@
 
 extern crate std;
 
-use super::{Kind, Line, Purpose, Refused, Step, VERSION, derive, open, plain, seal, versioned};
+use super::{KEPT, Kind, Line, Purpose, Refused, Step, VERSION, derive, open, plain, seal, versioned};
 use crate::fake::Fake;
 use crate::frame::{Decoder, Received};
 use crate::mac::Key;
@@ -12,24 +12,27 @@ use std::vec;
 use std::vec::Vec;
 
 const KEY: Key = [7; 32];
+/// In ticks.
+const SECOND: u64 = 1000;
 
 /// A machine at the end of a line.
 struct End {
     line: Line,
     machine: Fake,
     welcomes: usize,
+    now: u64,
 }
 
 impl End {
     fn new() -> Self {
-        Self { line: Line::new(KEY, [1; 16]), machine: Fake::new(&["a", "b"]), welcomes: 0 }
+        Self { line: Line::new(KEY, [1; 16], SECOND), machine: Fake::new(&["a", "b"]), welcomes: 0, now: 0 }
     }
 
     /// Sends these bytes; the frames that come back.
     fn send(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         for byte in bytes {
-            match self.line.receive(*byte) {
+            match self.line.receive(*byte, self.now) {
                 Step::Nothing => {}
                 Step::Send(bytes) => sent.extend(bytes),
                 Step::Welcome(bytes) => {
@@ -114,7 +117,7 @@ fn each_challenge_is_fresh() {
     assert_eq!(different.len(), nonces.len());
     // And another one each time the machine starts.
     let mut other = End::new();
-    other.line = Line::new(KEY, [2; 16]);
+    other.line = Line::new(KEY, [2; 16], SECOND);
     assert_ne!(other.send(&hello(1))[0], nonces[0]);
 }
 
@@ -168,6 +171,34 @@ fn a_stranger_does_not_end_a_session() {
     assert_eq!(end.send(&request(&key, 0, &PAUSE)), first, "the answer is kept, too");
     assert_eq!(end.send(&request(&key, 1, &RESUME)).len(), 1);
     assert_eq!(end.state("a"), State::Running);
+}
+
+#[test]
+fn a_session_ends_without_new_requests() {
+    let mut end = End::new();
+    let (key, ..) = end.connect(&KEY, 5);
+    let requests: Vec<_> =
+        (0..4).map(|number| request(&key, number, if number % 2 == 0 { &PAUSE } else { &RESUME })).collect();
+    for request in requests.iter().take(3) {
+        end.now += KEPT * SECOND;
+        assert_eq!(end.send(request).len(), 1, "each has its time");
+    }
+    // What came before does not make it last, nor does a hello or garbage.
+    end.now += KEPT * SECOND;
+    assert_eq!(end.send(&requests[2]).len(), 1);
+    end.send(&hello(6));
+    end.send(&[0, 9, 9, 0]);
+    end.now += 1;
+    let performed = end.machine.performed;
+    assert!(end.send(&requests[3]).is_empty() && end.send(&requests[2]).is_empty(), "it was held back too long");
+    assert_eq!((end.machine.performed, end.state("a")), (performed, State::Paused));
+    assert_eq!(end.line.refused(), Refused { replayed: 1, unproved: 2, garbled: 1, ..Refused::default() });
+    // Nor can a session be had that nobody has asked anything in.
+    let (key, ..) = end.connect(&KEY, 7);
+    end.now += KEPT * SECOND + 1;
+    assert!(end.send(&request(&key, 0, &RESUME)).is_empty());
+    let (key, ..) = end.connect(&KEY, 8);
+    assert_eq!(end.send(&request(&key, 0, &RESUME)).len(), 1);
 }
 
 #[test]

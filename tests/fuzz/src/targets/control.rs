@@ -40,13 +40,13 @@ fn framing(feed: &mut Feed<'_>) {
 /// Bytes to a line with a session. Nothing but the one right frame, which nobody sends here, has an operation performed;
 /// the session goes on.
 fn session(feed: &mut Feed<'_>) {
-    let mut line = Line::new(KEY, [1; 16]);
+    let mut line = Line::new(KEY, [1; 16], 1);
     let mut machine = Fake::new(&["a"]);
     let mut send = |bytes: &[u8]| {
         let mut sent = Vec::new();
         let mut performed = 0;
         for byte in bytes {
-            match line.receive(*byte) {
+            match line.receive(*byte, 0) {
                 Step::Nothing => {}
                 Step::Send(bytes) | Step::Welcome(bytes) => sent.extend(bytes),
                 Step::Request(operation) => {
