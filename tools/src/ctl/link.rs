@@ -355,6 +355,10 @@ impl Link {
                     return Got::Frame(&self.frame);
                 }
             }
+            // Bytes that are no frame may come without end.
+            if Instant::now() >= until {
+                return Got::Nothing;
+            }
             let mut buffer = [0; 4096];
             let read = match &mut self.stream {
                 Some(Stream::Socket(stream)) => stream.read(&mut buffer).map(|count| (count, count == 0)),
@@ -367,9 +371,6 @@ impl Link {
                 Ok((count, false)) => self.pending.extend(buffer.get(..count).unwrap_or_default()),
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
                 Err(_) => return Got::Dropped,
-            }
-            if !self.pending.contains(&0) && Instant::now() >= until {
-                return Got::Nothing;
             }
         }
     }

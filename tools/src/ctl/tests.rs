@@ -286,6 +286,24 @@ fn nobody_there_is_told() {
 }
 
 #[test]
+fn who_talks_without_an_answer_is_not_listened_to_without_end() {
+    for noise in [&[0; 512][..], b"\x04no frame\0", b"no zero"] {
+        let bench = Bench::new();
+        std::fs::remove_file(&bench.path).unwrap();
+        let listener = UnixListener::bind(&bench.path).unwrap();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                thread::spawn(move || while stream.write_all(noise).is_ok() {});
+            }
+        });
+        let (told, failure) = channel();
+        thread::spawn(move || told.send(bench.ctl("list").unwrap_err().message));
+        let failure = failure.recv_timeout(Duration::from_secs(10)).expect("it gives up after 2 s");
+        assert!(failure.starts_with("nobody answers on "), "{failure}");
+    }
+}
+
+#[test]
 fn who_waits_for_an_answer_can_leave_and_is_told_what_for() {
     let bench = Bench::new();
     bench.spoil(|bytes| {
