@@ -8,12 +8,13 @@ use super::{AllStats, guests, one, stats};
 use crate::failure::{Failure, Outcome};
 use bulkhead_control::{Exits, Guest, Operation, Refusal, Response, State, Usage};
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest head of a request that is read.
 const HEAD: u64 = 8192;
+/// How long a client may take to ask, and to take what it is answered: meanwhile others wait.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves at `address` without end.
@@ -27,17 +28,44 @@ pub fn serve(link: &mut Link, address: SocketAddr) -> Outcome<()> {
     eprintln!("hv: http://{address}/metrics");
     for stream in listener.incoming().flatten() {
         // A client that goes away is no matter of ours.
-        let _ = answer(link, &stream);
+        let _ = answer(link, &stream, PATIENCE);
         link.hang_up();
     }
     Ok(())
 }
 
-/// Answers one request.
-pub fn answer(link: &mut Link, mut stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut lines = BufReader::new(stream.take(HEAD)).lines();
+/// A client until its time is up, however little it takes or sends at once.
+struct Client<'a>(&'a TcpStream, Instant);
+
+impl Client<'_> {
+    fn left(&self) -> std::io::Result<Option<Duration>> {
+        let left = self.1.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Client<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.set_read_timeout(self.left()?)?;
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Client<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.set_write_timeout(self.left()?)?;
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Answers one request, of a client that may take so long to ask, and so long to be answered.
+pub fn answer(link: &mut Link, stream: &TcpStream, patience: Duration) -> std::io::Result<()> {
+    let client = || Client(stream, Instant::now() + patience);
+    let mut lines = BufReader::new(client().take(HEAD)).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
     while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
     let mut words = request.split(' ');
@@ -50,7 +78,7 @@ pub fn answer(link: &mut Link, mut stream: &TcpStream) -> std::io::Result<()> {
         _ => ("405 Method Not Allowed", "there is GET /metrics\n".to_owned()),
     };
     write!(
-        stream,
+        client(),
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{body}",
         body.len()

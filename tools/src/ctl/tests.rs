@@ -631,7 +631,7 @@ fn metrics_are_served() {
             answer
         });
         let (stream, _) = listener.accept().unwrap();
-        metrics::answer(&mut bench.link(), &stream).unwrap();
+        metrics::answer(&mut bench.link(), &stream, Duration::from_secs(5)).unwrap();
         drop(stream);
         client.join().unwrap()
     };
@@ -646,6 +646,24 @@ fn metrics_are_served() {
     assert!(ask("x\r\n\r\n").starts_with("HTTP/1.1 405 "));
     bench.spoil(|_| false);
     assert!(ask("GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 503 "));
+}
+
+#[test]
+fn a_client_of_metrics_that_takes_its_time_does_not_get_that_of_others() {
+    let bench = Bench::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    // A byte comes before each read has waited for long.
+    thread::spawn(move || {
+        while slow.write_all(b"G").is_ok() {
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let (stream, _) = listener.accept().unwrap();
+    let (done, answered) = channel();
+    thread::spawn(move || done.send(metrics::answer(&mut bench.link(), &stream, Duration::from_millis(300))));
+    let answered = answered.recv_timeout(Duration::from_secs(5)).expect("its time is up");
+    assert!(answered.is_err());
 }
 
 #[test]
