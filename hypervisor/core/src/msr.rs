@@ -106,6 +106,8 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
     /// WRMSR.
     pub(crate) fn write_msr(&mut self, index: u32, value: u64, host: &mut impl Host) -> Result<(), Refusal> {
         match index {
+            // SDM vol. 3A 11.4.4 "Local APIC Status and Location": no more address bits than the processor has.
+            msr::APIC_BASE if value >> self.guest.limits.address_bits != 0 => Err(Refusal::Illegal),
             msr::APIC_BASE => {
                 self.write_interrupt_msr(index, host, |_| value)?;
                 self.apic_base = value;

@@ -14,6 +14,7 @@ use bulkhead_rt::{Exception, check, check_eq, check_or_defect, expect_eq, printl
 scenario!(main);
 
 const GP: Option<(u64, u64)> = Some((13, 0));
+const APIC_BASE: u32 = 0x1B;
 const EFER: u32 = 0xC000_0080;
 const LSTAR: u32 = 0xC000_0082;
 const PAT: u32 = 0x277;
@@ -58,7 +59,7 @@ fn main() {
     refused();
     efer();
     time_stamp();
-    let base = rdmsr(0x1B).ok();
+    let base = rdmsr(APIC_BASE).ok();
     check_eq!(base.map(|b| b & 0xF_FFFF_FFFF_F900), Some(0xFEE0_0900), "APIC_BASE: enabled, bootstrap processor");
     mtrr();
     configuration();
@@ -80,6 +81,11 @@ fn refused() {
     }
     check_eq!(written(PAT, 0x02), GP, "PAT refuses memory type 2");
     check_eq!(written(0xFE, 0), GP, "MTRRCAP is read-only");
+    let base = rdmsr(APIC_BASE).unwrap_or_default();
+    for bit in cpuid(0x8000_0008, 0).eax & 0xFF..64 {
+        check_eq!(written(APIC_BASE, base | 1 << bit), GP, "APIC_BASE refuses bit {bit}, no address's");
+    }
+    check_eq!(rdmsr(APIC_BASE).ok(), Some(base), "APIC_BASE stays as it was");
 }
 
 /// SDM vol. 3A 2.2.1 "Extended Feature Enable Register".
