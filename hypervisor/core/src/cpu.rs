@@ -252,10 +252,11 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         self.vcpu.request(&interrupts.take_requests(self.id))
     }
 
-    /// Ends a halt if something is there to wake for.
+    /// Ends a halt if something is there to wake for. An NMI while one is being handled is not: it waits for the next IRET.
+    /// SDM vol. 3A 6.7.1 "Handling Multiple NMIs".
     fn wake(&mut self, machine: &Machine) -> Result<bool, BackendError> {
         let interrupts = machine.interrupts();
-        let nmi = interrupts.nmi_pending(self.id);
+        let nmi = interrupts.nmi_pending(self.id) && !self.vcpu.interruptibility()?.nmi;
         let interrupt = interrupts.has_interrupt(self.id) || self.vcpu.has_interrupt();
         let wakes = nmi || interrupt && self.flags()?.contains(Rflags::IF) || self.due.is_some();
         self.halted = !wakes;

@@ -14,10 +14,11 @@
 //! 3. Nothing is delivered that was not sent, and nothing more often than it was sent (as often as the request register,
 //!    in which equal ones merge, could take it).
 //! 4. Nothing is lost: from every state, a guest that goes on with interrupts on gets all that was sent. In particular an
-//!    event whose delivery was interrupted comes again. Only a guest that halted with interrupts off, or in a handler of higher priority,
-//!    may wait for ever.
+//!    event whose delivery was interrupted comes again. Only a guest that halted with interrupts off, or in a handler of higher priority
+//!    (an NMI's, for another NMI), may wait for ever.
 //! 5. What waits has its window, or is with a processor that keeps it: a guest never runs so that it could take an event and
 //!    nobody would know.
+//! 6. A halt ends with an event that comes, and with nothing else.
 //!
 //! States are the same if processor, run loop and interrupt system are; to get to one, what led there is done again.
 
@@ -39,6 +40,7 @@ use std::collections::VecDeque;
 use std::fmt::{self, Write};
 use std::format;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::mem;
 use std::println;
 use std::rc::Rc;
 use std::string::{String, ToString};
@@ -155,6 +157,8 @@ struct Processor {
     /// Whether it can keep interrupts; what it keeps.
     keeps: bool,
     kept: Option<Kept>,
+    /// It executed HLT, and was not entered since.
+    halted: bool,
     /// What was sent and has not come, of each.
     owed: [u8; 3],
     wrong: Option<&'static str>,
@@ -168,9 +172,9 @@ impl Processor {
     }
 
     /// Whether a guest that has halted waits for ever, by its own doing: with interrupts off, or in the handler of an
-    /// interrupt of higher priority.
+    /// interrupt of higher priority, or of an NMI.
     fn sleeps(&self) -> bool {
-        self.owed[NMI] == 0 && !(self.flag && self.waits())
+        (self.owed[NMI] == 0 || self.blocked.nmi) && !(self.flag && self.waits())
     }
 
     /// Whether an interrupt waits that is above all that are being handled.
@@ -202,6 +206,7 @@ impl Processor {
     fn execute(&mut self, doing: Doing) -> Exit {
         let goes_on = if self.entries.is_empty() { Exit::Timer } else { Exit::Cpuid };
         if doing == Doing::Halt {
+            self.halted = true;
             return Exit::Halt;
         }
         (self.blocked.sti, self.blocked.mov_ss) = (false, false);
@@ -234,6 +239,9 @@ impl Vcpu for Processor {
         if self.entries.is_empty() {
             self.clock.set(UNTIL);
         }
+        let kept = self.flag && self.kept.as_ref().is_some_and(|kept| kept.next().is_some());
+        let halted = mem::take(&mut self.halted);
+        self.demand(!halted || self.injected.is_some() || kept, "a halt ends for nothing");
         if let Some(event) = self.injected {
             if self.way != Some(Way::InjectsTwice) {
                 self.injected = None;
@@ -449,6 +457,7 @@ impl System<'_> {
             interrupted: None,
             keeps,
             kept: None,
+            halted: false,
             owed: [0; 3],
             wrong: None,
             entries: VecDeque::new(),
