@@ -276,6 +276,10 @@ impl<'g, V: Vcpu, M: GuestMemory> VirtualCpu<'g, V, M> {
         let id = self.id;
         let interrupts = machine.interrupts_mut();
         let (mut nmi, mut interrupt) = (interrupts.nmi_pending(id), interrupts.has_interrupt(id));
+        // Beside one that is on its way or handled one more waits. SDM vol. 3A 6.7.1 "Handling Multiple NMIs".
+        if nmi && (self.due == Some(Event::Nmi) || self.vcpu.interruptibility()?.nmi) {
+            interrupts.merge_nmis(id);
+        }
         if let Some(event) = self.due.take() {
             self.vcpu.inject(event)?;
         } else if nmi || interrupt {

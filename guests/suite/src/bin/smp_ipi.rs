@@ -35,7 +35,7 @@ fn main() {
         GOT[smp::number()].fetch_add(1, Ordering::SeqCst);
         apic::end_of_interrupt();
     });
-    trap::on(2, |_| _ = NMIS[smp::number()].fetch_add(1, Ordering::SeqCst));
+    trap::on(2, nmi);
     trap::on(0x62, |_| apic::end_of_interrupt());
     trap::on(PING, ping);
     ways("xAPIC");
@@ -149,6 +149,9 @@ fn ways(mode: &str) {
     reaches(mode, "to nobody", &GOT, 0x77, fixed, 0);
     lowest_of(mode, every);
     burst(mode);
+    if smp::count() > 1 {
+        nmis(mode);
+    }
 }
 
 /// Lowest priority: exactly one of all has it.
@@ -176,6 +179,54 @@ fn burst(mode: &str) {
     let after = counts(&GOT);
     let right = |number: usize| (1..=SENT).contains(&(after[number] - before[number]));
     check!((1..smp::count()).all(right), "{mode}: a burst comes, and no more than was sent");
+}
+
+/// NMIs that the next NMI's handler sends to its own processor, and whether it halts with interrupts open.
+static ECHO: AtomicU32 = AtomicU32::new(0);
+static HALT: AtomicBool = AtomicBool::new(false);
+static WOKEN: AtomicBool = AtomicBool::new(false);
+
+fn nmi(_: &mut trap::Frame) {
+    let me = smp::number();
+    NMIS[me].fetch_add(1, Ordering::SeqCst);
+    (0..ECHO.swap(0, Ordering::SeqCst)).for_each(|_| apic::send_to(smp::apic_id(me), ASSERT | NMI));
+    if HALT.swap(false, Ordering::SeqCst) {
+        cpu::wait_for_interrupt();
+        WOKEN.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Beside an NMI that is handled one more waits, and only an IRET lets it in. SDM vol. 3A 6.7.1 "Handling Multiple NMIs".
+fn nmis(mode: &str) {
+    let send = |command| apic::send_to(smp::apic_id(1), ASSERT | command);
+    let got = || NMIS[1].load(Ordering::SeqCst);
+    let first = got();
+    // The processor executes, or is about to: it takes the first one at once.
+    let both = (1..=100).take_while(|round| {
+        (0..2).for_each(|_| send(NMI));
+        time::wait_until(LONG, || got() - first == 2 * round)
+    });
+    check_eq!(both.count(), 100, "{mode}: of two NMIs none is lost");
+    let first = got();
+    ECHO.store(10, Ordering::SeqCst);
+    send(NMI);
+    time::wait_until(LONG, || got() - first == 2);
+    time::delay(SHORT);
+    check_eq!(got() - first, 2, "{mode}: those that come to an NMI's handler are one");
+    let first = got();
+    WOKEN.store(false, Ordering::SeqCst);
+    HALT.store(true, Ordering::SeqCst);
+    send(NMI);
+    time::wait_until(LONG, || got() - first == 1);
+    send(NMI);
+    time::delay(SHORT);
+    let woken = WOKEN.load(Ordering::SeqCst);
+    check_eq!((got() - first, woken), (1, false), "{mode}: an NMI does not end a halt in an NMI's handler");
+    send(VECTOR.into());
+    let woken = time::wait_until(LONG, || WOKEN.load(Ordering::SeqCst));
+    check!(woken, "{mode}: an interrupt does");
+    time::wait_until(LONG, || got() - first == 2);
+    check_eq!(got() - first, 2, "{mode}: its IRET lets the NMI in");
 }
 
 /// Turns that are left of each processor's ping-pong, and its partner.

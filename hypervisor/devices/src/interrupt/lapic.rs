@@ -110,7 +110,8 @@ pub struct LocalApic {
     timer: Timer,
     /// Input LINT0: the PICs' INTR output.
     lint0: bool,
-    nmi: bool,
+    /// NMIs that wait, two at most: see [`LocalApic::merge_nmis`].
+    nmis: u8,
     init: bool,
     /// The processor waits for a start-up message, whatever else comes.
     parked: bool,
@@ -145,7 +146,7 @@ impl LocalApic {
             lvt: Lvt::RESET,
             timer: Timer::new(tsc),
             lint0: false,
-            nmi: false,
+            nmis: 0,
             init: false,
             parked,
             startup: None,
@@ -216,11 +217,11 @@ impl LocalApic {
 
     /// Everything but the id, IA32_APIC_BASE, the input and what the processor already has.
     fn reset(&mut self) {
-        let Self { id, base, lint0, nmi, init, parked, startup, .. } = *self;
+        let Self { id, base, lint0, nmis, init, parked, startup, .. } = *self;
         let timer = self.timer.after_reset();
         // The timer knows the clock's rate and keeps it; what `new` makes of the one here is not used.
         let reset = Self::new(Frequency::hertz(1), id);
-        *self = Self { timer, base, lint0, nmi, init, parked, startup, ..reset };
+        *self = Self { timer, base, lint0, nmis, init, parked, startup, ..reset };
     }
 
     const fn is_software_enabled(&self) -> bool {
@@ -309,17 +310,26 @@ impl LocalApic {
     /// Whether an NMI waits for the processor.
     #[must_use]
     pub const fn nmi_pending(&self) -> bool {
-        self.nmi
+        self.nmis != 0
     }
 
-    /// An NMI comes from outside.
-    pub(super) const fn raise_nmi(&mut self) {
-        self.nmi = true;
+    /// An NMI comes.
+    pub(super) fn raise_nmi(&mut self) {
+        self.nmis = (self.nmis + 1).min(2);
     }
 
-    /// Takes the NMI that waits, if one does.
+    /// Takes an NMI that waits, if one does.
     pub(super) const fn take_nmi(&mut self) -> bool {
-        core::mem::replace(&mut self.nmi, false)
+        let pending = self.nmi_pending();
+        self.nmis = self.nmis.saturating_sub(1);
+        pending
+    }
+
+    /// The processor is being interrupted by an NMI, or handles one: beside it one more waits, however many have come.
+    /// While it has no turn two wait: the one that it would have taken at once, and one more. SDM vol. 3A 6.7.1 "Handling
+    /// Multiple NMIs".
+    pub(super) fn merge_nmis(&mut self) {
+        self.nmis = self.nmis.min(1);
     }
 
     /// Whether the processor was sent an INIT since this was last asked. It has to reset its registers; the local APIC has
@@ -352,7 +362,7 @@ impl LocalApic {
     /// Whether the processor has something to see to.
     #[must_use]
     pub(super) const fn is_pending(&self) -> bool {
-        self.deliverable || self.nmi || self.init || self.startup.is_some()
+        self.deliverable || self.nmi_pending() || self.init || self.startup.is_some()
     }
 
     /// Whether it is among those that `destination` names, when `sender` sends: a processor's local APIC, or else the I/O
@@ -391,11 +401,11 @@ impl LocalApic {
     pub(super) fn deliver(&mut self, mode: DeliveryMode, vector: u8, level: bool) {
         match mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.accept(vector, level),
-            DeliveryMode::Nmi => self.nmi = true,
+            DeliveryMode::Nmi => self.raise_nmi(),
             DeliveryMode::Init => {
                 self.init = true;
                 if self.id != VcpuId::BOOT {
-                    (self.nmi, self.parked, self.startup) = (false, true, None);
+                    (self.nmis, self.parked, self.startup) = (0, true, None);
                     self.reset();
                 }
             }

@@ -251,9 +251,14 @@ impl InterruptSystem {
         self.lapics.of_mut(VcpuId::BOOT).raise_nmi();
     }
 
-    /// Processor `by` takes the NMI that waits, if one does.
+    /// Processor `by` takes an NMI that waits, if one does.
     pub fn take_nmi(&mut self, by: VcpuId) -> bool {
         self.nmi_pending(by) && self.lapics.of_mut(by).take_nmi()
+    }
+
+    /// Processor `by` is being interrupted by an NMI, or handles one: see [`LocalApic::merge_nmis`].
+    pub fn merge_nmis(&mut self, by: VcpuId) {
+        self.lapics.of_mut(by).merge_nmis();
     }
 
     /// Whether processor `by` was sent an INIT since this was last asked, see [`LocalApic::take_init`].

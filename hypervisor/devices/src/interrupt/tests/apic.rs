@@ -327,6 +327,21 @@ fn other_delivery_modes_of_the_icr() {
 }
 
 #[test]
+fn two_nmis_wait_and_one_beside_one_that_is_handled() {
+    let mut guest = Guest::new();
+    let mut taken = |sent: usize, handling: bool| {
+        (0..sent).for_each(|_| guest.write(ICR, 4 << 8));
+        if handling {
+            guest.irq.merge_nmis(BOOT);
+        }
+        (0..4).filter(|_| guest.irq.take_nmi(BOOT)).count()
+    };
+    for sent in 0..4 {
+        assert_eq!((taken(sent, false), taken(sent, true)), (sent.min(2), sent.min(1)));
+    }
+}
+
+#[test]
 fn errors_are_latched_by_writing_and_interrupt_once() {
     let mut guest = Guest::new();
     guest.write(LVT_ERROR, 0xFE);
