@@ -190,7 +190,7 @@ pub trait Vcpu {
     /// If the processor refuses.
     fn interruptibility(&self) -> Result<Interruptibility, BackendError>;
 
-    /// Sets what keeps the guest from taking an event.
+    /// Sets what keeps the guest from taking an event. A single step that is due is forgotten.
     ///
     /// # Errors
     /// If the processor refuses.

@@ -486,6 +486,7 @@ impl<M: GuestMemory, P: Processor> Vcpu for SvmVcpu<M, P> {
     fn set_interruptibility(&mut self, value: Interruptibility) -> Result<(), BackendError> {
         let shadow = if value.sti || value.mov_ss { state::SHADOW } else { 0 };
         self.vmcb.set(field::INTERRUPT_STATE, shadow);
+        self.step_due = false;
         self.set_in_nmi(value.nmi);
         Ok(())
     }

@@ -121,8 +121,9 @@ pub(crate) fn interruptibility(vmcs: &impl VmcsAccess) -> Interruptibility {
     Interruptibility { sti: bits & BY_STI != 0, mov_ss: bits & BY_MOV_SS != 0, nmi: bits & BY_NMI != 0 }
 }
 
-/// Sets what keeps the guest from taking an event.
+/// Sets what keeps the guest from taking an event, with no debug exception pending.
 pub(crate) fn set_interruptibility(vmcs: &mut impl VmcsAccess, value: Interruptibility) -> Result<(), BackendError> {
+    vmcs.set(field::PENDING_DEBUG, 0)?;
     let bit = |on: bool, bit: u32| if on { bit } else { 0 };
     vmcs.set(field::INTERRUPTIBILITY, bit(value.sti, BY_STI) | bit(value.mov_ss, BY_MOV_SS) | bit(value.nmi, BY_NMI))
 }

@@ -37,6 +37,7 @@ pub fn RULES<B: Bench>() -> Vec<(&'static str, Rule<B>)> {
         registers::the_instruction_pointer_wraps_at_32_bits,
         entering::going_past_an_instruction_ends_a_shadow,
         entering::going_past_an_instruction_makes_a_single_step_due,
+        entering::a_single_step_is_due_no_more_behind_a_reset,
         leaving::an_emulated_instruction_is_gone_past,
         leaving::port_accesses_are_told,
         leaving::control_registers_name_their_general_register,

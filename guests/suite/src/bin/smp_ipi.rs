@@ -8,6 +8,7 @@
 #![allow(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a panic ends a test guest as a failure")]
 
 use bulkhead_rt::{apic, check, check_eq, cpu, println, scenario, skip, smp, time, trap, word_value};
+use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 scenario!(main);
@@ -299,4 +300,19 @@ fn initialize() {
     check_eq!(smp::starts(1), starts, "a running processor ignores start-up interrupts");
     smp::run_on(1, |_| _ = BEATS.fetch_add(1, Ordering::SeqCst));
     check!(smp::join(LONG), "it works again");
+    trap::on(1, |_| {});
+    smp::run_on(1, step_into_init);
+    time::delay(SHORT);
+    check!(smp::restart(1), "INIT forgets a single step");
+    trap::off(1);
+}
+
+/// Sends INIT to its own processor, with a single step due behind that.
+fn step_into_init(me: usize) {
+    // SAFETY: sets RFLAGS.TF, which the handler of #DB keeps, on a stack without a red zone.
+    unsafe { asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq") };
+    apic::send_to(smp::apic_id(me), smp::INIT);
+    loop {
+        cpu::pause();
+    }
 }

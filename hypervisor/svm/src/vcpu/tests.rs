@@ -208,6 +208,11 @@ fn a_single_step_is_due_after_an_instruction_that_was_gone_past() {
     assert_eq!(vcpu.interruptibility(), Ok(Interruptibility::default()));
     assert_eq!(vcpu.processor().seen, [[0x8000_0300 | u64::from(Vector::DB.0)]]);
     assert_eq!(vcpu.read(Register::Dr6), Ok(0xFFFF_4FF0));
+    vcpu.skip_bytes(2).unwrap();
+    vcpu.set_interruptibility(Interruptibility::default()).unwrap();
+    assert_eq!(vcpu.interruptibility(), Ok(Interruptibility::default()));
+    vcpu.run().unwrap();
+    assert_eq!(vcpu.processor().seen.last(), Some(&std::vec![0]), "it was forgotten");
 }
 
 #[test]

@@ -86,10 +86,12 @@ fn segments_round_trip() {
 #[test]
 fn interruptibility_round_trips() {
     let mut fake = FakeProcessor::default();
+    fake.force(field::PENDING_DEBUG.encoding(), PENDING_STEP | 1);
     for bits in 0..8 {
         let value = Interruptibility { sti: bits & 1 != 0, mov_ss: bits & 2 != 0, nmi: bits & 4 != 0 };
         set_interruptibility(&mut fake, value).unwrap();
         assert_eq!(interruptibility(&fake), value);
+        assert_eq!(fake.get(field::PENDING_DEBUG), Ok(0), "nothing is left from before");
     }
 }
 

@@ -48,6 +48,18 @@ pub(super) fn going_past_an_instruction_makes_a_single_step_due<B: Bench>(bench:
     Ok(())
 }
 
+pub(super) fn a_single_step_is_due_no_more_behind_a_reset<B: Bench>(bench: &mut B, way: Option<Way>) -> Kept {
+    let mut subject = Subject::flat(bench, way)?;
+    subject.set(Register::Rflags, (Rflags::FIXED | Rflags::TF).bits())?;
+    same!(subject.stop(CPUID)?, Exit::Cpuid, "CPUID");
+    subject.vcpu.skip_instruction()?;
+    // As policy does at INIT.
+    subject.begin()?;
+    subject.vcpu.set_interruptibility(Interruptibility::default())?;
+    same!(subject.vcpu.interruptibility(), Ok(Interruptibility::default()), "nothing is due");
+    subject.delivers(None, "behind the reset")
+}
+
 pub(super) fn a_shadow_is_told_and_can_be_set<B: Bench>(bench: &mut B, way: Option<Way>) -> Kept {
     let mut subject = Subject::flat(bench, way)?;
     same!(subject.stop(Happens::InShadow(Instruction::Cpuid, 2))?, Exit::Cpuid, "behind STI");
