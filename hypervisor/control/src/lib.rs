@@ -16,13 +16,14 @@
 //! | frames of an earlier session, or again, or in another order | dropped, counted; the last one again: its answer again |
 //! | to hold a frame back, and let it come later | after half a minute its session is over |
 //! | to end a session by beginning another | the first one stands until the other has proved the key |
-//! | a flood of any of these | one event a second tells the counts |
+//! | a flood of any of these | one event a second tells the counts; a part of the time is listened to it ([`debt`]) |
 //! | a flood of events by one guest | its bucket empties: the rest is counted, and told as one event |
 //! | console output that looks like the monitor's | each row of it begins with the guest's name; controls are gone |
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod bucket;
+pub mod debt;
 pub mod editor;
 pub mod event;
 #[cfg(any(test, feature = "fake"))]

@@ -12,6 +12,7 @@ use crate::machine::{Account, FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, 
 use crate::parcel::{self, Piece};
 use crate::tally::{self, Trace};
 use crate::{audit, console, dispatch};
+use bulkhead_control::debt::{Debt, PART};
 use bulkhead_control::line::{Line, Step};
 use bulkhead_control::monitor::{ESCAPE, Monitor};
 use bulkhead_control::{
@@ -37,8 +38,8 @@ const PAUSE: u64 = 200;
 const QUIET: u64 = 60;
 /// Between two looks for a byte that is not there yet, in parts of a second.
 const REST: u64 = 30_000;
-/// Of the time, the part that looks in which nobody proves the key may take.
-const PART: u64 = 10;
+/// A byte of a frame that proves the key may take so long, in parts of a second; at 115200 baud it is 11,520.
+const BYTE: u64 = 1000;
 
 /// The monitor's way to the terminal. The line is taken for each piece, since what is done in between may log.
 struct Screen;
@@ -71,7 +72,7 @@ impl Operator {
         // At this time it is started once.
         let boot = (u128::from(facts.epoch) << 64 | u128::from(cpu::tsc())).to_le_bytes();
         let line = KEY.lock().replace([0; 32]).map(|key| Line::new(key, boot, facts.tsc.as_hertz()));
-        let line = line.map(|line| End { line, serial: Serial::second(), debt: 0, looked: 0, proved: None });
+        let line = line.map(|line| End { line, serial: Serial::second(), debt: Debt::new(), proved: None });
         let (upload, trace, lost, piece) = (Pending::default(), Trace::new(), Lost::new(), Piece::new());
         Self { line, monitor: Monitor::new(None), upload, trace, lost, piece, whole: Whole::NONE, next: 0 }
     }
@@ -118,9 +119,7 @@ impl Operator {
 struct End {
     line: Line,
     serial: Serial,
-    /// Ticks that have to pass until what looks took in which nobody proved the key is one part in [`PART`] of the time.
-    debt: u64,
-    looked: u64,
+    debt: Debt,
     /// When a client proved the key last.
     proved: Option<u64>,
 }
@@ -128,22 +127,17 @@ struct End {
 impl End {
     fn look(&mut self, host: &mut Host<'_>, second: u64) {
         let now = cpu::tsc();
-        self.debt = self.debt.saturating_sub(now.saturating_sub(self.looked));
-        self.looked = now;
-        if self.debt > second * PART / LOOK {
+        if self.debt.pay(now) > second * PART / LOOK {
             return;
         }
-        let proved = self.take(host, second);
-        let took = cpu::tsc().saturating_sub(now);
-        self.debt = if proved { 0 } else { self.debt.saturating_add(took.saturating_mul(PART)) };
+        self.take(host, second);
         if let Some(refused) = self.line.report(now, second) {
             lives::event(host.0, GuestId::IDLE, EventKind::Refused(refused));
         }
     }
 
-    /// Takes what has come, and what comes at once behind it. Whether somebody has proved the key with it.
-    fn take(&mut self, host: &mut Host<'_>, second: u64) -> bool {
-        let mut proved = false;
+    /// Takes what has come, and what comes at once behind it.
+    fn take(&mut self, host: &mut Host<'_>, second: u64) {
         let mut now = cpu::tsc();
         let end = now.saturating_add(second / LOOK);
         let mut until = now;
@@ -162,28 +156,39 @@ impl End {
                 continue;
             };
             until = now.saturating_add(second / PAUSE);
-            let answer = match self.line.receive(byte, now) {
-                Step::Nothing => continue,
-                Step::Send(bytes) => bytes,
+            self.debt.byte(byte, now);
+            let (answer, proved) = match self.line.receive(byte, now) {
+                Step::Nothing => {
+                    if byte == 0 {
+                        self.debt.ended();
+                    }
+                    continue;
+                }
+                Step::Send(bytes) => (bytes, false),
                 Step::Welcome(bytes) => {
-                    proved = true;
                     // Who watches hangs up and comes again all the time.
                     let before = self.proved.replace(now);
                     if before.is_none_or(|before| now.saturating_sub(before) / second.max(1) >= QUIET) {
                         lives::event(host.0, GuestId::IDLE, EventKind::Session);
                     }
-                    bytes
+                    (bytes, true)
                 }
                 Step::Request(operation) => {
-                    proved = true;
                     let response = host.perform(&operation, Source::Line);
-                    self.line.respond(&response)
+                    (self.line.respond(&response), true)
                 }
             };
             // Who does not take it asks again.
             let _ = answer.iter().all(|byte| self.serial.send(*byte));
+            now = cpu::tsc();
+            if proved {
+                self.debt.proved(now, second / BYTE, second / PAUSE);
+            } else {
+                self.debt.listen(now);
+                self.debt.ended();
+            }
         }
-        proved
+        self.debt.listen(now);
     }
 }
 

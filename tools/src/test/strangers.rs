@@ -1,4 +1,5 @@
-//! Other ends that do not behave: a stranger who talks on the control line without end, a console that nobody reads.
+//! Other ends that do not behave: a stranger who talks on the control line without end, alone or between a client's frames,
+//! and a console that nobody reads.
 //!
 //! One processor, so that the guests and the ends of both lines share it.
 
@@ -13,7 +14,7 @@ use crate::manifest::{self, Machine};
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, State};
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,10 +23,15 @@ const MACHINE: &str = "tests/manifests/control.toml";
 const KEY: [u8; 32] = *b"a key that no stranger will have";
 /// So long he has the line.
 const LASTS: Duration = Duration::from_secs(3);
+/// Between two requests of a client, most of the time nothing is asked.
+const REST: Duration = Duration::from_millis(50);
 /// Between two pieces: the line never rests.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Thousandths of its processor that the guest has beside a stranger: the looks for him may take a hundred, and turns and orders take some.
 const LEAST: u64 = 750;
+
+/// Requests that a client has answered at least while a stranger talks.
+const ASKED: usize = 3;
 
 /// Dumps that are ordered while nobody reads the log: some 12 MB, of which a socket's two ends keep at most 8.
 const ORDERS: usize = 8000;
@@ -54,10 +60,16 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
     let running = builder.start_at(&Place { control: Some((line.clone(), KEY)), ..Place::of(Kind::Qemu) }, &machine)?;
     drain(&running)?;
     let share = beside(&line)?;
-    drop(running);
     expect(share >= LEAST, &format!("beside a stranger who talks the guest has {share} thousandths"))?;
+    let (among, asked) = among(&line)?;
+    drop(running);
+    let right = among >= LEAST && asked >= ASKED;
+    let told = format!("{among} thousandths beside one who talks between a client's {asked} requests");
+    expect(right, &format!("the guest has {told}"))?;
     let lost = unread(builder, &machine, &line)?;
-    Ok(format!("{share}/1000 of the CPU beside a stranger who talks; {lost} bytes of log lost that nobody read"))
+    Ok(format!(
+        "{share}/1000 of the CPU beside a stranger who talks, {told}; {lost} bytes of log lost that nobody read"
+    ))
 }
 
 /// Orders more log than fits between the machine and who does not read it: the machine goes on without it, and its log too when
@@ -111,4 +123,53 @@ fn beside(line: &Path) -> Outcome<u64> {
     raw.shutdown(std::net::Shutdown::Both).map_err(fail)?;
     let (used_after, after) = used()?;
     Ok(used_after.saturating_sub(used_before) * 1000 / after.saturating_sub(before).max(1))
+}
+
+/// Thousandths of its processor that the guest has while a client asks again and again, and a stranger sends between its
+/// frames without end; how often it was answered.
+fn among(line: &Path) -> Outcome<(u64, usize)> {
+    let relay = line.with_extension("relay");
+    mix(line, &relay)?;
+    let mut link = Link::new(&relay, KEY, Patience { answer: Duration::from_secs(2), all: Duration::from_secs(60) });
+    // There is one client for the relay.
+    link.turn = Duration::from_secs(60);
+    let (mut looks, end) = (Vec::new(), Instant::now() + LASTS);
+    while Instant::now() < end {
+        let all = stats(&mut link)?;
+        let spin = all.guests.iter().find(|guest| guest.name == "spin");
+        looks.push((spin.map_or(0, |guest| guest.used), all.whole.at.ticks));
+        thread::sleep(REST);
+    }
+    let _ = std::fs::remove_file(relay);
+    let (Some(first), Some(last)) = (looks.first(), looks.last()) else { return Ok((0, 0)) };
+    Ok((last.0.saturating_sub(first.0) * 1000 / last.1.saturating_sub(first.1).max(1), looks.len()))
+}
+
+/// Passes one client's frames on to the line, and garbage between them.
+fn mix(line: &Path, relay: &Path) -> Outcome<()> {
+    let fail = |e: std::io::Error| Failure::failed(format!("the relay: {e}"));
+    let _ = std::fs::remove_file(relay);
+    let listener = UnixListener::bind(relay).map_err(fail)?;
+    let mut machine = UnixStream::connect(line).map_err(fail)?;
+    let mut back = machine.try_clone().map_err(fail)?;
+    thread::spawn(move || {
+        let Ok((mut client, _)) = listener.accept() else { return };
+        let Ok(mut answers) = client.try_clone() else { return };
+        let _ = client.set_read_timeout(Some(PAUSE));
+        thread::spawn(move || _ = std::io::copy(&mut back, &mut answers));
+        let mut buffer = [0; 4096];
+        loop {
+            let sent = match client.read(&mut buffer) {
+                Ok(0) => break,
+                // A short frame comes whole.
+                Ok(count) => machine.write_all(buffer.get(..count).unwrap_or_default()),
+                Err(_) => machine.write_all(&[0x55; 4]),
+            };
+            if sent.is_err() {
+                break;
+            }
+        }
+        let _ = machine.shutdown(std::net::Shutdown::Both);
+    });
+    Ok(())
 }
