@@ -1,6 +1,6 @@
 //! Orders raced with exits, frames that come again, and more guests than there is room for.
 //!
-//! Two processors: the operator is on the first, and the flooding guests are on both.
+//! Two processors: the operator is on the first, and the flooding guests are on both, beside one that resets itself.
 
 use super::TestArgs;
 use super::control::{act, drain, events, expect, free_bytes, wait_for};
@@ -14,7 +14,7 @@ use crate::manifest::{self, Guest, ImageRef, Machine};
 use crate::pack;
 use crate::workspace::Workspace;
 use bulkhead_control::line::{KEPT, Refused};
-use bulkhead_control::{Action, Event, EventKind, Operation, Refusal, Response, State};
+use bulkhead_control::{Action, Event, EventKind, Operation, Refusal, Response, Source, State};
 use bulkhead_types::manifest::{LoadAs, MAX_GUESTS};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FLOODING: usize = 3;
 /// Orders that are given without waiting for what comes of them.
 const ORDERS: u64 = 400;
+/// Between two looks at events, of which the machine keeps 256: each order is one, and each end may be two.
+const LOOK: u64 = 20;
 /// Spare memory in MiB.
 const SPARE: u64 = 96;
 /// Of the memory that is free, one part is that of each guest of the flood of creates: fewer find memory than there can be.
@@ -42,6 +44,17 @@ const FLOOD: [u8; 6] = [
     0xED, // in ax, dx
     0xEB, 0xFD, // jmp back
 ];
+
+/// Resets itself at once; entered in real mode.
+const RESET: [u8; 10] = [
+    0xBA, 0xF9, 0x0C, // mov dx, 0CF9h
+    0xB0, 0x02, 0xEE, // mov al, 2; out dx, al
+    0xB0, 0x06, 0xEE, // mov al, 6; out dx, al
+    0xF4, // hlt
+];
+/// How often it is made anew, and its name.
+const RESTARTS: u16 = 10_000;
+const RESETTING: &str = "r0";
 
 /// Runs it on QEMU.
 pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
@@ -63,9 +76,11 @@ pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mu
 fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
     let folder = workspace.build("")?;
     let line = folder.join(format!("races-{}", std::process::id()));
-    let kernel = folder.join(format!("races-{}.bin", std::process::id()));
-    files::write(&kernel, &FLOOD)?;
-    let done = machine(workspace, &kernel).and_then(|machine| {
+    let kernels = ["flood", "reset"].map(|name| folder.join(format!("races-{}-{name}.bin", std::process::id())));
+    let [flood, reset] = &kernels;
+    files::write(flood, &FLOOD)?;
+    files::write(reset, &RESET)?;
+    let done = machine(workspace, flood, reset).and_then(|machine| {
         let place = Place { control: Some((line.clone(), KEY)), cpus: 2, spare: SPARE, ..Place::of(Kind::Qemu) };
         let running = builder.start_at(&place, &machine)?;
         drain(&running)?;
@@ -76,21 +91,26 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
         let made = too_many(workspace, &machine, &mut connect())?;
         Ok(format!("{raced}; {made}"))
     });
-    let _ = std::fs::remove_file(kernel);
+    for kernel in kernels {
+        let _ = std::fs::remove_file(kernel);
+    }
     done
 }
 
-/// A machine of guests that flood, f0 to f2.
-fn machine(workspace: &Workspace, kernel: &Path) -> Outcome<Machine> {
+/// A machine of guests that flood, f0 to f2, and one that resets itself.
+fn machine(workspace: &Workspace, flood: &Path, reset: &Path) -> Outcome<Machine> {
     let machine = manifest::read(&workspace.path(MACHINE))?;
     let first = machine.guests.first().ok_or_else(|| Failure::failed("no guest"))?;
-    let flooding = |number: usize| Guest {
-        name: format!("f{number}"),
+    let guest = |name: String, kernel: &Path, restarts| Guest {
+        name,
         kernel: ImageRef::File(kernel.to_owned()),
         load: LoadAs::Flat { at: 0x8000 },
+        restarts,
         ..first.clone()
     };
-    Ok(Machine { guests: (0..FLOODING).map(flooding).collect(), control: Some(KEY), ..machine.clone() })
+    let flooding = (0..FLOODING).map(|number| guest(format!("f{number}"), flood, 0));
+    let guests = flooding.chain([guest(RESETTING.to_owned(), reset, RESTARTS)]).collect();
+    Ok(Machine { guests, control: Some(KEY), ..machine.clone() })
 }
 
 /// Marsaglia's xorshift.
@@ -101,52 +121,119 @@ fn next(number: &mut u64) -> u64 {
     *number >> 11
 }
 
-/// Gives guests that flood exits orders without waiting for their ends: each answer fits, no order is lost, and nothing is.
-fn race(link: &mut Link) -> Outcome<String> {
-    const ACTIONS: [Action; 12] = [
-        Action::Start,
-        Action::Start,
-        Action::Start,
-        Action::Kill,
-        Action::Reset,
-        Action::Reset,
-        Action::Pause,
-        Action::Resume,
-        Action::Destroy,
-        Action::Nmi,
-        Action::Stop,
-        Action::Dump,
-    ];
-    let before = emptied(link)?;
-    let (mut number, mut answers) = (0x0123_4567_89AB_CDEF, [0_u32; 3]);
-    for _ in 0..ORDERS {
-        let guest = format!("f{}", next(&mut number) % FLOODING as u64);
-        let index = usize::try_from(next(&mut number) % ACTIONS.len() as u64).unwrap_or(0);
-        let action = ACTIONS.get(index).copied().unwrap_or(Action::Kill);
-        let reply = link.call(&Operation::Act { guest: &guest, action })?;
-        let answer = reply.response()?;
-        let slot = match answer {
-            Response::Done => 0,
-            Response::Unchanged => 1,
-            Response::Refused(Refusal::Is(_) | Refusal::NoGuest | Refusal::Deaf) => 2,
-            other => return Err(Failure::failed(format!("{action:?} of {guest}: {other:?}"))),
-        };
-        answers.iter_mut().skip(slot).take(1).for_each(|count| *count += 1);
+/// What an order that was done is told as.
+const fn told_as(action: Action) -> Option<EventKind> {
+    let by = Source::Line;
+    Some(match action {
+        Action::Start => EventKind::Started(by),
+        Action::Kill => EventKind::Killed(by),
+        Action::Reset => EventKind::Reset(by),
+        Action::Pause => EventKind::Paused(by),
+        Action::Resume => EventKind::Resumed(by),
+        Action::Destroy => EventKind::Destroyed(by),
+        Action::Nmi => EventKind::Injected(by),
+        _ => return None,
+    })
+}
+
+/// Orders, and what comes of them.
+struct Orders<'a> {
+    link: &'a mut Link,
+    /// How many were done, had nothing to do, and were refused.
+    answers: [u32; 3],
+    /// Those that were done, and those that events tell of, with the guest of each.
+    done: Vec<(String, EventKind)>,
+    told: Vec<(String, EventKind)>,
+    /// Number of the next event.
+    next: u64,
+}
+
+impl<'a> Orders<'a> {
+    fn new(link: &'a mut Link) -> Outcome<Self> {
+        let (_, next) = events(link, 0)?;
+        Ok(Self { link, answers: [0; 3], done: Vec::new(), told: Vec::new(), next })
     }
-    // A kill behind a reset and before an NMI is the one that counts.
-    for number in 0..FLOODING {
-        let guest = format!("f{number}");
-        let _ = link.call(&Operation::Act { guest: &guest, action: Action::Start })?;
-        for action in [Action::Resume, Action::Reset, Action::Kill, Action::Nmi, Action::Pause, Action::Stop] {
-            let _ = link.call(&Operation::Act { guest: &guest, action })?;
+
+    fn give(&mut self, guest: &str, action: Action) -> Outcome<()> {
+        let reply = self.link.call(&Operation::Act { guest, action })?;
+        let [done, unchanged, refused] = &mut self.answers;
+        match reply.response()? {
+            Response::Done => {
+                *done += 1;
+                self.done.extend(told_as(action).map(|kind| (guest.to_owned(), kind)));
+            }
+            Response::Unchanged => *unchanged += 1,
+            Response::Refused(Refusal::Is(_) | Refusal::NoGuest | Refusal::Deaf) => *refused += 1,
+            other => return Err(Failure::failed(format!("{action:?} of {guest}: {other:?}"))),
         }
+        Ok(())
+    }
+
+    /// Each order that was done is an event, in their order, and no other is.
+    fn compare(&mut self) -> Outcome<()> {
+        let (new, next) = events(self.link, self.next)?;
+        self.next = next;
+        let ordered = |kind: &EventKind| ACTIONS.iter().any(|action| told_as(*action) == Some(*kind));
+        let new = new.iter().filter(|event| ordered(&event.kind));
+        self.told.extend(new.map(|event| (event.name.to_string(), event.kind)));
+        let different = self.done.iter().zip(&self.told).find(|(done, told)| done != told);
+        let right = different.is_none() && self.done.len() == self.told.len();
+        let (done, told) = (self.done.len(), self.told.len());
+        expect(right, &format!("{done} orders were done, {told} are told; the first that differ: {different:?}"))
+    }
+}
+
+const ACTIONS: [Action; 12] = [
+    Action::Start,
+    Action::Start,
+    Action::Start,
+    Action::Kill,
+    Action::Reset,
+    Action::Reset,
+    Action::Pause,
+    Action::Resume,
+    Action::Destroy,
+    Action::Nmi,
+    Action::Stop,
+    Action::Dump,
+];
+
+/// Gives guests that flood exits, and one that ends all the time, orders without waiting for their ends: each answer fits,
+/// what was done is told, no order is lost, and no memory is.
+fn race(link: &mut Link) -> Outcome<String> {
+    let before = emptied(link)?;
+    let mut number = 0x0123_4567_89AB_CDEF;
+    let names: Vec<String> = (0..FLOODING).map(|number| format!("f{number}")).chain([RESETTING.to_owned()]).collect();
+    let mut orders = Orders::new(link)?;
+    for count in 1..=ORDERS {
+        let mut pick = |length: usize| usize::try_from(next(&mut number) % length as u64).unwrap_or(0);
+        let guest = names.get(pick(names.len())).map_or("", String::as_str);
+        let action = ACTIONS.get(pick(ACTIONS.len())).copied().unwrap_or(Action::Kill);
+        orders.give(guest, action)?;
+        if count % LOOK == 0 {
+            orders.compare()?;
+        }
+    }
+    let [done, unchanged, refused] = orders.answers;
+    // A kill behind a reset and before an NMI is the one that counts.
+    for guest in &names {
+        for action in
+            [Action::Start, Action::Resume, Action::Reset, Action::Kill, Action::Nmi, Action::Pause, Action::Stop]
+        {
+            orders.give(guest, action)?;
+        }
+    }
+    orders.compare()?;
+    for guest in &names {
+        wait_for(link, guest, State::Stopped)?;
     }
     let after = emptied(link)?;
     expect(before == after, &format!("memory was lost in races: {before}, then {after} bytes were free"))?;
     let audit = one(link, &Operation::Audit, "audit")?;
     expect(matches!(audit.response()?, Response::Audit { violations: 0, tables: 1.., .. }), "the audit is not clean")?;
-    let [done, unchanged, refused] = answers;
-    Ok(format!("{ORDERS} orders raced with exits: {done} done, {unchanged} had nothing to do, {refused} refused"))
+    Ok(format!(
+        "{ORDERS} orders raced with exits and ends: {done} done, {unchanged} had nothing to do, {refused} refused"
+    ))
 }
 
 /// Ends and destroys all; bytes that are free then.
@@ -341,7 +428,7 @@ fn too_many(workspace: &Workspace, machine: &Machine, link: &mut Link) -> Outcom
         }
     }
     // The manifest's own have numbers, too.
-    expect(made == MAX_GUESTS - FLOODING, &format!("{made} guests were created, then: {says}"))?;
+    expect(made == MAX_GUESTS - machine.guests.len(), &format!("{made} guests were created, then: {says}"))?;
     expect(says.contains("no room for it"), &format!("it is refused by: {says}"))?;
     let running = guests(link)?.iter().filter(|guest| guest.state == State::Running).count();
     let right = running > 0 && running <= started && started < made;
