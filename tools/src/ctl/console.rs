@@ -17,7 +17,7 @@ use crate::terminal;
 use bulkhead_control::line::{CHUNK, Nonce};
 use bulkhead_control::screen::Rows;
 use bulkhead_control::{Operation, Refusal, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{IsTerminal as _, Write, stdin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,7 +134,7 @@ impl<'a> Console<'a> {
         let leave = Arc::clone(&self.link.leave);
         let mut moved_at = Instant::now();
         while !leave.load(Ordering::Relaxed) {
-            let moved = match self.show(out).and_then(|shown| Ok(shown | self.send()?)) {
+            let moved = match self.show(out).and_then(|shown| Ok(shown | self.send(out)?)) {
                 // It was waiting.
                 Err(_) if leave.load(Ordering::Relaxed) => break,
                 moved => moved?,
@@ -162,9 +162,17 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// Says something beside the guest's output.
-    fn note(&self, text: &str) {
+    /// Says something beside the guest's output; to a script, in its stream.
+    fn note(&self, out: &mut dyn Write, text: &str, value: &Value) -> Outcome<()> {
+        if self.is_json() {
+            return writeln!(out, "{value}").and_then(|()| out.flush()).map_err(|e| Failure::unwritten(&e));
+        }
         eprint!("[{text}]{}", if self.raw { "\r\n" } else { "\n" });
+        Ok(())
+    }
+
+    const fn is_json(&self) -> bool {
+        matches!(self.form, Form::Json)
     }
 
     /// Shows what the guest has written; whether there was anything.
@@ -175,15 +183,15 @@ impl<'a> Console<'a> {
         let Response::Output { at, bytes } = response else { return Err(strange(&response)) };
         let boot = self.link.boot;
         if self.boot.replace(boot).is_some_and(|before| before != boot) {
-            self.note("the machine was started anew");
+            self.note(out, "the machine was started anew", &json!({ "restarted": at }))?;
             self.at = Some(0);
             return Ok(true);
         }
         let lost = at.saturating_sub(self.at.unwrap_or(at));
         if self.at.is_some_and(|before| at < before) {
-            self.note("it is another guest now");
-        } else if lost > 0 {
-            self.note(&format!("{lost} bytes are gone"));
+            self.note(out, "it is another guest now", &json!({ "replaced": at }))?;
+        } else if lost > 0 && (bytes.is_empty() || !self.is_json()) {
+            self.note(out, &format!("{lost} bytes are gone"), &json!({ "lost": lost }))?;
         }
         self.at = Some(at.saturating_add(bytes.len() as u64));
         if bytes.is_empty() {
@@ -206,14 +214,15 @@ impl<'a> Console<'a> {
     }
 
     /// Sends some of what was typed; whether the guest took any.
-    fn send(&mut self) -> Outcome<bool> {
+    fn send(&mut self, out: &mut dyn Write) -> Outcome<bool> {
         let piece = self.typed.get(..CHUNK).unwrap_or(&self.typed);
         if piece.is_empty() {
             return Ok(false);
         }
         let count = piece.len();
         let Some(reply) = self.link.once(&Operation::Write { guest: self.guest, bytes: piece })? else {
-            self.note(&format!("the line dropped: the guest may have taken some of {count} bytes typed, or none"));
+            let text = format!("the line dropped: the guest may have taken some of {count} bytes typed, or none");
+            self.note(out, &text, &json!({ "uncertain": count }))?;
             self.typed.drain(..count);
             return Ok(false);
         };
@@ -223,7 +232,7 @@ impl<'a> Console<'a> {
                 Ok(taken != 0)
             }
             Response::Refused(refusal @ Refusal::Is(_)) if self.raw => {
-                self.note(&format!("{refusal}; what was typed is dropped"));
+                self.note(out, &format!("{refusal}; what was typed is dropped"), &Value::Null)?;
                 self.typed.clear();
                 Ok(false)
             }

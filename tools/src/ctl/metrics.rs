@@ -4,6 +4,7 @@
 //! the machine is asked anew for each.
 
 use super::link::Link;
+use super::show::Show;
 use super::{AllStats, guests, one, stats};
 use crate::failure::{Failure, Outcome};
 use bulkhead_control::{Exits, Guest, Operation, Refusal, Response, State, Usage};
@@ -18,14 +19,14 @@ const HEAD: u64 = 8192;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves at `address` without end.
-pub fn serve(link: &mut Link, address: SocketAddr) -> Outcome<()> {
+pub fn serve(link: &mut Link, show: &mut Show<'_>, address: SocketAddr) -> Outcome<()> {
     let listener = TcpListener::bind(address).map_err(|e| {
         Failure::usage(format!("can not listen at {address}: {e}")).hint("give --listen another address")
     })?;
     // A wrong key is to be told now, not to Prometheus.
     page(link)?;
     link.hang_up();
-    eprintln!("hv: http://{address}/metrics");
+    show.serves(&format!("http://{}/metrics", listener.local_addr().unwrap_or(address)))?;
     for stream in listener.incoming().flatten() {
         // A client that goes away is no matter of ours.
         let _ = answer(link, &stream, PATIENCE);

@@ -24,6 +24,7 @@ use clap::{Args, Subcommand};
 use console::Form;
 use link::Reply;
 pub use link::{Link, Patience};
+use serde_json::json;
 use show::Show;
 use std::fs::File;
 use std::io::{Read as _, Write};
@@ -124,7 +125,7 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         plain: bool,
     },
-    /// What the guests use, again and again, on the whole terminal.
+    /// What the guests use, again and again, on the whole terminal; with --json, as `stats` writes it.
     Top,
     /// Serve what the guests use to Prometheus.
     Metrics {
@@ -152,13 +153,26 @@ fn seconds(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|seconds| (0.1..=3600.0).contains(seconds)).ok_or_else(wrong)
 }
 
-/// Carries the command out; the exit status.
+/// Carries the command out; the exit status. With --json what went wrong is JSON, too.
 pub fn ctl(args: &CtlArgs) -> Outcome<u8> {
+    carry_out(args).or_else(|failure| {
+        if !args.json || failure.message.is_empty() {
+            return Err(failure);
+        }
+        eprintln!("{}", show::failure(&failure));
+        Ok(failure.status)
+    })
+}
+
+fn carry_out(args: &CtlArgs) -> Outcome<u8> {
     let line = match &args.line {
         Some(line) => line.clone(),
         None => default_line(&Workspace::find()?)?,
     };
-    let link = Link::new(&line, key(args, &line)?, Patience::default());
+    let mut link = Link::new(&line, key(args, &line)?, Patience::default());
+    if args.json {
+        link.say = Box::new(|word| eprintln!("{}", json!({ "waiting": word })));
+    }
     run(args, link, &mut std::io::stdout())
 }
 
@@ -197,9 +211,6 @@ fn run(args: &CtlArgs, mut own: Link, out: &mut dyn Write) -> Outcome<u8> {
     show.columns = size.ok().map(|size| size.ws_col).filter(|columns| *columns != 0);
     let link = &mut own;
     match &args.command {
-        Command::Top | Command::Metrics { .. } if args.json => {
-            return Err(Failure::usage("`top` and `metrics` write no JSON").hint("use `hv ctl stats --json`"));
-        }
         Command::List => show.guests(&guests(link)?)?,
         Command::Create { file, guest, name, lease } => {
             let mut alone = alone(manifest::read(file)?, guest.as_deref())?;
@@ -250,8 +261,12 @@ fn run(args: &CtlArgs, mut own: Link, out: &mut dyn Write) -> Outcome<u8> {
             };
             console::attach(link, guest, *from, form, show.out)?;
         }
+        Command::Top if args.json => loop {
+            show.stats(&stats(link)?)?;
+            link.rest(top::INTERVAL);
+        },
         Command::Top => top::top(own)?,
-        Command::Metrics { listen } => metrics::serve(link, *listen)?,
+        Command::Metrics { listen } => metrics::serve(link, &mut show, *listen)?,
         Command::Audit => {
             let reply = one(link, &Operation::Audit, "audit")?;
             let response = reply.response()?;

@@ -43,6 +43,11 @@ fn moment(at: Moment) -> Value {
     json!({ "time": utc(at), "ticks": at.ticks })
 }
 
+/// What went wrong, as JSON.
+pub fn failure(failure: &Failure) -> Value {
+    json!({ "error": failure.message, "hint": failure.hint, "status": failure.status })
+}
+
 /// A guest as JSON.
 fn guest(guest: &Guest) -> Value {
     json!({
@@ -205,6 +210,15 @@ impl<'a> Show<'a> {
             }));
         }
         self.line(format!("{sequence:>6} {} {}", utc(event.at), harmless(&event.to_string())))
+    }
+
+    /// Where something can be asked for from now on.
+    pub fn serves(&mut self, url: &str) -> Outcome<()> {
+        if self.json {
+            return self.line(json!({ "serves": url }));
+        }
+        eprintln!("hv: {url}");
+        Ok(())
     }
 
     /// What is to be said of events beside them.

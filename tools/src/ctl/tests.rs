@@ -4,7 +4,7 @@ use super::console::{Console, Form, for_guest};
 use super::link::{Link, Patience};
 use super::top::{Look, Screen};
 use super::{CtlArgs, metrics, run, send_pack};
-use crate::ctl::show::Show;
+use crate::ctl::show::{self, Show};
 use crate::failure::Outcome;
 use crate::session::Input;
 use bulkhead_control::fake::Fake;
@@ -13,7 +13,7 @@ use bulkhead_control::screen::Rows;
 use bulkhead_control::{Action, Ending, EventKind, Machine as _, Operation, Response, Source, State};
 use clap::Parser;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -202,10 +202,8 @@ fn what_can_not_be_done_is_one_line_and_status_1() {
     }
     let failure = bench.ctl("top").map(|_| ());
     assert!(failure.is_err_and(|f| f.status == 2 && f.message == "top needs a terminal"));
-    for words in ["top --json", "metrics --json"] {
-        let failure = bench.ctl(words).unwrap_err();
-        assert_eq!((failure.status, failure.message.as_str()), (2, "`top` and `metrics` write no JSON"));
-    }
+    let told = show::failure(&bench.ctl("destroy linux --json").unwrap_err());
+    assert_eq!(told, json!({ "error": "linux: it is running", "hint": "stop it first", "status": 1 }));
 }
 
 #[test]
@@ -586,11 +584,11 @@ fn a_console_goes_on_where_it_was_and_says_what_is_gone() {
     let late = told(&bench, 100);
     assert_eq!((late["at"].as_u64(), late["lost"].as_u64()), (Some(1000), Some(900)));
     // One of the same name that has not written so much.
-    let other = told(&bench, 5000);
-    assert_eq!(
-        (other["at"].as_u64(), other["lost"].as_u64(), other["text"].as_str()),
-        (Some(1000), Some(0), Some("late"))
-    );
+    let other = console(&bench, "lab", Some(5000), Form::Json, &[]).unwrap();
+    let (note, piece) = other.split_once('\n').unwrap();
+    assert_eq!(note, r#"{"replaced":1000}"#);
+    let piece: Value = serde_json::from_str(piece).unwrap();
+    assert_eq!((piece["at"].as_u64(), piece["lost"].as_u64(), &piece["text"]), (Some(1000), Some(0), &"late".into()));
 }
 
 #[test]
@@ -664,6 +662,40 @@ fn a_client_of_metrics_that_takes_its_time_does_not_get_that_of_others() {
     thread::spawn(move || done.send(metrics::answer(&mut bench.link(), &stream, Duration::from_millis(300))));
     let answered = answered.recv_timeout(Duration::from_secs(5)).expect("its time is up");
     assert!(answered.is_err());
+}
+
+/// Takes three lines.
+struct Three(Vec<u8>);
+
+impl std::io::Write for Three {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.extend(bytes);
+        let lines = self.0.iter().filter(|byte| **byte == b'\n').count();
+        if lines < 3 { Ok(bytes.len()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_goes_on_writes_json_too() {
+    let bench = Bench::new();
+    let mut out = Three(Vec::new());
+    let cli = Cli::try_parse_from(["ctl", "top", "--json"]).unwrap();
+    assert_eq!(run(&cli.args, bench.link(), &mut out).unwrap_err().status, 141);
+    let looks: Vec<Value> =
+        String::from_utf8(out.0).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(looks.len() == 3 && looks.iter().all(|look| look["guests"][1]["used"] == 2000), "{looks:?}");
+    let (cli, mut out) = (
+        Cli::try_parse_from(["ctl", "metrics", "--listen", "127.0.0.1:0", "--json"]).unwrap(),
+        Three(b"\n\n".to_vec()),
+    );
+    assert_eq!(run(&cli.args, bench.link(), &mut out).unwrap_err().status, 141);
+    let said: Value = serde_json::from_slice(&out.0).unwrap();
+    let port = said["serves"].as_str().unwrap().strip_prefix("http://127.0.0.1:").unwrap().strip_suffix("/metrics");
+    assert!(port.unwrap().parse::<u16>().unwrap() > 0, "{said}");
 }
 
 #[test]

@@ -21,7 +21,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-const INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks.
+pub const INTERVAL: Duration = Duration::from_secs(1);
 /// A column: its name, its width, and whether it is a number. On a narrow terminal the last of [`SPARE`] go first.
 const COLUMNS: [(&str, u16, bool); 9] = [
     ("id", 2, true),
