@@ -15,11 +15,12 @@ const LIES: &str = "tests/lies.toml";
 const WITNESS: &str = "witness";
 /// The name of an attack's one attacker.
 pub const ATTACKER: &str = "attacker";
+/// The name of a third guest.
+const THIRD: &str = "third";
 /// Seed of the witness's words.
 const SEED: u64 = 77;
-/// Thousandths of the CPU that a guest must get beside one that floods: what it gets beside one that only computes (the row
-/// `flood-spin`: half, less what turns cost at 100,000 ticks a turn, 481 on Bochs), less 1 % of it.
-pub const LEAST_SHARE: u64 = 476;
+/// The attack that is none: it only computes.
+const SPIN: &str = "spin";
 /// Seconds of the host, for each of the machine's processors: it carries them out one after the other.
 pub const TIMEOUT: u64 = 60;
 
@@ -80,6 +81,9 @@ pub struct Attack {
     /// Whether the witness measures its share of the CPU.
     #[serde(default)]
     pub share: bool,
+    /// Whether a third guest computes beside the two, for as long as a flood takes.
+    #[serde(default)]
+    third: bool,
     /// What is changed in the pack; the program is `memory`, and has no say in it.
     lie: Option<Lie>,
     /// Lies in one field of a boot image, instead of a program.
@@ -127,7 +131,10 @@ impl Attack {
         let mut words = vec![self.ends.clone()];
         words.extend(self.ends_on.iter().map(|(machine, ends)| format!("on {machine} {ends}")));
         words.extend(self.least.iter().map(|(kind, least)| format!("{kind} at least {least}")));
-        words.extend(self.share.then(|| format!("share at least {LEAST_SHARE}/1000")));
+        words.extend(self.share.then(|| match self.is_measure() {
+            true => "share measured".to_owned(),
+            false => format!("share as beside {}, less 1 %", self.measure()),
+        }));
         words.join(", ")
     }
 
@@ -149,7 +156,10 @@ impl Attack {
             Some(field) => field.manifest(workspace)?,
             None => self.program(),
         };
+        let third =
+            format!("kernel = \"@hostile/flood\"\ncmdline = \"attack={SPIN}\"\nmemory = \"{}\"\n", default_memory());
         for (name, _) in self.attackers() {
+            let what = if name == THIRD { &third } else { &what };
             text.push_str(&format!(
                 "\n[[guest]]\nname = \"{name}\"\nzone = \"attacker\"\ntest-exit = true\ntest-device = true\n{what}"
             ));
@@ -185,7 +195,29 @@ impl Attack {
         };
         let ends = ends.map(str::to_owned);
         let never = vec!["broke ".to_owned()];
-        vec![(ATTACKER.to_owned(), Expected { lines, never, ends, ..Expected::default() })]
+        let attacker = Expected { lines, never, ends, ..Expected::default() };
+        let third = Expected {
+            lines: vec![format!("held {SPIN}")],
+            ends: Some("test-exit 0".to_owned()),
+            ..Expected::default()
+        };
+        let third = self.third.then(|| (THIRD.to_owned(), third));
+        [(ATTACKER.to_owned(), attacker)].into_iter().chain(third).collect()
+    }
+
+    /// The row beside which the witness has what it must have beside this one, too: its guests only compute.
+    pub fn measure(&self) -> &'static str {
+        if self.third { "flood-spin-of-three" } else { "flood-spin" }
+    }
+
+    /// Whether it is such a row.
+    pub fn is_measure(&self) -> bool {
+        self.share && self.full_name().ends_with(self.measure())
+    }
+
+    /// Guests of its machine that compute, the witness among them.
+    pub fn computing(&self) -> u64 {
+        if self.third { 3 } else { 2 }
     }
 
     /// The case that the runner of the case table takes.

@@ -6,7 +6,7 @@
 //! table says, the witness saw no change, each audit was clean, and the hypervisor counted what the table says.
 
 use super::TestArgs;
-use super::attack::{ATTACKER, Attack, LEAST_SHARE, TABLE, TIMEOUT, read};
+use super::attack::{ATTACKER, Attack, TABLE, TIMEOUT, read};
 use super::cases::in_parallel;
 use super::judge::{Watch, count};
 use super::tally::{Tally, Verdict};
@@ -20,6 +20,7 @@ use crate::session::{Finish, Report, Session, View, Wire};
 use crate::symbols;
 use crate::workspace::Workspace;
 use clap::Args;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Arguments of `hv hostile`.
@@ -44,21 +45,22 @@ pub struct HostileArgs {
 /// Who watches the two: what they say, and when the witness has seen enough.
 struct Beside<'a> {
     attack: &'a Attack,
-    cpus: u16,
     watch: Watch,
     /// The witness's line so far.
     line: String,
     /// Rounds of the witness since the attacker's end.
     rounds: u32,
     told: bool,
-    /// Shares of the CPU that the witness measured while the flood was on.
+    /// Shares of the CPU that the witness measured while the flood was on; thousandths that it must have.
     shares: Vec<u64>,
+    least: Option<u64>,
 }
 
-/// Thousandths of a processor that the witness must get if it has one for itself: what it has on the first one beside a guest
-/// that only computes (966 on Bochs: that one also looks at the lines, 100 times a second, of 100,000 ticks each; it has 987
-/// on another), less 1 % of it. Where it runs is the scheduler's affair.
-const LEAST_OF_ONE: u64 = 956;
+/// Of what the witness has beside guests that only compute, in thousandths, what it must have beside those that attack.
+const KEPT: u64 = 990;
+/// Of its fair part of the processors, in thousandths, what it must have beside guests that only compute: turns cost something,
+/// 100 a second, of 100,000 ticks each on Bochs.
+const FAIR: u64 = 950;
 /// Processors of the machines on which attacks of several vCPUs are made again.
 const SEVERAL: [u16; 2] = [2, 4];
 /// Rounds that the witness makes beside an attacker that never ends.
@@ -124,16 +126,13 @@ impl Beside<'_> {
                 wrong.push(format!("{ATTACKER}: {count} exits of kind {kind}, and at least {least} should be"));
             }
         }
-        // With several processors QEMU's counter is the host's time.
-        let least = match (self.cpus, on) {
-            (1, Kind::Bochs | Kind::Qemu) => LEAST_SHARE,
-            (_, Kind::Bochs) => LEAST_OF_ONE,
-            _ => 0,
-        };
-        if self.attack.share && least != 0 {
+        if let Some(least) = self.least {
             match self.share() {
                 Some(share) if share >= least => {}
-                share => wrong.push(format!("the witness has {share:?} thousandths of the CPU: {:?}", self.shares)),
+                share => wrong.push(format!(
+                    "the witness has {share:?} thousandths of the CPU, and must have {least}: {:?}",
+                    self.shares
+                )),
             }
         }
         wrong
@@ -209,30 +208,53 @@ fn run(
         let why = attack.not_on.get(&on).cloned().unwrap_or_default();
         tally.note(&name((&attack, on)), Verdict::Skipped(why), Duration::ZERO);
     }
+    // What others are held against comes first, whether or not it is asked for.
+    let held = |measure: &Attack, on| {
+        wanted.iter().any(|(attack, at)| *at == on && attack.share && measure.full_name().ends_with(attack.measure()))
+    };
+    let both = attacks.iter().flat_map(|attack| machines.iter().map(move |on| (attack.at(*on), *on)));
+    let measures: Vec<(Attack, Kind)> = both.filter(|(a, on)| a.is_measure() && held(a, *on)).collect();
+    wanted.retain(|(attack, _)| !attack.is_measure());
     wanted.sort_by_key(|(attack, _)| !attack.share);
     let started = Instant::now();
-    in_parallel(
-        &wanted,
-        args.jobs(),
-        |(attack, on)| verdict(builder, attack, *on, cpus),
-        |(attack, on), result, took| {
-            let (verdict, share) = result;
-            let name = name((attack, *on));
-            let name = share.map_or(name.clone(), |share| format!("{name} (the witness had {share}/1000 of the CPU)"));
-            tally.note(&name, verdict, took);
-        },
-    );
-    if !wanted.is_empty() {
-        println!("{} hostile runs{with} in {:.0} s", wanted.len(), started.elapsed().as_secs_f64());
+    let mut shares: BTreeMap<(String, Kind), u64> = BTreeMap::new();
+    for runs in [&measures, &wanted] {
+        let measured = shares.clone();
+        // With several processors QEMU's counter is the host's time.
+        let least = |attack: &Attack, on: Kind| match on {
+            _ if !attack.share || on != Kind::Bochs && (on != Kind::Qemu || cpus != 1) => None,
+            _ if attack.is_measure() => Some(FAIR * u64::from(cpus).min(attack.computing()) / attack.computing()),
+            _ => Some(measured.get(&(attack.measure().to_owned(), on)).map_or(1000, |share| share * KEPT / 1000)),
+        };
+        in_parallel(
+            runs,
+            args.jobs(),
+            |(attack, on)| verdict(builder, attack, *on, cpus, least(attack, *on)),
+            |(attack, on), (verdict, share), took| {
+                let mut name = name((attack, *on));
+                if let Some(share) = share {
+                    let must = least(attack, *on).map_or(String::new(), |least| format!(" and must have {least}"));
+                    name = format!("{name} (the witness had {share}/1000 of the CPU{must})");
+                    shares.insert((attack.full_name().replace("hostile ", ""), *on), share);
+                }
+                tally.note(&name, verdict, took);
+            },
+        );
+    }
+    let runs = measures.len() + wanted.len();
+    if runs != 0 {
+        println!("{runs} hostile runs{with} in {:.0} s", started.elapsed().as_secs_f64());
     }
     Ok(())
 }
 
-fn verdict(builder: &Builder, attack: &Attack, on: Kind, cpus: u16) -> (Verdict, Option<u64>) {
-    attempt(builder, attack, on, cpus).unwrap_or_else(|failure| (Verdict::Failed(failure.to_string()), None))
+type Verdicts = (Verdict, Option<u64>);
+
+fn verdict(builder: &Builder, attack: &Attack, on: Kind, cpus: u16, least: Option<u64>) -> Verdicts {
+    attempt(builder, attack, on, cpus, least).unwrap_or_else(|failure| (Verdict::Failed(failure.to_string()), None))
 }
 
-fn attempt(builder: &Builder, attack: &Attack, on: Kind, cpus: u16) -> Outcome<(Verdict, Option<u64>)> {
+fn attempt(builder: &Builder, attack: &Attack, on: Kind, cpus: u16, least: Option<u64>) -> Outcome<Verdicts> {
     let machine = manifest::parse(&attack.manifest(builder.workspace())?, &builder.workspace().path(TABLE))?;
     let place = Place { counted: attack.share && cpus == 1, cpus, ..Place::of(on) };
     let mut pack = pack::pack(builder.workspace(), &machine)?;
@@ -240,7 +262,8 @@ fn attempt(builder: &Builder, attack: &Attack, on: Kind, cpus: u16) -> Outcome<(
     let running = builder.start_pack(&place, &machine, pack)?;
     let names: Vec<String> = machine.guests.iter().map(|g| g.name.clone()).collect();
     let watch = Watch::new(&attack.case(), &names);
-    let mut beside = Beside { attack, cpus, watch, line: String::new(), rounds: 0, told: false, shares: Vec::new() };
+    let (line, shares) = (String::new(), Vec::new());
+    let mut beside = Beside { attack, watch, line, rounds: 0, told: false, shares, least };
     let (session, _) = Session::new(running);
     let report = session.follow(&mut beside, Some(Duration::from_secs(TIMEOUT * u64::from(cpus))));
     let wrong = beside.wrong(on, &report);

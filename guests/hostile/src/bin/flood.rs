@@ -46,6 +46,7 @@ fn main() {
         ("halt", halt),
         ("late", late),
         ("sleep", sleep),
+        ("spin-of-three", || flood(cpu::pause)),
         ("reset", reset),
         ("console", console),
         ("cache", || {
