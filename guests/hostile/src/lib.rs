@@ -8,7 +8,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "a guest of 64 bits")]
 #![allow(clippy::result_large_err, reason = "a caught exception is a whole register state, and nothing here is hot")]
 
-use bulkhead_rt::{Exception, catch, cmdline, exit, println, serial, word_value};
+use bulkhead_rt::{Exception, apic, catch, cmdline, cpu, exit, println, serial, word_value};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -72,6 +72,12 @@ macro_rules! hold_eq {
             },
         }
     };
+}
+
+/// Halts until the time-stamp counter is there; the local APIC's timer interrupts by it.
+pub fn sleep_until(count: u64) {
+    hold!(cpu::wrmsr(apic::DEADLINE_MSR, count).is_ok(), "there is no timer by the counter");
+    cpu::wait_for_interrupt();
 }
 
 /// Marsaglia's xorshift.

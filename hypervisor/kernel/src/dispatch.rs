@@ -14,14 +14,14 @@ use crate::audit;
 use crate::console;
 use crate::lives;
 use crate::log;
-use crate::machine::{FACTS, Facts, NO_ZONE, SLOTS, Slot, slot, this_cpu};
+use crate::machine::{CPUS, FACTS, Facts, NO_ZONE, SLOTS, Slot, slot, this_cpu};
 use crate::operator::{Operator, all_ended};
 use crate::processors::{self, quiet};
 use crate::start::IDLE_SPACE;
 use crate::task::{self, Command, State, TASKS, Task};
 use bulkhead_control::Source;
 use bulkhead_hw::{apic, barrier, cpu, serial, startup};
-use bulkhead_sched::{Cpu, Outcome, Scheduler, TaskId};
+use bulkhead_sched::{Cpu, Decision, Outcome, Scheduler, TaskId};
 use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS, MAX_TASKS, VcpuId};
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
@@ -84,19 +84,20 @@ pub fn serve(facts: &Facts) -> ! {
         processors::rest();
         wake(facts, cpu::tsc());
         if let Some(operator) = &mut operator {
+            take_input(facts);
             operator.look(facts);
         }
+        this_cpu().asked.store(false, Ordering::SeqCst);
         let now = cpu::tsc();
         let decision = facts.scheduler.lock().pick(sched_cpu(me), now);
         kick(decision.kick);
-        // Those that this processor wakes; the console, which the first one looks at; a kick that did not come through.
+        // The console, which the first one looks at; a kick that did not come through.
         let look = now.saturating_add(if me == 0 { slice } else { LONGEST * slice });
-        let until = decision.until.min(first_wake(me)).min(look);
         match decision.task {
-            Some(TaskId(number)) => turn(facts, number, me, (until, decision.waited)),
+            Some(_) => turn(facts, me, &decision, look, now.saturating_add(slice)),
             None if operator.as_ref().is_some_and(|operator| !operator.has_line()) && all_ended() => finish(facts),
             None => {
-                wait(until);
+                wait(decision.until.min(first_wake(me)).min(look));
                 facts.scheduler.lock().awake(sched_cpu(me), cpu::tsc());
             }
         }
@@ -159,9 +160,12 @@ fn have(facts: &Facts, tasks: impl IntoIterator<Item = &'static Task>, command: 
     leave_zone();
 }
 
-/// Makes another processor ask the scheduler again.
+/// Makes a processor ask the scheduler again.
 pub fn kick(which: Option<Cpu>) {
-    if let Some(Cpu(number)) = which {
+    if let Some(Cpu(number)) = which
+        && let Some(cpu) = CPUS.get(usize::from(number))
+    {
+        cpu.asked.store(true, Ordering::SeqCst);
         task::interrupt(number.into());
     }
 }
@@ -185,8 +189,7 @@ pub fn call(facts: &Facts, slot: &Slot) {
     }
 }
 
-/// Lets those run whose time has come, whom others of their guests kicked, and the one that input came for, which the
-/// first processor looks for.
+/// Lets those run whose time has come, and whom others of their guests kicked.
 fn wake(facts: &Facts, now: u64) {
     let me = cpu::number();
     task::asked().for_each(|task| wake_one(facts, task));
@@ -195,9 +198,10 @@ fn wake(facts: &Facts, now: u64) {
             wake_one(facts, task);
         }
     }
-    if me != 0 {
-        return;
-    }
+}
+
+/// Lets the one run that input came for.
+fn take_input(facts: &Facts) {
     let Some(id) = console::input_for() else { return };
     match slot(id) {
         Some(slot) if slot.is_alive() => call(facts, slot),
@@ -210,16 +214,42 @@ fn first_wake(me: usize) -> u64 {
     task::used().iter().map(|task| task.is_due(me)).min().unwrap_or(u64::MAX)
 }
 
-fn turn(facts: &Facts, number: u16, me: usize, (until, waited): (u64, u64)) {
-    let Some(task) = TASKS.get(usize::from(number)) else { return };
+/// When the turn of another task is to end for the first that processor `me` is to wake. Those who would have to wait for its end
+/// are not woken before `kept`, when it has had a slice: nobody's sleep takes more of it than turns cost in any case.
+fn next_wake(facts: &Facts, me: usize, kept: u64) -> u64 {
+    let due = |task: &Task| match task.is_due(me) {
+        due if due < kept && !facts.scheduler.lock().is_awaited(task.id()) => kept,
+        due => due,
+    };
+    task::used().iter().map(due).min().unwrap_or(u64::MAX)
+}
+
+/// Gives a turn: until the scheduler's time, or this processor is to `look` at other things. It may be left and gone on with
+/// many times until then, for those that this processor wakes, and for kicks; the scheduler says whether they end it.
+fn turn(facts: &Facts, me: usize, decision: &Decision, look: u64, kept: u64) {
+    let Some(task) = decision.task.and_then(|TaskId(number)| TASKS.get(usize::from(number))) else { return };
     let Some(id) = task.guest() else { return };
     park_unless(Some(task));
     enter_zone(facts, id);
-    task.until.store(until, Ordering::Relaxed);
-    task.waited.store(waited, Ordering::Relaxed);
-    task.begin(me);
-    task.enter(Command::Run);
-    let (next, now) = (task.next(), cpu::tsc());
+    task.waited.store(decision.waited, Ordering::Relaxed);
+    let mut end = decision.until.min(look);
+    let (next, now) = loop {
+        task.until.store(end.min(next_wake(facts, me, kept)), Ordering::Relaxed);
+        task.begin(me);
+        task.enter(Command::Run);
+        let (next, now) = (task.next(), cpu::tsc());
+        if next != State::Ready || now >= end || processors::is_wanted() {
+            break (next, now);
+        }
+        cpu::take_interrupts();
+        wake(facts, now);
+        if this_cpu().asked.swap(false, Ordering::SeqCst) {
+            let decision = facts.scheduler.lock().goes_on(sched_cpu(me), cpu::tsc());
+            let Some(decision) = decision else { break (next, now) };
+            kick(decision.kick);
+            end = decision.until.min(look);
+        }
+    };
     match next {
         State::Ready | State::Running => {
             // The scheduler may let another processor begin its next turn at once.

@@ -88,6 +88,8 @@ pub struct Cpu {
     pub current: AtomicU16,
     /// Tasks that it is to wake, each a bit: what its guests found for them.
     pub wakes: [AtomicU64; MAX_TASKS.div_ceil(64)],
+    /// It is to ask the scheduler whether its turn goes on.
+    pub asked: AtomicBool,
     /// The zone of the guest that ran last, or [`NO_ZONE`].
     pub zone: AtomicU16,
     /// The page that it needs for guests, on its way to it.
@@ -106,6 +108,7 @@ impl Cpu {
             loaded: AtomicU16::new(0),
             current: AtomicU16::new(0),
             wakes: [const { AtomicU64::new(0) }; MAX_TASKS.div_ceil(64)],
+            asked: AtomicBool::new(false),
             zone: AtomicU16::new(NO_ZONE),
             page: Mutex::new(None),
         }

@@ -178,13 +178,18 @@ static RESTING: AtomicUsize = AtomicUsize::new(0);
 /// Rests as long as another processor wants it. In the idle compartment, between turns.
 pub fn rest() {
     // One that is still counted while the next one wants rest finds that out before it goes on.
-    while WANTED.load(Ordering::SeqCst) {
+    while is_wanted() {
         RESTING.fetch_add(1, Ordering::SeqCst);
-        while WANTED.load(Ordering::SeqCst) {
+        while is_wanted() {
             core::hint::spin_loop();
         }
         RESTING.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// Whether this processor is to rest.
+pub fn is_wanted() -> bool {
+    WANTED.load(Ordering::SeqCst)
 }
 
 /// How many processors give turns beside this one.

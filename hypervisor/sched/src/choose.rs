@@ -141,26 +141,20 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             let late = self.cpu(cpu).is_some_and(|p| p.until > self.now.saturating_add(2 * self.slice));
             shut = shut.or(late.then_some(cpu));
         }
-        let other = self.preempts(task.group).filter(|home| task.cpus.has(*home)).or(ends).or(shut);
-        if other.is_some() {
-            return other;
-        }
-        self.fair.get(task.group)?;
-        let busy = self.present & task.cpus.0 & !open;
-        self.steps += u64::from(busy.count_ones());
-        let leads = bits(busy).filter_map(|c| Some((self.lead(c, id)?, c)));
-        let (_, cpu) = leads.max()?;
-        let door = self.door(cpu);
-        (door == Door::All || door == Door::Zone(task.zone)).then_some(cpu)
+        self.preempts(task.group).filter(|home| task.cpus.has(*home)).or(ends).or(shut)
     }
 
-    /// How far who runs there is ahead of a task that woke, if enough to be preempted: if its virtual time at the end of its
-    /// turn is ahead by more than a slice of the other's.
-    fn lead(&self, cpu: Cpu, woken: TaskId) -> Option<i128> {
-        let group = self.group(self.task(woken)?.group)?;
-        let run = self.cpu(cpu).and_then(|p| p.run).filter(|run| !run.reserved)?;
-        let other = self.group(self.task(run.task)?.group)?;
-        Some(other.time - group.time - group.span(i128::from(self.slice))).filter(|lead| *lead > 0)
+    /// Whether one waits at home with a budget left that comes before who runs there.
+    pub(crate) fn is_urgent(&mut self, cpu: Cpu, now: u64) -> bool {
+        self.expire(now);
+        let mut at = 0;
+        while let Some(group) = self.urgent.nth(at) {
+            if self.preempts(group) == Some(cpu) {
+                return true;
+            }
+            at += 1;
+        }
+        false
     }
 
     /// The CPU where a guest has a budget left, if it comes before what runs there.

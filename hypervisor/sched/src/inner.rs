@@ -193,7 +193,8 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
             self.gather(cpu);
         }
         let until = if free && !found.contended { found.event } else { now.saturating_add(turn).min(found.event) };
-        self.occupy(cpu, Some(Run { task: best.task, zone, reserved: best.reserved, ahead: turn }), until);
+        let run = Run { task: best.task, zone, reserved: best.reserved, ahead: turn, kept: now.saturating_add(slice) };
+        self.occupy(cpu, Some(run), until);
         if until <= now.saturating_add(slice) {
             self.open &= !CpuSet::one(cpu).0;
         }

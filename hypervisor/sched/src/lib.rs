@@ -2,14 +2,16 @@
 //!
 //! A caller holds one [`Scheduler`] under one lock. For each CPU: [`online`](Scheduler::online) once; then
 //! [`pick`](Scheduler::pick), run what it says until `until` (or a kick), [`yielded`](Scheduler::yielded), and again.
-//! A `kick` in an answer is a CPU to interrupt. `now` is the TSC; a time before the last one counts as the last one.
+//! A `kick` in an answer is a CPU to interrupt, which then asks whether its turn [`goes_on`](Scheduler::goes_on). `now` is
+//! the TSC; a time before the last one counts as the last one.
 //!
 //! Start-time fair queueing over guests (groups): each has one virtual time, which advances by what all its vCPUs ran
 //! over its share, and is charged for a whole turn in advance; what was not used is given back, what was overrun is
 //! taken. The least runs. A guest that wakes starts at the present virtual time at the earliest, so sleep earns nothing,
 //! and one that cannot use its share falls behind by eight slices at most. Guests pinned to a CPU are measured by that
 //! CPU's virtual time, which is kept near the next one's. Above it, reservations by earliest deadline on the CPU that
-//! admitted them; below it, caps by a bucket of tokens. All who wait are in sorted lists, so a decision looks at few of them.
+//! admitted them; below it, caps by a bucket of tokens. Turns cost something: nobody's wake makes one shorter than a slice,
+//! but for a reservation. All who wait are in sorted lists, so a decision looks at few of them.
 //!
 //! Zones: a thread runs only the zone that its core's other threads run. A task kept waiting for two slices by that
 //! empties the core for its zone.
@@ -66,6 +68,8 @@ struct Run {
     reserved: bool,
     /// Charged in advance and not yet run.
     ahead: Ticks,
+    /// No wake ends the turn before that, unless it is for a budget: a slice after the turn's begin.
+    kept: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -345,6 +349,34 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         let task = found.best.map(|b| b.task);
         let waited = task.and_then(|id| self.task(id)).map_or(0, |task| task.usage.waiting);
         Decision { task, waited, until, kick: kick.or_else(|| self.spare(cpu)) }
+    }
+
+    /// How the CPU's task goes on with its turn, although the CPU was kicked, if it does; else it is to yield. No wake makes a
+    /// turn shorter than a slice, since turns cost: only one by a reservation does.
+    pub fn goes_on(&mut self, cpu: Cpu, now: u64) -> Option<Decision> {
+        let now = self.clock(now);
+        let (run, until) = self.cpu(cpu).and_then(|p| Some((p.run?, p.until)))?;
+        let (task, wanted) = (*self.task(run.task)?, self.cpu(cpu)?.wanted);
+        let end = until.min(run.kept);
+        if end <= now || task.paused || wanted.is_some_and(|zone| zone != run.zone) || self.is_urgent(cpu, now) {
+            return None;
+        }
+        // What it ran without end advanced the time that others start at.
+        self.settle(cpu, now);
+        self.open &= !CpuSet::one(cpu).0;
+        self.cpu_mut(cpu)?.until = end;
+        // The kick may have been for one that another CPU can take.
+        Some(Decision { task: Some(run.task), waited: task.usage.waiting, until: end, kick: self.spare(cpu) })
+    }
+
+    /// Whether a task that sleeps would not have to wait for the end of a turn, if it woke: a CPU of its set idles, or its
+    /// guest has a reservation.
+    #[must_use]
+    pub fn is_awaited(&self, id: TaskId) -> bool {
+        let Some(task) = self.task(id) else { return false };
+        let idle = |cpu| self.cpu(cpu).is_some_and(|p| p.run.is_none());
+        bits(self.open & task.cpus.0).any(idle)
+            || self.group(task.group).is_some_and(|group| group.params.reservation.is_some())
     }
 
     /// How the CPU's task came back. It is charged for its time.

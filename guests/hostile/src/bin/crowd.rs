@@ -62,6 +62,7 @@ fn main() {
             })
         }),
         ("everything-flood", everything),
+        ("sleepers", sleepers),
     ]);
 }
 
@@ -420,6 +421,19 @@ fn together(thing: fn()) {
     });
     hold!(all, "a processor is lost");
     saw!("{} times", COUNT.load(Ordering::SeqCst));
+}
+
+/// All do nothing but sleep, each for another part of what would be another guest's turn.
+fn sleepers() {
+    saw!("the flood begins");
+    let all = smp::all(|me| {
+        apic::enable();
+        apic::write(apic::register::TIMER, 2 << 17 | 0x60);
+        let part = time::ticks(10_000) / 16 * (1 + me as u64);
+        COUNT.fetch_add(during(8_000_000, || bulkhead_hostile::sleep_until(cpu::rdtsc() + part)), Ordering::SeqCst);
+    });
+    saw!("the flood ends after {}", COUNT.load(Ordering::SeqCst));
+    hold!(all, "a processor is lost");
 }
 
 /// Each does something else: CPUID, a port, a device, interrupts for all others.

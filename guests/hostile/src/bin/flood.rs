@@ -47,6 +47,7 @@ fn main() {
         ("late", late),
         ("sleep", sleep),
         ("spin-of-three", || flood(cpu::pause)),
+        ("wake", wake),
         ("reset", reset),
         ("console", console),
         ("cache", || {
@@ -227,9 +228,17 @@ fn sleep() {
         let run = [15, 1, 8, 15, 17, 31].get((count.get() % 6) as usize).copied().unwrap_or(1);
         compute_until(cpu::rdtsc() + slice * run / 16);
         let wakes = cpu::rdtsc() + if count.get() / 6 % 2 == 0 { slice / 64 } else { slice };
-        hold!(cpu::wrmsr(apic::DEADLINE_MSR, wakes).is_ok(), "there is no timer by the counter");
-        cpu::wait_for_interrupt();
+        bulkhead_hostile::sleep_until(wakes);
     });
+}
+
+/// Does nothing but sleep, and wakes sixteen times in what would be another guest's turn.
+fn wake() {
+    apic::enable();
+    trap::on(VECTOR, |_| apic::end_of_interrupt());
+    apic::write(TIMER, 2 << 17 | u32::from(VECTOR));
+    let sixteenth = slice() / 16;
+    flood(|| bulkhead_hostile::sleep_until(cpu::rdtsc() + sixteenth));
 }
 
 /// Ends as soon as it runs, and is made anew.

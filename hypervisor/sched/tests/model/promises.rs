@@ -92,15 +92,16 @@ pub fn run(data: &[u8]) {
             1 => m.remove(id),
             2 => m.pause(id, true),
             3 => m.pause(id, false),
-            4 | 5 => m.wake(id),
+            4 => m.wake(id),
+            5 => m.retire(id),
             6 => m.yielded(cpu, Outcome::Blocked),
             7 => m.yielded(cpu, if byte() & 1 == 0 { Outcome::Ready } else { Outcome::Gone }),
             8 => m.look(id, cpu),
             9 => m.now += u64::from(byte()),
             10 => m.now += 16 * u64::from(byte()),
+            13 => m.goes_on(cpu),
             14 => m.awake(cpu),
             15 => m.sched.charge(id, 64 * u64::from(byte()), m.now),
-            13 => m.retire(id),
             11 => m.now = m.now.max(m.until[usize::from(cpu)].min(m.now + 100_000)),
             _ => m.pick(cpu),
         }
@@ -280,6 +281,21 @@ impl Model {
             self.account(cpu);
             self.rests[usize::from(cpu)] = false;
         }
+    }
+
+    /// The CPU was kicked.
+    fn goes_on(&mut self, cpu: u16) {
+        let (now, c) = (self.now, usize::from(cpu));
+        let Some(decision) = self.sched.goes_on(Cpu(cpu), now) else { return };
+        let until = decision.until;
+        self.account(cpu);
+        assert_eq!(decision.task.map(|id| id.0), self.on(cpu));
+        assert!(decision.kick.is_none_or(|c| c.0 != cpu && c.0 < CPUS));
+        assert!(until > now && until <= self.until[c], "a turn that was over, or longer");
+        let task = self.on(cpu).and_then(|id| self.task(id)).expect("a turn of nobody");
+        assert!(!task.paused, "a turn of one that is paused");
+        task.account(now);
+        self.until[c] = until;
     }
 
     fn pick(&mut self, cpu: u16) {

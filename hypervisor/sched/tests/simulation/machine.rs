@@ -39,6 +39,8 @@ pub struct Work {
     since: u64,
     /// The longest that it waited for its first turn after a wake.
     pub latency: u64,
+    /// The shortest turn that it did not end.
+    pub shortest: u64,
     pub ran: u64,
 }
 
@@ -46,6 +48,7 @@ pub struct Machine<const T: usize, const C: usize> {
     pub sched: Box<Scheduler<T, C>>,
     pub work: Vec<Work>,
     ends: Vec<u64>,
+    kicked: Vec<bool>,
     /// The task and since when it runs.
     runs: Vec<Option<(usize, u64)>>,
     seed: u64,
@@ -70,10 +73,21 @@ impl<const T: usize, const C: usize> Machine<T, C> {
             wakes: 0,
             since: 0,
             latency: 0,
+            shortest: u64::MAX,
             ran: 0,
         };
         let work = loads.iter().map(work).collect();
-        Self { sched, work, ends: vec![0; C], runs: vec![None; C], seed, threads, decisions: 0, now: 0 }
+        Self {
+            sched,
+            work,
+            ends: vec![0; C],
+            kicked: vec![false; C],
+            runs: vec![None; C],
+            seed,
+            threads,
+            decisions: 0,
+            now: 0,
+        }
     }
 
     /// From now on it does this; who sleeps wakes for it.
@@ -100,6 +114,7 @@ impl<const T: usize, const C: usize> Machine<T, C> {
             self.work[task].left = self.work[task].left.saturating_sub(now - since);
         }
         if self.work[task].left > 0 {
+            self.work[task].shortest = self.work[task].shortest.min(now - since);
             return self.sched.yielded(Cpu(cpu as u16), now, Outcome::Ready);
         }
         self.sched.yielded(Cpu(cpu as u16), now, Outcome::Blocked);
@@ -112,7 +127,30 @@ impl<const T: usize, const C: usize> Machine<T, C> {
         self.work[task].wakes = u64::MAX;
         self.work[task].since = self.now;
         if let Some(Cpu(c)) = self.sched.wake(TaskId(task as u16), self.now) {
-            self.ends[c as usize] = self.now;
+            (self.ends[c as usize], self.kicked[c as usize]) = (self.now, true);
+        }
+    }
+
+    /// Whether a kick does not end the turn.
+    fn goes_on(&mut self, cpu: usize) -> bool {
+        let kicked = std::mem::take(&mut self.kicked[cpu]);
+        let Some((task, since)) = self.runs[cpu].filter(|_| kicked) else { return false };
+        let left = self.work[task].left.saturating_sub(self.now - since);
+        if left == 0 {
+            return false;
+        }
+        self.decisions += 1;
+        let Some(d) = self.sched.goes_on(Cpu(cpu as u16), self.now) else { return false };
+        assert!(d.until > self.now, "a turn of nothing");
+        self.ends[cpu] = d.until.min(self.now.saturating_add(left));
+        self.kick(cpu, d.kick);
+        true
+    }
+
+    fn kick(&mut self, by: usize, which: Option<Cpu>) {
+        if let Some(Cpu(c)) = which {
+            assert_ne!(c as usize, by);
+            (self.ends[c as usize], self.kicked[c as usize]) = (self.now, true);
         }
     }
 
@@ -134,10 +172,7 @@ impl<const T: usize, const C: usize> Machine<T, C> {
             self.runs[cpu] = Some((t as usize, self.now));
             self.ends[cpu] = d.until.saturating_add(over).min(self.now.saturating_add(work.left));
         }
-        if let Some(Cpu(c)) = d.kick {
-            assert_ne!(c as usize, cpu);
-            self.ends[c as usize] = self.now;
-        }
+        self.kick(cpu, d.kick);
     }
 
     pub fn run(&mut self, end: u64) {
@@ -149,8 +184,10 @@ impl<const T: usize, const C: usize> Machine<T, C> {
             }
             let mut turns = 0;
             while let Some(cpu) = (0..C).find(|c| self.ends[*c] <= self.now) {
-                self.stop(cpu);
-                self.decide(cpu);
+                if !self.goes_on(cpu) {
+                    self.stop(cpu);
+                    self.decide(cpu);
+                }
                 turns += 1;
                 assert!(turns < 10 * C + 10, "kicks without end");
             }

@@ -28,22 +28,37 @@ fn who_slept_long_waits_for_one_slice() {
     }
 }
 
-/// The one that runs is ahead by more than a slice of the one that woke: it is preempted at once.
+/// The one that runs has had more than a slice: it is preempted at once.
 #[test]
-fn who_is_behind_preempts_at_once() {
+fn a_turn_without_end_ends_at_once() {
     let loads = [(params(0, 4), Load::new(100, 50_000, true)), (params(1, 1), HOG)];
     let mut m = Machine::<2, 1>::new(1, &loads, 1);
     m.run(END);
     assert_eq!(m.work[0].latency, 0);
 }
 
-/// Beside two, another may be as far behind and have waited longer: then it comes first.
+/// Beside two, the turn of one goes on to its end, and the other may be as far behind and have waited longer.
 #[test]
-fn who_is_behind_preempts_one_of_two() {
+fn beside_two_it_waits_for_a_turn_of_each() {
     let loads = [(params(0, 4), Load::new(100, 50_000, true)), (params(1, 1), HOG), (params(2, 1), HOG)];
     let mut m = Machine::<4, 1>::new(1, &loads, 1);
     m.run(END);
-    assert!(m.work[0].latency <= SLICE, "{}", m.work[0].latency);
+    assert!(m.work[0].latency <= 2 * SLICE, "{}", m.work[0].latency);
+}
+
+/// Turns cost something, so that who wakes in those of others does not make them shorter, whatever its share.
+#[test]
+fn no_wake_makes_a_turn_shorter_than_a_slice() {
+    for (share, others) in [(1, 1), (8, 1), (1, 2), (8, 2)] {
+        for (run, sleep) in [(10, 50), (50, 10), (100, SLICE / 2), (SLICE / 2, 100)] {
+            let mut loads = vec![(params(0, share), Load::new(run, sleep, true))];
+            loads.extend((1..=others).map(|g| (params(g, 1), HOG)));
+            let mut m = Machine::<4, 1>::new(1, &loads, run);
+            m.run(END / 10);
+            let shortest = m.work[1..].iter().map(|w| w.shortest).min();
+            assert!(shortest >= Some(SLICE), "{share} beside {others}, {run}/{sleep}: {shortest:?}");
+        }
+    }
 }
 
 /// A CPU that idles or runs without end is kicked at once.
