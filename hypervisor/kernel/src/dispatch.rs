@@ -82,11 +82,11 @@ pub fn serve(facts: &Facts) -> ! {
         // What came while a guest ran ended its turn or waits until here.
         cpu::take_interrupts();
         processors::rest();
-        wake(facts, cpu::tsc());
         if let Some(operator) = &mut operator {
-            take_input(facts);
+            take_input();
             operator.look(facts);
         }
+        wake(facts, cpu::tsc());
         this_cpu().asked.store(false, Ordering::SeqCst);
         let now = cpu::tsc();
         let decision = facts.scheduler.lock().pick(sched_cpu(me), now);
@@ -146,7 +146,7 @@ pub fn dump(facts: &Facts, slot: &Slot) {
 pub fn press(facts: &Facts, slot: &Slot) -> bool {
     slot.asked.store(false, Ordering::Relaxed);
     have(facts, slot.task(VcpuId::BOOT), Command::Press);
-    call(facts, slot);
+    call(slot);
     slot.asked.load(Ordering::Relaxed)
 }
 
@@ -178,15 +178,9 @@ pub fn wake_one(facts: &Facts, task: &Task) {
     }
 }
 
-/// Has a guest look at what is there for it: its first vCPU.
-pub fn call(facts: &Facts, slot: &Slot) {
-    let Some(task) = slot.task(VcpuId::BOOT) else { return };
-    match task.state() {
-        State::Waiting => wake_one(facts, task),
-        // It looks at its turn's begin.
-        State::Running => task::interrupt(task.cpu.load(Ordering::Relaxed)),
-        State::Ready | State::Absent => {}
-    }
+/// Has a guest look at what is there for it: its first vCPU. If that waits, this processor wakes it before its next turn.
+pub fn call(slot: &Slot) {
+    slot.task(VcpuId::BOOT).map(Task::kick);
 }
 
 /// Lets those run whose time has come, and whom others of their guests kicked.
@@ -201,10 +195,10 @@ fn wake(facts: &Facts, now: u64) {
 }
 
 /// Lets the one run that input came for.
-fn take_input(facts: &Facts) {
+fn take_input() {
     let Some(id) = console::input_for() else { return };
     match slot(id) {
-        Some(slot) if slot.is_alive() => call(facts, slot),
+        Some(slot) if slot.is_alive() => call(slot),
         _ => console::drop_input(),
     }
 }

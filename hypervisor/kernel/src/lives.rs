@@ -64,7 +64,7 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     if slot.paused.load(Ordering::Relaxed) {
         hold(facts, slot, true);
     }
-    call(facts, slot);
+    call(slot);
 }
 
 /// A guest does not come to life.

@@ -263,7 +263,7 @@ impl Host<'_> {
         let (_, slot) = self.find(text)?;
         let taken = if slot.is_alive() { parcel::write(self.0, slot, bytes) } else { None };
         let taken = taken.ok_or(Refusal::Is(shown(slot)))?;
-        dispatch::call(self.0, slot);
+        dispatch::call(slot);
         Ok(taken)
     }
 
@@ -444,7 +444,7 @@ fn order(facts: &Facts, slot: &Slot, order: Order) {
     if slot.paused.swap(false, Ordering::Relaxed) {
         dispatch::hold(facts, slot, false);
     }
-    dispatch::call(facts, slot);
+    dispatch::call(slot);
 }
 
 /// Whether no guest is left that goes on.
