@@ -24,7 +24,7 @@ use bulkhead_hw::{apic, barrier, cpu, serial, startup};
 use bulkhead_sched::{Cpu, Decision, Outcome, Scheduler, TaskId};
 use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS, MAX_TASKS, VcpuId};
 use core::sync::atomic::{AtomicU64, Ordering};
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 
 /// Slices in a second; as often the first processor looks at the console.
 const SLICES_PER_SECOND: u64 = 100;
@@ -42,11 +42,12 @@ pub static CROSSINGS: AtomicU64 = AtomicU64::new(0);
 /// Who runs where.
 pub type Schedule = Scheduler<MAX_TASKS, MAX_CPUS>;
 
-/// Where it lies: start-up's stack has no room for it.
-static SCHEDULER: Mutex<Schedule> = Mutex::new(Scheduler::new(0));
+/// Where it lies: start-up's stack has no room for it. Processors have it in the order in which they come, so that none waits for
+/// more than one decision of each other one, however often those come.
+static SCHEDULER: TicketMutex<Schedule> = TicketMutex::new(Scheduler::new(0));
 
 /// The scheduler of a machine whose counter runs at this rate.
-pub fn schedule(tsc: Frequency) -> &'static Mutex<Schedule> {
+pub fn schedule(tsc: Frequency) -> &'static TicketMutex<Schedule> {
     SCHEDULER.lock().set_slice(tsc.as_hertz() / SLICES_PER_SECOND);
     &SCHEDULER
 }

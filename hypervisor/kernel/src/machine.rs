@@ -18,6 +18,7 @@ use bulkhead_sched::Usage;
 use bulkhead_types::manifest::{MAX_GUESTS, Manifest};
 use bulkhead_types::{Frequency, GuestId, Hpa, MAX_CPUS, MAX_TASKS, MAX_VCPUS, VcpuId};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use spin::mutex::TicketMutex;
 use spin::{Mutex, Once};
 
 /// What a guest's compartment executes, on a processor with this extension.
@@ -36,7 +37,7 @@ pub struct Facts {
     /// What the guests' compartments execute.
     pub program: Program,
     /// Who runs where. Its lock is taken between turns, and when guests are made and ended.
-    pub scheduler: &'static Mutex<Schedule>,
+    pub scheduler: &'static TicketMutex<Schedule>,
     /// Rate of the time-stamp counter.
     pub tsc: Frequency,
     /// Seconds since 1970 at count 0 of the time-stamp counter.
