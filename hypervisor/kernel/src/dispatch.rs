@@ -26,7 +26,7 @@ use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS, MAX_TASKS, VcpuId};
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::mutex::TicketMutex;
 
-/// Slices in a second; as often the first processor looks at the console.
+/// Slices in a second; as often, or a little less, the first processor looks at the console.
 const SLICES_PER_SECOND: u64 = 100;
 
 /// Slices that a processor goes without a look at what others want of it, if they could not kick it.
@@ -77,20 +77,34 @@ pub fn sched_cpu(number: usize) -> Cpu {
 pub fn serve(facts: &Facts) -> ! {
     let me = cpu::number();
     let slice = facts.tsc.as_hertz() / SLICES_PER_SECOND;
-    let mut minute = cpu::tsc().saturating_add(60 * facts.tsc.as_hertz());
+    let (mut next_look, mut minute) = (0, cpu::tsc().saturating_add(60 * facts.tsc.as_hertz()));
     let mut operator = (me == 0).then(|| Operator::new(facts));
     loop {
         // What came while a guest ran ended its turn or waits until here.
         cpu::take_interrupts();
+        // What others want of this processor is no fault of the guest whose turn was before.
+        let begun = cpu::tsc();
         processors::rest();
-        if let Some(operator) = &mut operator {
+        if let Some(operator) = &mut operator
+            && begun >= next_look
+        {
             take_input();
             operator.look(facts);
+            let now = cpu::tsc();
+            next_look = now.saturating_add(slice / 2);
+            if now >= minute {
+                minute = minute.saturating_add(60 * facts.tsc.as_hertz());
+                lives::minute(facts);
+            }
         }
+        let spent = cpu::tsc().wrapping_sub(begun);
         wake(facts, cpu::tsc());
         this_cpu().asked.store(false, Ordering::SeqCst);
         let now = cpu::tsc();
-        let decision = facts.scheduler.lock().pick(sched_cpu(me), now);
+        let mut scheduler = facts.scheduler.lock();
+        scheduler.excuse(sched_cpu(me), spent, now);
+        let decision = scheduler.pick(sched_cpu(me), now);
+        drop(scheduler);
         kick(decision.kick);
         // The console, which the first one looks at; a kick that did not come through.
         let look = now.saturating_add(if me == 0 { slice } else { LONGEST * slice });
@@ -101,10 +115,6 @@ pub fn serve(facts: &Facts) -> ! {
                 wait(decision.until.min(first_wake(me)).min(look));
                 facts.scheduler.lock().awake(sched_cpu(me), cpu::tsc());
             }
-        }
-        if me == 0 && cpu::tsc() >= minute {
-            minute = minute.saturating_add(60 * facts.tsc.as_hertz());
-            lives::minute(facts);
         }
     }
 }

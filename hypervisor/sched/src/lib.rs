@@ -308,6 +308,16 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
     }
 
+    /// Of what the CPU did since its last turn, `ticks` were for nobody: no guest is charged for them.
+    pub fn excuse(&mut self, cpu: Cpu, ticks: Ticks, now: u64) {
+        let now = self.clock(now);
+        if let Some(p) = self.cpu_mut(cpu).filter(|p| p.run.is_none() && !p.rests) {
+            let ticks = ticks.min(now - p.since);
+            p.usage.own += ticks;
+            p.since += ticks;
+        }
+    }
+
     /// What the CPU runs next. What it ran counts as [`Outcome::Ready`] if nothing else was said.
     pub fn pick(&mut self, cpu: Cpu, now: u64) -> Decision {
         let now = self.clock(now);

@@ -96,7 +96,10 @@ pub fn run(data: &[u8]) {
             5 => m.retire(id),
             6 => m.yielded(cpu, Outcome::Blocked),
             7 => m.yielded(cpu, if byte() & 1 == 0 { Outcome::Ready } else { Outcome::Gone }),
-            8 => m.look(id, cpu),
+            8 => {
+                m.look(id, cpu);
+                m.sched.excuse(Cpu(cpu), 16 * u64::from(byte()), m.now);
+            }
             9 => m.now += u64::from(byte()),
             10 => m.now += 16 * u64::from(byte()),
             13 => m.goes_on(cpu),

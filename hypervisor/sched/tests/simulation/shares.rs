@@ -1,7 +1,7 @@
 //! Each gets its share: within 1 % of the fair one over ten seconds.
 
-use crate::{END, GONE, HOG, Load, Machine, near, params};
-use bulkhead_sched::{Cpu, CpuSet, Params};
+use crate::{END, GONE, HOG, Load, Machine, SLICE, near, params};
+use bulkhead_sched::{Cpu, CpuSet, Outcome, Params, Scheduler, TaskId};
 
 /// What each of these would have in a machine that divides without end, in CPUs: all grow by their weights until one has
 /// a CPU, or all CPUs of a set are used by those that may run nowhere else.
@@ -197,4 +197,32 @@ fn a_cap_counts_over_all_of_a_guests_vcpus() {
         near((0..4).map(|n| m.ran(n)).sum(), END * u64::from(cap) / 1000);
         near(m.ran(4), END);
     }
+}
+
+/// What a CPU does between two turns is charged to the guest of the first, but not what it does for nobody.
+#[test]
+fn what_is_done_for_nobody_is_charged_to_nobody() {
+    let part = |excused| {
+        let mut sched = Box::new(Scheduler::<2, 1>::new(SLICE));
+        sched.online(Cpu(0), 0, 0);
+        for n in 0..2 {
+            sched.add(TaskId(n), params(n, 1), 0).unwrap();
+            sched.wake(TaskId(n), 0);
+        }
+        let mut now = 0;
+        while now < END {
+            let decision = sched.pick(Cpu(0), now);
+            now = decision.until.min(now + SLICE);
+            sched.yielded(Cpu(0), now, Outcome::Ready);
+            if decision.task == Some(TaskId(0)) {
+                now += SLICE / 2;
+                sched.excuse(Cpu(0), excused, now);
+            }
+        }
+        let usage = sched.cpu_usage(Cpu(0), now).unwrap();
+        assert_eq!((usage.idle, usage.ran + usage.own), (0, now));
+        sched.ran(0) as f64 / sched.ran(1) as f64
+    };
+    assert!((part(SLICE / 2) - 1.0).abs() < 0.01, "{}", part(SLICE / 2));
+    assert!((part(0) - 2.0 / 3.0).abs() < 0.01, "{}", part(0));
 }
