@@ -112,6 +112,8 @@ pub fn serve(facts: &Facts) -> ! {
             Some(_) => turn(facts, me, &decision, look, now.saturating_add(slice)),
             None if operator.as_ref().is_some_and(|operator| !operator.has_line()) && all_ended() => finish(facts),
             None => {
+                // A kick always ends a halt.
+                let look = if me == 0 || !apic::has_timer() { look } else { u64::MAX };
                 wait(decision.until.min(first_wake(me)).min(look));
                 facts.scheduler.lock().awake(sched_cpu(me), cpu::tsc());
             }
