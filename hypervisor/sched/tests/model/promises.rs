@@ -241,7 +241,7 @@ impl Model {
             g.ran += spent;
             g.late += late;
             if let Some(cap) = g.params.cap {
-                let most = (now - g.since) * u64::from(cap) + (g.params.burst + SLICE + g.late) * 1000;
+                let most = (now - g.since) * u64::from(cap) + (g.params.burst.max(SLICE) + g.late) * 1000;
                 assert!(g.ran * 1000 <= most, "ran {}, cap {cap}, {:?}", g.ran, g.params);
             }
         }
