@@ -53,6 +53,10 @@ pub struct Machine<const T: usize, const C: usize> {
     runs: Vec<Option<(usize, u64)>>,
     seed: u64,
     threads: usize,
+    /// What a CPU does between two turns takes this long.
+    pub between: u64,
+    /// Until when it does that; `u64::MAX`: it does not.
+    busy: Vec<u64>,
     pub decisions: u64,
     pub now: u64,
 }
@@ -77,17 +81,9 @@ impl<const T: usize, const C: usize> Machine<T, C> {
             ran: 0,
         };
         let work = loads.iter().map(work).collect();
-        Self {
-            sched,
-            work,
-            ends: vec![0; C],
-            kicked: vec![false; C],
-            runs: vec![None; C],
-            seed,
-            threads,
-            decisions: 0,
-            now: 0,
-        }
+        let (ends, runs, busy) = (vec![0; C], vec![None; C], vec![u64::MAX; C]);
+        let kicked = vec![false; C];
+        Self { sched, work, ends, kicked, runs, seed, threads, between: 0, busy, decisions: 0, now: 0 }
     }
 
     /// From now on it does this; who sleeps wakes for it.
@@ -183,10 +179,19 @@ impl<const T: usize, const C: usize> Machine<T, C> {
                 }
             }
             let mut turns = 0;
-            while let Some(cpu) = (0..C).find(|c| self.ends[*c] <= self.now) {
-                if !self.goes_on(cpu) {
+            while let Some(cpu) = (0..C).find(|c| self.ends[*c].min(self.busy[*c]) <= self.now) {
+                if self.busy[cpu] != u64::MAX && self.busy[cpu] > self.now {
+                    // It looks anyway when it is done.
+                    self.ends[cpu] = u64::MAX;
+                } else if !self.goes_on(cpu) {
+                    let turn = self.runs[cpu].is_some();
                     self.stop(cpu);
-                    self.decide(cpu);
+                    if turn && self.between > 0 {
+                        (self.busy[cpu], self.ends[cpu]) = (self.now + self.between, u64::MAX);
+                    } else {
+                        self.busy[cpu] = u64::MAX;
+                        self.decide(cpu);
+                    }
                 }
                 turns += 1;
                 assert!(turns < 10 * C + 10, "kicks without end");
@@ -194,7 +199,7 @@ impl<const T: usize, const C: usize> Machine<T, C> {
             self.zones();
             self.conserves();
             let wake = self.work.iter().map(|l| l.wakes).min().unwrap();
-            self.now = self.ends.iter().copied().min().unwrap().min(wake).min(end);
+            self.now = self.ends.iter().chain(&self.busy).copied().min().unwrap().min(wake).min(end);
         }
         self.adds_up();
     }
@@ -209,12 +214,13 @@ impl<const T: usize, const C: usize> Machine<T, C> {
 
     /// No CPU idles while a task waits that may run there, caps and zones aside.
     fn conserves(&self) {
-        if self.threads > 1 || self.runs.iter().all(Option::is_some) {
+        if self.threads > 1 || (0..C).all(|c| self.runs[c].is_some() || self.busy[c] != u64::MAX) {
             return;
         }
         for (n, work) in self.work.iter().enumerate() {
             let waits = work.wakes == u64::MAX && self.runs.iter().flatten().all(|(t, _)| *t != n);
-            let idle = |c: usize| self.runs[c].is_none() && work.params.cpus.has(Cpu(c as u16));
+            let idle =
+                |c: usize| self.runs[c].is_none() && self.busy[c] == u64::MAX && work.params.cpus.has(Cpu(c as u16));
             assert!(
                 !waits || work.params.cap.is_some() || !(0..C).any(idle),
                 "{n} waits and a CPU idles at {}",
@@ -234,7 +240,7 @@ impl<const T: usize, const C: usize> Machine<T, C> {
             tasks += u.ran;
         }
         let cpus: Vec<_> = (0..C).map(|n| self.sched.cpu_usage(Cpu(n as u16), self.now).unwrap()).collect();
-        assert!(cpus.iter().all(|u| u.ran + u.idle == self.now && u.own == 0));
+        assert!(cpus.iter().all(|u| u.ran + u.idle + u.own == self.now && (u.own == 0 || self.between > 0)));
         assert_eq!(cpus.iter().map(|u| u.ran).sum::<u64>(), tasks);
     }
 
