@@ -117,21 +117,15 @@ fn tasks(facts: &Facts, id: GuestId, slot: &Slot, guest: &Guest, made: &Compartm
 /// its past lives' from then on.
 fn dissolve(facts: &Facts, id: GuestId, slot: &Slot) -> u64 {
     let mut past = slot.past.lock();
-    past.exits = tally::sums(slot, &past);
-    past.usage += core::mem::take(&mut *slot.spent.lock());
+    *past = account(facts, slot, &past);
+    *slot.spent.lock() = Usage::ZERO;
     for vcpu in VcpuId::all(VcpuId::MOST) {
         if let Some(task) = slot.task(vcpu) {
-            let mut scheduler = facts.scheduler.lock();
-            let now = cpu::tsc();
-            // One that was never started has not ended.
-            past.usage += scheduler.usage(task.id(), now).unwrap_or_default();
-            scheduler.remove(task.id(), now);
-            drop(scheduler);
+            facts.scheduler.lock().remove(task.id(), cpu::tsc());
             slot.set_task(vcpu, None);
             task.give_back();
         }
     }
-    past.bytes.iter_mut().zip(slot.bytes()).for_each(|(sum, more)| *sum = sum.saturating_add(more));
     slot.before.fetch_add(slot.written.load(Ordering::Relaxed), Ordering::Relaxed);
     for count in [&slot.started, &slot.written, &slot.read, &slot.lost] {
         count.store(0, Ordering::Relaxed);
@@ -201,9 +195,13 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
 }
 
 /// What a guest used since it was made, up to now; but not what it ran, which [`whole`] tells of all.
-pub fn usage(facts: &Facts, id: GuestId, slot: &Slot) -> Account {
-    let past = slot.past.lock();
-    let mut all = Account { exits: tally::sums(slot, &past), ..*past };
+pub fn usage(facts: &Facts, slot: &Slot) -> Account {
+    account(facts, slot, &slot.past.lock())
+}
+
+/// The same of the lives that are over and the one that is not.
+fn account(facts: &Facts, slot: &Slot, past: &Account) -> Account {
+    let mut all = Account { exits: tally::sums(slot, past), ..*past };
     all.bytes.iter_mut().zip(slot.bytes()).for_each(|(sum, more)| *sum = sum.saturating_add(more));
     let mut scheduler = facts.scheduler.lock();
     all.usage += *slot.spent.lock();
@@ -277,7 +275,8 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     }
     event(facts, id, EventKind::Destroyed(by));
     slot.restarts.store(0, Ordering::Relaxed);
-    *slot.past.lock() = Account { others: facts.scheduler.lock().ran(group(id)), ..Account::NONE };
+    let others = facts.scheduler.lock().ran(group(id));
+    *slot.past.lock() = Account { others, ..Account::NONE };
     let Some(_) = entries::remove(id) else { return Ok(()) };
     slot.before.store(0, Ordering::Relaxed);
     if let (Some((first, count)), Some(frames)) = (entry.frames, FRAMES.get())

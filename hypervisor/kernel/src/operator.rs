@@ -312,7 +312,7 @@ impl Host<'_> {
         let Whole { at, total, idle, own, ran } = &*self.4;
         let gone = SLOTS.iter().map(|slot| slot.past.lock().others).sum();
         let guests = self.page(from, |id, slot, guest| {
-            let Account { usage, exits, bytes: [written, read], others } = lives::usage(self.0, id, slot);
+            let Account { usage, exits, bytes: [written, read], others } = lives::usage(self.0, slot);
             let exits = exits.iter().map(|(count, _)| count).sum();
             let memory = FRAMES.get().map_or(0, |frames| frames.lock().owned(id) * PAGE_SIZE);
             let used = ran.get(usize::from(lives::group(id))).map_or(0, |ran| ran.saturating_sub(others));
