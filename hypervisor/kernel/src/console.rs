@@ -29,6 +29,8 @@ const SWITCH: u8 = 0x10;
 const CHANNEL_BASE: u8 = 0x40;
 /// Bytes of a guest that can wait for the line.
 const BACKLOG: u64 = 1024;
+/// Most bytes that are dropped at once.
+const PIECE: usize = 1024;
 /// Longest that a guest sends at a time, unless it is a line, in parts of a second.
 const LONGEST: u64 = 1000;
 /// The same of one that has ended.
@@ -254,6 +256,11 @@ impl GuestConsole {
         }
     }
 
+    /// Ticks of a second.
+    pub const fn second(&self) -> u64 {
+        self.tsc.as_hertz()
+    }
+
     /// A byte that has come in for this guest. A switch to another channel on the way is obeyed.
     pub fn receive(&self) -> Option<u8> {
         receive(self.channel)
@@ -293,7 +300,7 @@ fn receive(channel: u16) -> Option<u8> {
     None
 }
 
-/// The guest that has input waiting, if any. Input for none is dropped.
+/// The guest that has input waiting, if any.
 pub fn input_for() -> Option<GuestId> {
     let serial = Serial::again();
     if !serial.has_input() {
@@ -320,7 +327,8 @@ pub fn escaped() -> Option<u16> {
     Some(ESCAPED.swap(0, Ordering::Relaxed)).filter(|guest| *guest != 0)
 }
 
-/// Drops a byte that came in for a guest that does not run.
+/// Drops what came in for a guest that takes nothing, up to a switch to another channel.
 pub fn drop_input() {
-    receive(FOCUS.load(Ordering::Relaxed));
+    let channel = FOCUS.load(Ordering::Relaxed);
+    let _ = (0..PIECE).map_while(|_| receive(channel)).count();
 }

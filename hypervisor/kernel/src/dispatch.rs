@@ -16,6 +16,7 @@ use crate::lives;
 use crate::log;
 use crate::machine::{CPUS, FACTS, Facts, NO_ZONE, SLOTS, Slot, slot, this_cpu};
 use crate::operator::{Operator, all_ended};
+use crate::parcel;
 use crate::processors::{self, quiet};
 use crate::start::IDLE_SPACE;
 use crate::task::{self, Command, State, TASKS, Task};
@@ -31,6 +32,11 @@ const SLICES_PER_SECOND: u64 = 100;
 
 /// Slices that a processor goes without a look at what others want of it, if they could not kick it.
 const LONGEST: u64 = 10;
+
+/// What is typed for a guest waits so long for its turn, in parts of a second.
+const UNTAKEN: u64 = 10;
+/// Count of the time-stamp counter when nothing waited, or it was taken.
+static TYPED: AtomicU64 = AtomicU64::new(0);
 
 /// Of the time, one part is the most that audits after the ends of guests that come again may take.
 const AUDIT_PARTS: u64 = 100;
@@ -88,7 +94,7 @@ pub fn serve(facts: &Facts) -> ! {
         if let Some(operator) = &mut operator
             && begun >= next_look
         {
-            take_input();
+            take_typed(facts, cpu::tsc());
             operator.look(facts);
             let now = cpu::tsc();
             next_look = now.saturating_add(slice / 2);
@@ -207,12 +213,18 @@ fn wake(facts: &Facts, now: u64) {
     }
 }
 
-/// Lets the one run that input came for.
-fn take_input() {
-    let Some(id) = console::input_for() else { return };
-    match slot(id) {
-        Some(slot) if slot.is_alive() => call(slot),
-        _ => console::drop_input(),
+/// Has the guest in front take what was typed. Behind that the operator may want the monitor, so it does not depend on the
+/// guest's turns: one that is paused, or gets none for long, is entered for it.
+fn take_typed(facts: &Facts, now: u64) {
+    let Some(id) = console::input_for() else { return TYPED.store(now, Ordering::Relaxed) };
+    let Some(slot) = slot(id).filter(|slot| slot.is_alive()) else { return console::drop_input() };
+    call(slot);
+    let late = now.saturating_sub(TYPED.load(Ordering::Relaxed)) > facts.tsc.as_hertz() / UNTAKEN;
+    if late || slot.paused.load(Ordering::Relaxed) {
+        TYPED.store(now, Ordering::Relaxed);
+        if !parcel::take_typed(facts, slot) {
+            console::drop_input();
+        }
     }
 }
 

@@ -75,10 +75,12 @@ pub struct Served {
 /// The guest's end of the lines: of the machine's console, and of the control line.
 pub struct Console {
     line: GuestConsole,
-    /// What came over the control line and the guest has no room for.
+    /// What came from there and the guest has no room for.
     input: Input,
-    /// Bytes that came from there.
+    /// Bytes that the guest took of it.
     read: u64,
+    /// Count of the time-stamp counter when it took one last, or had none to take.
+    took: u64,
     /// It had no room for a byte.
     full: bool,
 }
@@ -86,7 +88,24 @@ pub struct Console {
 impl Console {
     /// Of a guest that has written nothing.
     pub const fn new(line: GuestConsole) -> Self {
-        Self { line, input: Input::new(), read: 0, full: false }
+        Self { line, input: Input::new(), read: 0, took: 0, full: false }
+    }
+
+    /// Takes what was typed from the machine's console. What does not fit waits there for a guest that reads; but for an
+    /// operator who wants the monitor, too. So it is dropped if the guest has taken nothing for a second.
+    fn take_typed(&mut self, slot: &Slot) {
+        let now = cpu::tsc();
+        if self.input.is_empty() {
+            self.took = now;
+        }
+        let waits = now.saturating_sub(self.took) < self.line.second();
+        for _ in 0..self.input.capacity() {
+            if waits && self.input.is_full() {
+                return;
+            }
+            let Some(byte) = self.line.receive() else { return };
+            slot.dropped.fetch_add(self.input.push_back(byte).is_err().into(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -134,9 +153,10 @@ impl<F: Format> Host for Serving<'_, F> {
 
     fn console_input(&mut self) -> Option<u8> {
         let mut console = self.served.console.lock();
-        let byte = console.input.pop_front().or_else(|| console.line.receive());
-        console.read = console.read.wrapping_add(byte.is_some().into());
-        byte
+        let byte = console.input.pop_front()?;
+        console.read = console.read.wrapping_add(1);
+        console.took = cpu::tsc();
+        Some(byte)
     }
 
     fn machine_check(&mut self) {
@@ -279,7 +299,9 @@ fn live<B: Backend>(me: &Me, common: &Common, state: Option<&InitialState>) -> !
                 slot.asked.store(core.guest.press_power_button(&mut serving), Ordering::Relaxed);
             }
             (Command::Console, _) => {
-                let Console { line, input, .. } = &mut *common.served.console.lock();
+                let mut console = common.served.console.lock();
+                console.take_typed(slot);
+                let Console { line, input, .. } = &mut *console;
                 parcel::obey(line.output(), input);
             }
             (Command::Run, Ok(cpu)) => task.become_next(cpu.turn(me)),
@@ -292,6 +314,9 @@ fn live<B: Backend>(me: &Me, common: &Common, state: Option<&InitialState>) -> !
 impl<'c, B: Backend> Cpu<'c, B> {
     /// Gives the vCPU its turn; what it is after it.
     fn turn(&mut self, me: &Me) -> State {
+        if me.is_first() {
+            self.served.console.lock().take_typed(me.slot);
+        }
         let order = if me.is_first() { me.slot.order() } else { Order::None };
         if order == Order::Nmi {
             let (core, mut serving) = self.serving(me);

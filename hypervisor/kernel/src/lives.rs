@@ -127,7 +127,7 @@ fn dissolve(facts: &Facts, id: GuestId, slot: &Slot) -> u64 {
         }
     }
     slot.before.fetch_add(slot.written.load(Ordering::Relaxed), Ordering::Relaxed);
-    for count in [&slot.started, &slot.written, &slot.read, &slot.lost] {
+    for count in [&slot.started, &slot.written, &slot.read, &slot.lost, &slot.dropped] {
         count.store(0, Ordering::Relaxed);
     }
     drop(past);

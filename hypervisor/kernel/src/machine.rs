@@ -180,6 +180,8 @@ pub struct Slot {
     pub read: AtomicU64,
     /// Bytes that it wrote there in vain: its transmitter was busy.
     pub lost: AtomicU64,
+    /// Bytes typed at it that were dropped, since it read none.
+    pub dropped: AtomicU64,
     /// How it ended, when it has.
     pub ending: Mutex<Ending>,
     /// Where the time of its vCPUs that have ended went, in this life.
@@ -249,6 +251,7 @@ impl Slot {
             before: AtomicU64::new(0),
             read: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
             ending: Mutex::new(Ending::Failed),
             spent: Mutex::new(Usage::ZERO),
             past: Mutex::new(Account::NONE),

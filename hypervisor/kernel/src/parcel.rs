@@ -8,7 +8,7 @@
 //! | a hostile guest may | and then |
 //! |---|---|
 //! | write without end | a reader gets what is kept and how much is gone; a look at it copies no more than fits into a frame |
-//! | never read | its queue is full, no more is taken, and the sender is told |
+//! | never read | its queue is full, no more is taken, and the sender is told; what is typed is dropped after a second |
 
 use crate::dispatch::leave_zone;
 use crate::machine::{Facts, Slot};
@@ -23,10 +23,10 @@ use spin::Mutex;
 
 /// Some bytes.
 pub type Piece = Vec<u8, CHUNK>;
-/// Bytes from the line that wait until the guest has room for them.
-pub type Input = Deque<u8, 256>;
+/// Bytes from the lines that wait until the guest has room for them.
+pub type Input = Deque<u8, 1024>;
 
-static PARCEL: Mutex<Parcel> = Mutex::new(Parcel { wants: Wants::Nothing, at: 0, bytes: [0; CHUNK], count: 0 });
+static PARCEL: Mutex<Parcel> = Mutex::new(Parcel::new(Wants::Nothing));
 
 struct Parcel {
     wants: Wants,
@@ -45,11 +45,13 @@ enum Wants {
     Output(u64),
     /// Take `bytes`.
     Input,
+    /// Take what was typed from the machine's console, as at each of its turns.
+    Typed,
 }
 
 impl Parcel {
-    fn wipe(&mut self) {
-        *self = Self { wants: Wants::Nothing, at: 0, bytes: [0; CHUNK], count: 0 };
+    const fn new(wants: Wants) -> Self {
+        Self { wants, at: 0, bytes: [0; CHUNK], count: 0 }
     }
 }
 
@@ -69,8 +71,7 @@ pub fn read(facts: &Facts, slot: &Slot, from: u64, into: &mut Piece) -> u64 {
         let (begun, end) = span();
         // A reader that is ahead has read another guest.
         let from = if from > end { 0 } else { from.saturating_sub(begun) };
-        let parcel = Parcel { wants: Wants::Output(from), at: 0, bytes: [0; CHUNK], count: 0 };
-        let read = carry(slot, parcel, |parcel| {
+        let read = carry(slot, Parcel::new(Wants::Output(from)), |parcel| {
             // Both have room for as much.
             let _ = into.extend_from_slice(parcel.bytes.get(..parcel.count).unwrap_or_default());
             begun.saturating_add(parcel.at)
@@ -81,9 +82,14 @@ pub fn read(facts: &Facts, slot: &Slot, from: u64, into: &mut Piece) -> u64 {
 
 /// Gives a guest input; how many bytes it took, if it has a console.
 pub fn write(facts: &Facts, slot: &Slot, bytes: &[u8]) -> Option<u16> {
-    let mut parcel = Parcel { wants: Wants::Input, at: 0, bytes: [0; CHUNK], count: bytes.len().min(CHUNK) };
+    let mut parcel = Parcel { count: bytes.len().min(CHUNK), ..Parcel::new(Wants::Input) };
     parcel.bytes.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
     quiet(facts, || carry(slot, parcel, |parcel| u16::try_from(parcel.count).unwrap_or(u16::MAX)))
+}
+
+/// Has a guest that gets no turn take what was typed. Whether it could: it has a console.
+pub fn take_typed(facts: &Facts, slot: &Slot) -> bool {
+    quiet(facts, || carry(slot, Parcel::new(Wants::Typed), |_| ())).is_some()
 }
 
 /// Has the guest's own execution do it, while all other processors rest.
@@ -95,7 +101,7 @@ fn carry<R>(slot: &Slot, parcel: Parcel, done: impl FnOnce(&Parcel) -> R) -> Opt
     leave_zone();
     let mut parcel = PARCEL.lock();
     let result = (parcel.wants == Wants::Nothing).then(|| done(&parcel));
-    parcel.wipe();
+    *parcel = Parcel::new(Wants::Nothing);
     result
 }
 
@@ -103,7 +109,7 @@ fn carry<R>(slot: &Slot, parcel: Parcel, done: impl FnOnce(&Parcel) -> R) -> Opt
 pub fn obey(output: &Output, input: &mut Input) {
     let Parcel { wants, at, bytes, count } = &mut *PARCEL.lock();
     match core::mem::replace(wants, Wants::Nothing) {
-        Wants::Nothing => {}
+        Wants::Nothing | Wants::Typed => {}
         Wants::Output(from) => {
             *at = from.max(output.start());
             let read = (*at..output.end()).map_while(|offset| output.get(offset));

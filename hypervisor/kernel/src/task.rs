@@ -49,7 +49,7 @@ pub enum Command {
     Dump = 3,
     /// Press its guest's power button.
     Press = 4,
-    /// Exchange bytes between the guest's console and the control line.
+    /// Exchange bytes between the guest's console and the lines.
     Console = 5,
 }
 

@@ -13,13 +13,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The guest's name.
-const NAME: &str = "echo";
+pub const NAME: &str = "echo";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes that a guest takes from the line before it reads any: its queue, and its chip.
-const MOST: u16 = 256 + 16;
+const MOST: u16 = 1024 + 16;
 
 /// Says that it is ready, and sends what comes on COM1 back; entered in real mode.
-const PROGRAM: [u8; 27] = [
+pub const PROGRAM: [u8; 27] = [
     0xBA, 0xFA, 0x03, // mov dx, 3FAh
     0xB0, 0x01, // mov al, 1: FIFOs on
     0xEE, // out dx, al
@@ -143,7 +143,7 @@ fn read(link: &mut Link, from: u64) -> Outcome<(u64, Vec<u8>)> {
 }
 
 /// Waits until the guest's output from offset `from` on is that of `all`.
-fn wait(link: &mut Link, from: usize, all: &[u8]) -> Outcome<()> {
+pub fn wait(link: &mut Link, from: usize, all: &[u8]) -> Outcome<()> {
     let want = all.get(from..).unwrap_or_default();
     let end = Instant::now() + PATIENCE;
     loop {

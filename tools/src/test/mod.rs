@@ -31,6 +31,7 @@ mod races;
 mod strangers;
 mod table;
 mod tally;
+mod typed;
 
 use crate::emulator::{self, Kind, On};
 use crate::failure::{FAILED, Failure, OK, Outcome};
@@ -122,6 +123,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     boots::run(workspace, args, tally);
     control::run(workspace, &builder, args, &machines, tally);
     commands::run(workspace, &builder, args, &machines, tally);
+    typed::run(workspace, &builder, args, &machines, tally);
     button::run(workspace, &builder, args, &machines, tally);
     if machines.contains(&Kind::Qemu) {
         many::run(workspace, &builder, args, tally);

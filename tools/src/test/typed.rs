@@ -1,0 +1,145 @@
+//! What is typed at guests that do not read it, or not now.
+//!
+//! The monitor can be had all the same, and who is slow gets it all.
+
+use super::commands::Terminal;
+use super::echo;
+use super::tally::{Tally, Verdict};
+use super::{TestArgs, control};
+use crate::ctl::{Link, Patience};
+use crate::emulator::{Kind, Place};
+use crate::failure::{Failure, Outcome};
+use crate::files;
+use crate::machine::Builder;
+use crate::manifest::{self, Guest, ImageRef};
+use crate::workspace::Workspace;
+use bulkhead_control::{Action, State};
+use bulkhead_types::manifest::{ConsoleMode, LoadAs};
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/control.toml";
+const KEY: [u8; 32] = *b"a key to see what guests are typ";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// More than a guest's queue holds.
+const MUCH: usize = 2000;
+/// What it holds, and its chip has room for.
+const FITS: usize = 1000;
+
+/// Puts its serial port into loopback and waits for ever; entered in real mode.
+const DEAF: [u8; 10] = [
+    0xBA, 0xFC, 0x03, // mov dx, 3FCh
+    0xB0, 0x10, // mov al, 10h
+    0xEE, // out dx, al
+    0xFA, // cli
+    0xF4, // hlt
+    0xEB, 0xFD, // jmp back to it
+];
+
+/// Runs it on each of these machines.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
+    for kind in machines {
+        for (mode, what) in [(ConsoleMode::Framed, "framed"), (ConsoleMode::Lines, "lines")] {
+            let name = format!("typed at guests that do not read, console {what}, on {kind}");
+            if !args.takes(&name) {
+                continue;
+            }
+            let start = Instant::now();
+            let verdict = match verdict(workspace, builder, *kind, mode) {
+                Ok(()) => Verdict::Passed,
+                Err(failure) => Verdict::Failed(failure.to_string()),
+            };
+            tally.note(&name, verdict, start.elapsed());
+        }
+    }
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMode) -> Outcome<()> {
+    let folder = workspace.build("")?;
+    let mut machine = manifest::read(&workspace.path(MACHINE))?;
+    (machine.control, machine.console) = (Some(KEY), mode);
+    machine.guests.truncate(1);
+    let first = machine.guests.first().cloned().ok_or_else(|| Failure::failed("no guest"))?;
+    let mut kernels = Vec::new();
+    for (name, program) in [("deaf", &DEAF[..]), (echo::NAME, &echo::PROGRAM)] {
+        let kernel = folder.join(format!("typed-{name}-{}.bin", std::process::id()));
+        files::write(&kernel, program)?;
+        let (image, load) = (ImageRef::File(kernel.clone()), LoadAs::Flat { at: 0x8000 });
+        machine.guests.push(Guest { name: name.to_owned(), kernel: image, load, ..first.clone() });
+        kernels.push(kernel);
+    }
+    let path = folder.join(format!("typed-{kind}-{}", std::process::id()));
+    let place = Place { control: Some((path.clone(), KEY)), ..Place::of(kind) };
+    let running = builder.start_at(&place, &machine);
+    kernels.iter().for_each(|kernel| drop(std::fs::remove_file(kernel)));
+    let running = running?;
+    let mut link = Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    echo::wait(&mut link, 0, b">")?;
+    let mut operator = Operator { terminal: Terminal::new(&running)?, mode };
+    operator.check(&mut link)
+}
+
+/// Who is at the console's terminal.
+struct Operator {
+    terminal: Terminal,
+    mode: ConsoleMode,
+}
+
+impl Operator {
+    fn check(&mut self, link: &mut Link) -> Outcome<()> {
+        // At power-on the first guest has the keyboard.
+        self.terminal.send(b"typed")?;
+        self.back()?;
+        for guest in [1, 2] {
+            self.type_at(guest, b"typed, and not read")?;
+            self.back()?;
+        }
+        for guest in [1, 2, 3] {
+            control::act(link, &guest.to_string(), Action::Pause)?;
+            self.type_at(guest, b"typed at one that is paused")?;
+            self.back()?;
+            self.terminal.ask(&format!("resume {guest}"), "done")?;
+        }
+        // What was typed is not lost.
+        let mut all = b">typed at one that is paused".to_vec();
+        echo::wait(link, 0, &all)?;
+        let text = |count| (b'a'..=b'z').cycle().take(count).collect::<Vec<u8>>();
+        let from = all.len();
+        self.type_at(3, &text(MUCH))?;
+        all.extend(text(MUCH));
+        echo::wait(link, from, &all)?;
+        let from = all.len();
+        self.back()?;
+        control::act(link, echo::NAME, Action::Pause)?;
+        self.type_at(3, &text(FITS))?;
+        self.back()?;
+        control::act(link, echo::NAME, Action::Resume)?;
+        all.extend(text(FITS));
+        echo::wait(link, from, &all)?;
+        // More than there is room for, and it is said.
+        for guest in [1, 2] {
+            self.type_at(guest, &text(MUCH))?;
+            self.back()?;
+            self.terminal.wait(&format!("log guest {guest} console: "), 0)?;
+        }
+        self.terminal.wait(" bytes dropped, typed while it did not read", 0)?;
+        self.terminal.ask("kill spin", "event guest 1 spin ended stopped")?;
+        self.type_at(1, &text(MUCH))?;
+        self.back()?;
+        control::wait_for(link, "spin", State::Stopped)
+    }
+
+    /// Types this at a guest, from the prompt.
+    fn type_at(&mut self, guest: u8, bytes: &[u8]) -> Outcome<()> {
+        match self.mode {
+            ConsoleMode::Framed => self.terminal.send(&[0x10, 0x40 + guest])?,
+            ConsoleMode::Lines => self.terminal.ask(&format!("console {guest}"), "comes back")?,
+        }
+        self.terminal.send(bytes)
+    }
+
+    /// Calls the monitor, which must answer.
+    fn back(&mut self) -> Outcome<()> {
+        self.terminal.send(if self.mode == ConsoleMode::Framed { b"\x10\x40" } else { b"\x1dm" })?;
+        self.terminal.ask("version", "Bulkhead 0.1.0 with ")
+    }
+}
