@@ -55,7 +55,7 @@ static ESCAPED: AtomicU16 = AtomicU16::new(0);
 /// The escape itself is to go to the guest that has input now.
 static LITERAL: AtomicBool = AtomicBool::new(false);
 
-/// The monitor's prompt stands in the row where the cursor is.
+/// In the row where the cursor is stands something of the monitor's: its prompt, mostly. For who sends; so is the next one.
 static PROMPT: AtomicBool = AtomicBool::new(false);
 /// It was taken away for something else.
 static HIDDEN: AtomicBool = AtomicBool::new(false);
@@ -68,12 +68,23 @@ fn hide_prompt() {
     }
 }
 
-/// Whether the monitor is to show its prompt again, since something else was shown. It is there from now on, if what is
-/// typed goes to it.
+/// Whether the monitor, if what is typed goes to it, is to show its prompt again, since something else was shown.
 pub fn prompt_is_due() -> bool {
-    let at_prompt = FOCUS.load(Ordering::Relaxed) == 0;
-    PROMPT.store(at_prompt, Ordering::Relaxed);
-    HIDDEN.swap(false, Ordering::Relaxed) && at_prompt
+    FOCUS.load(Ordering::Relaxed) == 0 && HIDDEN.load(Ordering::Relaxed)
+}
+
+/// Shows a whole row of the monitor's, or one that it writes anew, or what it adds to that: in one piece, since other
+/// processors show rows of guests in between. If the row was taken away nothing is added: its prompt is due.
+pub fn show(text: &str) {
+    let _sender = take_line();
+    let (anew, whole) = (text.starts_with('\r'), text.ends_with('\n'));
+    if anew || whole || !HIDDEN.load(Ordering::Relaxed) {
+        text.bytes().for_each(|byte| send(0, byte));
+        PROMPT.store(!whole, Ordering::Relaxed);
+    }
+    if anew {
+        HIDDEN.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Sets how the line is shared.
@@ -112,24 +123,14 @@ pub struct Log(#[expect(dead_code, reason = "held, not looked at")] Option<Mutex
 impl Log {
     /// Waits until nobody else sends.
     pub fn open() -> Self {
-        let log = Self::beside_prompt();
+        let log = Self(Some(take_line()));
         hide_prompt();
         log
-    }
-
-    /// As [`Log::open`], for the monitor itself, which knows where its prompt is.
-    pub fn beside_prompt() -> Self {
-        Self(Some(take_line()))
     }
 
     /// Waits for nobody: for the report of a fault, whose processor may have been sending.
     pub const fn force() -> Self {
         Self(None)
-    }
-
-    /// Writes what has its line ends already.
-    pub fn write_raw(&mut self, text: &str) {
-        text.bytes().for_each(|byte| send(0, byte));
     }
 }
 

@@ -41,13 +41,39 @@ const REST: u64 = 30_000;
 /// A byte of a frame that proves the key may take so long, in parts of a second; at 115200 baud it is 11,520.
 const BYTE: u64 = 1000;
 
-/// The monitor's way to the terminal. The line is taken for each piece, since what is done in between may log.
-struct Screen;
+/// The monitor's way to the terminal: what it writes of a row is shown when the row ends, or when it has done what it was
+/// asked.
+#[derive(Default)]
+struct Screen(heapless::String<256>);
+
+impl Screen {
+    fn send(&mut self) {
+        if !self.0.is_empty() {
+            console::show(&self.0);
+            self.0.clear();
+        }
+    }
+}
 
 impl core::fmt::Write for Screen {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        console::Log::beside_prompt().write_raw(text);
+        for char in text.chars() {
+            if self.0.push(char).is_err() {
+                self.send();
+                // There is room now.
+                let _ = self.0.push(char);
+            }
+            if char == '\n' {
+                self.send();
+            }
+        }
         Ok(())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        self.send();
     }
 }
 
@@ -95,10 +121,10 @@ impl Operator {
         let mut host = Host(facts, &mut self.upload, &mut self.trace, &mut self.piece, &mut self.whole);
         if let Some(guest) = console::escaped() {
             self.monitor.set_focus(Some(guest));
-            self.monitor.key(ESCAPE, &mut host, &mut Screen);
+            self.monitor.key(ESCAPE, &mut host, &mut Screen::default());
         }
         while let Some(byte) = console::monitor_input() {
-            let literal = self.monitor.key(byte, &mut host, &mut Screen).is_some();
+            let literal = self.monitor.key(byte, &mut host, &mut Screen::default()).is_some();
             if let Some(guest) = self.monitor.focus() {
                 // What is typed from now on is taken in the guest's own compartment.
                 console::focus(guest, literal);
@@ -106,7 +132,7 @@ impl Operator {
             }
         }
         if console::prompt_is_due() {
-            self.monitor.show(&mut Screen);
+            self.monitor.show(&mut Screen::default());
         }
         if let Some(end) = &mut self.line {
             end.look(&mut host, second);

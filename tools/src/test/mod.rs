@@ -28,6 +28,7 @@ mod lies;
 mod many;
 mod pty;
 mod races;
+mod rows;
 mod strangers;
 mod table;
 mod tally;
@@ -129,6 +130,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         many::run(workspace, &builder, args, tally);
         races::run(workspace, &builder, args, tally);
         strangers::run(workspace, &builder, args, tally);
+        rows::run(workspace, &builder, args, tally);
         account::run(workspace, &builder, args, &machines, tally);
         dumps::run(workspace, &builder, args, tally);
         fault::run(&builder, args, tally);
