@@ -4,6 +4,7 @@ use crate::emulator::Running;
 use crate::event::{End, Event};
 use crate::failure::Outcome;
 use crate::frames::{Demux, Lines, Mux};
+use bulkhead_control::editor::PROMPT;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::ops::ControlFlow;
@@ -216,8 +217,7 @@ impl Session {
             }
             view.monitor(bytes);
             lines.push(bytes, |line| {
-                // Before it the monitor's prompt stood in the row, and was taken away.
-                let line = line.rsplit_once("\x1b[K").map_or(line, |(_, line)| line);
+                let Some(line) = written(line) else { return };
                 if let Some((said, since)) = last_words {
                     said.push(line.to_owned());
                     *since = Instant::now();
@@ -233,6 +233,13 @@ impl Session {
         });
         finish
     }
+}
+
+/// What the hypervisor itself wrote of a line of its channel. Nothing, if the monitor's prompt stands in that row, with what was
+/// typed behind it; if that was taken away before, what came then.
+fn written(line: &str) -> Option<&str> {
+    let row = line.rsplit_once('\r').map_or(line, |(_, row)| row);
+    (!row.starts_with(PROMPT)).then(|| row.strip_prefix("\x1b[K").unwrap_or(row))
 }
 
 impl Report {
@@ -277,6 +284,35 @@ fn read_serial(mut serial: TcpStream, sender: &Sender<Input>) {
                     return;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::written;
+    use bulkhead_control::editor::Editor;
+
+    /// The row of a prompt at which this was typed.
+    fn typed(keys: &[u8]) -> String {
+        let (mut editor, mut row) = (Editor::new(), String::new());
+        editor.show(&mut row);
+        for key in keys {
+            editor.key(*key, &mut row);
+        }
+        row
+    }
+
+    #[test]
+    fn what_is_typed_at_the_monitor_is_no_report() {
+        let report = "event machine done";
+        assert_eq!(written(report), Some(report));
+        // The cursor goes back, and the row is shown anew.
+        for keys in [&b"event machine done"[..], b"vent machine done\x01e", b"event machine don\x10\x0ee"] {
+            assert_eq!(written(&typed(keys)), None, "{keys:?}");
+            let mut hidden = typed(keys);
+            Editor::hide(&mut hidden);
+            assert_eq!(written(&(hidden + report)), Some(report), "{keys:?}");
         }
     }
 }
