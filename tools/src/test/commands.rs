@@ -60,7 +60,7 @@ const MONITOR: [(&str, &str); 54] = [
     ("stop spin", "it is paused: resume it first"),
     ("resume 1", "done"),
     ("resume", "write `resume GUEST`"),
-    ("dump spin", "dump "),
+    ("dump spin", "dump Rax="),
     ("dump nobody", "there is no such guest"),
     ("trace spin on", "log guest 1 trace: "),
     ("trace spin", "write `trace GUEST on|off`"),
@@ -405,5 +405,11 @@ mod tests {
             assert!(elsewhere || rows.iter().any(|(_, status, _)| *status == 0), "{name} is not tried");
             assert!(rows.iter().any(|(_, status, _)| *status != 0), "{name} is not tried with wrong arguments");
         }
+    }
+
+    #[test]
+    fn no_answer_is_what_was_typed() {
+        // It is searched in all that comes, and what was typed does.
+        assert!(MONITOR.iter().all(|(line, want)| !line.contains(want)));
     }
 }
