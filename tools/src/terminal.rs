@@ -7,6 +7,25 @@ use std::io::{Read as _, stdin};
 use std::sync::mpsc::Sender;
 use std::thread;
 
+/// Takes back what a guest that had the terminal may have done to it, so that it does not stay beside what others show
+/// there (ECMA-48, and xterm's control sequences).
+pub const RESET: &str = concat!(
+    // What it left open ends: a sequence by CAN, a string by ST.
+    "\x18\x1b\\",
+    // The screen of before, and the cursor stays where it is if that is shown already.
+    "\x1b7\x1b[?1049l",
+    // All rows scroll, which would move the cursor.
+    "\x1b7\x1b[r\x1b8",
+    // Soft reset: modes of cursor, keys, wrapping and origin, characters and how they look. Not all terminals know it.
+    "\x1b[!p\x1b[4l\x1b[20l\x1b[?1l\x1b[?5l\x1b[?7h\x1b[?25h\x1b>\x1b(B\x0f\x1b[0m",
+    // Reports of the mouse and of the focus, brackets around what is pasted.
+    "\x1b[?9l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1006l\x1b[?1015l\x1b[?2004l",
+    // Colours.
+    "\x1b]104\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b]112\x1b\\",
+    // What it has shown below.
+    "\x1b[J",
+);
+
 /// Raw mode, until it is dropped.
 pub struct Raw {
     before: Termios,

@@ -18,7 +18,7 @@ use bulkhead_control::line::{CHUNK, Nonce};
 use bulkhead_control::screen::Rows;
 use bulkhead_control::{Operation, Refusal, Response};
 use serde_json::{Value, json};
-use std::io::{IsTerminal as _, Write, stdin};
+use std::io::{IsTerminal as _, Write, stdin, stdout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -61,6 +61,10 @@ pub fn attach(link: &mut Link, guest: &str, from: Option<u64>, form: Form, out: 
     }
     let keys = listen(&console.link.leave, raw.is_some().then_some(false));
     let outcome = console.follow(&keys, out);
+    if matches!(console.form, Form::Bytes) && stdout().is_terminal() {
+        // If nobody sees it any more, it is not missed.
+        let _ = out.write_all(terminal::RESET.as_bytes()).and_then(|()| out.flush());
+    }
     drop(raw);
     if outcome.is_ok() && on_terminal {
         eprintln!();

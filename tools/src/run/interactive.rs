@@ -3,6 +3,7 @@
 use super::guests::Guests;
 use crate::session::{View, Wire};
 use crate::style;
+use crate::terminal::RESET;
 use bulkhead_control::screen::Rows;
 use std::io::{Stdout, Write, stdout};
 use std::ops::ControlFlow;
@@ -20,7 +21,7 @@ const CTRL_U: u8 = 0x15;
 const ROW: usize = 1024;
 
 /// The terminal, in raw mode.
-pub struct Interactive<W> {
+pub struct Interactive<W: Write> {
     out: W,
     guests: Guests,
     front: u8,
@@ -47,6 +48,13 @@ impl<W: Write> Interactive<W> {
         let _ = self.out.write_all(bytes).and_then(|()| self.out.flush());
     }
 
+    /// Takes the terminal back from the guest in front, which wrote to it what it liked.
+    fn reset(&mut self) {
+        if self.front != MONITOR {
+            self.write(RESET.as_bytes());
+        }
+    }
+
     /// Shows a whole line above the one that is being written.
     fn insert(&mut self, text: &str) {
         let line = [format!("\r\x1b[K{text}\r\n").as_bytes(), &self.current].concat();
@@ -59,6 +67,7 @@ impl<W: Write> Interactive<W> {
             ESCAPE => wire.send(self.front, &[ESCAPE]),
             b'1'..=b'9' => self.bring(key - b'0'),
             b'm' => {
+                self.reset();
                 self.current.clear();
                 self.insert(&style::dim("--- monitor ---"));
                 self.front = MONITOR;
@@ -82,11 +91,18 @@ impl<W: Write> Interactive<W> {
         };
         guest.rows = Rows::new();
         let (name, partial) = (style::harmless(&guest.name), guest.lines.partial().to_vec());
+        self.reset();
         self.current.clear();
         self.insert(&style::dim(&format!("--- {name} ---")));
         self.front = number;
         self.write(&partial);
         self.current = partial;
+    }
+}
+
+impl<W: Write> Drop for Interactive<W> {
+    fn drop(&mut self) {
+        self.reset();
     }
 }
 
@@ -157,13 +173,41 @@ impl<W: Write> View for Interactive<W> {
 mod tests {
     use super::Interactive;
     use crate::session::{View as _, Wire};
+    use crate::terminal::RESET;
 
     /// What is shown of what these do, with colours left out.
     fn shown(f: impl FnOnce(&mut Interactive<&mut Vec<u8>>, &mut Wire)) -> String {
+        let text = all(f).replace(RESET, "");
+        text.replace("\x1b[1;36m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
+    }
+
+    fn all(f: impl FnOnce(&mut Interactive<&mut Vec<u8>>, &mut Wire)) -> String {
         let mut out = Vec::new();
         let names = ["one", "two"].map(str::to_owned).into();
         f(&mut Interactive::on(&mut out, names), &mut Wire::default());
-        String::from_utf8(out).unwrap().replace("\x1b[1;36m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_the_guest_in_front_did_to_the_terminal_ends_with_it() {
+        let lie = "\x1b[?1049h\x1b[1;15r\x1b[16;1Hbulkhead> audit";
+        for keys in [&b""[..], b"\x1dm", b"\x1d2"] {
+            let text = all(|view, wire| {
+                view.console(1, lie.as_bytes(), wire);
+                let _ = view.keys(keys, wire);
+            });
+            assert!(text.starts_with(&[lie, RESET].concat()), "{keys:?}: {text:?}");
+        }
+        // Not of one that is behind, nor of the monitor; and none but an end takes the terminal from who stays in front.
+        let text = all(|view, wire| {
+            view.console(2, lie.as_bytes(), wire);
+            let _ = view.keys(b"\x1d9", wire);
+        });
+        assert_eq!((text.matches(RESET).count(), text.ends_with(RESET)), (1, true), "{text:?}");
+        let text = all(|view, wire| {
+            let _ = view.keys(b"\x1dm", wire);
+        });
+        assert_eq!(text.matches(RESET).count(), 1, "{text:?}");
     }
 
     #[test]

@@ -17,6 +17,20 @@ use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What a command, or a guest whose console it shows, may have done to the terminal, how it is undone, and what it is.
+pub const MODES: [(&str, &str, &str); 9] = [
+    ("\x1b[?1049h", "\x1b[?1049l", "alternate screen"),
+    ("\x1b[?25l", "\x1b[?25h", "cursor"),
+    ("\x1b[?7l", "\x1b[?7h", "end of the row"),
+    ("\x1b[1;15r", "\x1b[r", "scroll region"),
+    ("\x1b[8m", "\x1b[0m", "hidden text"),
+    ("\x1b(0", "\x1b(B", "character set"),
+    ("\x1b[?1003h", "\x1b[?1003l", "mouse's reports"),
+    ("\x1b[?2004h", "\x1b[?2004l", "brackets around what is pasted"),
+    // What is open is ended before anything else is understood.
+    ("\x1b]0;", "\x1b\\", "string"),
+];
+
 /// The command on its terminal; it is ended when this is dropped.
 pub struct Pty {
     child: Child,
@@ -74,10 +88,24 @@ impl Pty {
         kill_process(id.ok_or_else(|| fail("no process"))?, signal).map_err(fail)
     }
 
+    /// All that has come.
+    fn come(&self) -> String {
+        String::from_utf8_lossy(&self.come.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
     /// The rows of the screen.
     pub fn screen(&self) -> Vec<String> {
-        let come = self.come.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        drawn(&String::from_utf8_lossy(&come), self.size)
+        drawn(&self.come(), self.size)
+    }
+
+    /// Waits until these characters have come.
+    pub fn wait_for(&self, text: &str) -> Outcome<()> {
+        let end = Instant::now() + PATIENCE;
+        while !self.come().contains(text) {
+            expect(Instant::now() < end, &format!("no {text:?} has come, but {:?}", self.come()))?;
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Waits until a row has `text` in it.
@@ -105,11 +133,8 @@ impl Pty {
         expect(modes(&now) == modes(&self.before), &format!("the terminal was {:?}, and is {now:?}", self.before))?;
         // What it wrote last may still be on its way.
         thread::sleep(Duration::from_millis(100));
-        let come = self.come.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let come = String::from_utf8_lossy(&come);
-        for (begin, end, what) in
-            [("\x1b[?1049h", "\x1b[?1049l", "alternate screen"), ("\x1b[?25l", "\x1b[?25h", "cursor")]
-        {
+        let come = self.come();
+        for (begin, end, what) in MODES {
             expect(come.rfind(begin) <= come.rfind(end), &format!("the {what} is not put back"))?;
         }
         Ok(status)

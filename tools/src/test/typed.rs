@@ -2,8 +2,9 @@
 //!
 //! The monitor can be had all the same, and who is slow gets it all.
 
-use super::commands::Terminal;
+use super::commands::{Terminal, hv_ctl};
 use super::echo;
+use super::pty::{self, Pty};
 use super::tally::{Tally, Verdict};
 use super::{TestArgs, control};
 use crate::ctl::{Link, Patience};
@@ -15,6 +16,7 @@ use crate::manifest::{self, Guest, ImageRef};
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, State};
 use bulkhead_types::manifest::{ConsoleMode, LoadAs};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/control.toml";
@@ -74,8 +76,26 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMo
     let running = running?;
     let mut link = Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
     echo::wait(&mut link, 0, b">")?;
+    link.hang_up();
+    on_a_terminal(workspace, &path)?;
     let mut operator = Operator { terminal: Terminal::new(&running)?, mode };
     operator.check(&mut link)
+}
+
+/// All that a guest can do to a terminal, as far as it is known how to take it back.
+fn modes() -> String {
+    pty::MODES.map(|(begin, ..)| begin).concat()
+}
+
+/// Has the guest that echoes do that to the terminal of a `hv ctl console`: it is as it was when that has ended.
+fn on_a_terminal(workspace: &Workspace, line: &Path) -> Outcome<()> {
+    let mut console = Pty::start(&hv_ctl(workspace, line, &["console", echo::NAME])?, 80, 24)?;
+    console.wait("Ctrl-] q leaves it")?;
+    console.send(b" ")?;
+    console.send(modes().as_bytes())?;
+    console.wait_for(&modes())?;
+    console.send(b"\x1dq")?;
+    console.end(PATIENCE).map(drop)
 }
 
 /// Who is at the console's terminal.
@@ -100,7 +120,7 @@ impl Operator {
             self.terminal.ask(&format!("resume {guest}"), "done")?;
         }
         // What was typed is not lost.
-        let mut all = b">typed at one that is paused".to_vec();
+        let mut all = ["> ", &modes(), "typed at one that is paused"].concat().into_bytes();
         echo::wait(link, 0, &all)?;
         let text = |count| (b'a'..=b'z').cycle().take(count).collect::<Vec<u8>>();
         let from = all.len();
