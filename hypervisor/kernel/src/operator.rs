@@ -254,7 +254,8 @@ impl Host<'_> {
                 event(EventKind::Killed(by));
                 order(facts, slot, Order::Kill);
             }
-            (Action::Reset, true) => {
+            // One that is to end, or whose lease is over, does not come again by it.
+            (Action::Reset, true) if state == bulkhead_control::State::Running => {
                 event(EventKind::Reset(by));
                 order(facts, slot, Order::Reset);
             }

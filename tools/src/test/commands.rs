@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// What is typed at the monitor's prompt, and what must come. The guests: 1 spin, which runs, and 2 hello, which has ended.
-const MONITOR: [(&str, &str); 54] = [
+const MONITOR: [(&str, &str); 55] = [
     ("list", " 1 spin             spin     running"),
     ("list x", "`list` takes no arguments"),
     ("lits", "there is no command `lits`: did you mean `list`?"),
@@ -58,6 +58,7 @@ const MONITOR: [(&str, &str); 54] = [
     ("pause spin", "it is so already"),
     ("inject spin nmi", "it is paused: resume it first"),
     ("stop spin", "it is paused: resume it first"),
+    ("reset spin", "it is paused: resume it first"),
     ("resume 1", "done"),
     ("resume", "write `resume GUEST`"),
     ("dump spin", "dump Rax="),
@@ -89,7 +90,7 @@ const MONITOR: [(&str, &str); 54] = [
 ];
 
 /// Arguments of `hv ctl`, its status, and what standard output, or if it fails the one line of standard error, must have.
-const CTL: [(&str, i32, &str); 56] = [
+const CTL: [(&str, i32, &str); 57] = [
     ("", 2, "write `hv ctl [OPTIONS] <COMMAND>`"),
     ("list", 0, " 1 spin             spin       running"),
     ("list --json", 0, "\"origin\""),
@@ -111,6 +112,7 @@ const CTL: [(&str, i32, &str); 56] = [
     ("pause spin", 0, "it is so already"),
     ("pause hello", 1, "it is stopped"),
     ("inject spin", 1, "it is paused"),
+    ("reset spin", 1, "it is paused"),
     ("resume spin", 0, "done"),
     ("resume hello", 1, "it is stopped"),
     ("inject hello", 1, "it is stopped"),

@@ -26,6 +26,7 @@ mod images;
 mod judge;
 mod lies;
 mod many;
+mod orders;
 mod pty;
 mod races;
 mod rows;
@@ -129,6 +130,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
     if machines.contains(&Kind::Qemu) {
         many::run(workspace, &builder, args, tally);
         races::run(workspace, &builder, args, tally);
+        orders::run(workspace, &builder, args, tally);
         strangers::run(workspace, &builder, args, tally);
         rows::run(workspace, &builder, args, tally);
         account::run(workspace, &builder, args, &machines, tally);

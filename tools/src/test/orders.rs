@@ -1,0 +1,83 @@
+//! Orders that come while a guest ends: what is answered is what comes of them.
+//!
+//! With one processor an order that comes behind another one is there before the guest has obeyed that.
+
+use super::TestArgs;
+use super::control::{act, drain, events, expect, wait_for};
+use super::tally::{Tally, Verdict};
+use crate::ctl::{Link, Patience};
+use crate::emulator::{Kind, Place};
+use crate::failure::{Failure, Outcome};
+use crate::machine::Builder;
+use crate::manifest;
+use crate::workspace::Workspace;
+use bulkhead_control::{Action, EventKind, Operation, Refusal, Response, State};
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/orders.toml";
+const KEY: [u8; 32] = *b"a key for orders to whoever ends";
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Leases that end while the guest is reset all the time.
+const LEASES: usize = 3;
+
+/// Runs it on QEMU, with so many processors.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
+    for cpus in [1] {
+        let name = format!("orders to guests that end, {cpus} processors, on qemu");
+        if !args.takes(&name) {
+            continue;
+        }
+        let start = Instant::now();
+        let verdict = match verdict(workspace, builder, cpus) {
+            Ok(()) => Verdict::Passed,
+            Err(failure) => Verdict::Failed(failure.to_string()),
+        };
+        tally.note(&name, verdict, start.elapsed());
+    }
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder, cpus: u16) -> Outcome<()> {
+    let mut machine = manifest::read(&workspace.path(MACHINE))?;
+    machine.control = Some(KEY);
+    let line = workspace.build("")?.join(format!("orders-{cpus}-{}", std::process::id()));
+    let place = Place { control: Some((line.clone(), KEY)), cpus, ..Place::of(Kind::Qemu) };
+    let running = builder.start_at(&place, &machine)?;
+    drain(&running)?;
+    let mut link = Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    // Orders follow each other without a pause.
+    link.turn = PATIENCE;
+    lease(&mut link)
+}
+
+/// What comes of an order: whether it was done, or why not.
+fn order(link: &mut Link, guest: &str, action: Action) -> Outcome<Result<bool, Refusal>> {
+    match link.call(&Operation::Act { guest, action })?.response()? {
+        Response::Done => Ok(Ok(true)),
+        Response::Unchanged => Ok(Ok(false)),
+        Response::Refused(refusal) => Ok(Err(refusal)),
+        other => Err(Failure::failed(format!("{action:?} of {guest}: {other:?}"))),
+    }
+}
+
+/// A guest ends with its lease, and that once, however often it is reset.
+fn lease(link: &mut Link) -> Outcome<()> {
+    for _ in 0..LEASES {
+        let end = Instant::now() + PATIENCE;
+        let refused = loop {
+            match order(link, "lent", Action::Reset)? {
+                Ok(_) => expect(Instant::now() < end, "resets keep a guest beyond its lease")?,
+                Err(refusal) => break refusal,
+            }
+        };
+        let right = matches!(refused, Refusal::Is(State::Stopping | State::Stopped));
+        expect(right, &format!("a guest whose lease is over is not reset: {refused}"))?;
+        wait_for(link, "lent", State::Stopped)?;
+        let (mut told, _) = events(link, 0)?;
+        told.retain(|event| event.name == "lent");
+        let last = told.iter().rev().take_while(|event| !matches!(event.kind, EventKind::Reset(_)));
+        let over = last.filter(|event| event.kind == EventKind::LeaseOver).count();
+        expect(over == 1, &format!("a lease is over, and that is told {over} times: {told:?}"))?;
+        act(link, "lent", Action::Start)?;
+    }
+    Ok(())
+}
