@@ -34,8 +34,9 @@ pub fn prepare(tsc: Frequency) {
     EVENTS.call_once(|| Mutex::new(Ring::new(rate)));
 }
 
-/// Held by whoever makes or destroys a guest that has ended.
-static LIVES: Mutex<()> = Mutex::new(());
+/// Held by whoever gives a guest an order, says whether it has ended for good, makes it or destroys it: an order comes before
+/// its end or behind it, and is obeyed, kept, or refused.
+pub static LIVES: Mutex<()> = Mutex::new(());
 
 /// Makes a guest's compartment, and lets it run; the guest itself is made in there, at its first turn.
 pub fn create(facts: &Facts, id: GuestId, by: Source) {
@@ -171,7 +172,7 @@ pub fn vcpu_ended(facts: &Facts, slot: &Slot, task: &Task) {
 pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     let Usage { ran, waiting, blocked, .. } = *slot.spent.lock();
     log!("log guest {id} ticks: ran {ran} waited {waiting} slept {blocked}");
-    slot.paused.store(false, Ordering::Relaxed);
+    let _one = LIVES.lock();
     let ending = *slot.ending.lock();
     let well = matches!(ending, Ending::PowerOff | Ending::Reset | Ending::TestExit(0) | Ending::Stopped);
     let restarts = facts.guest(id).map_or(0, |guest| guest.restarts);
@@ -186,6 +187,8 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     if !again {
         facts.scheduler.lock().retire(group(id));
     }
+    // One that is paused in the turn in which it ends stays so when it is made anew.
+    slot.paused.fetch_and(again, Ordering::Relaxed);
     slot.set_state(match (again, well) {
         (true, _) => State::Remade,
         (false, true) => State::Ended,

@@ -6,7 +6,7 @@
 
 use crate::create::Pending;
 use crate::entries::Entry;
-use crate::lives::{self, EVENTS, Whole};
+use crate::lives::{self, EVENTS, LIVES, Whole};
 use crate::lost::Lost;
 use crate::machine::{Account, FRAMES, Facts, ONLINE, Order, SLOTS, Slot, State, slot};
 use crate::parcel::{self, Piece};
@@ -220,6 +220,7 @@ impl End {
 
 /// Stops the guests whose lease is over.
 fn leases(facts: &Facts, now: u64) {
+    let _one = LIVES.lock();
     for (id, slot) in (1..).map(GuestId::new).zip(&SLOTS) {
         let until = slot.until.load(Ordering::Relaxed);
         if until <= now && slot.is_alive() {
@@ -244,6 +245,9 @@ impl Host<'_> {
     fn act(&mut self, text: &str, action: Action, by: Source) -> Result<bool, Refusal> {
         let facts = self.0;
         let (id, slot) = self.find(text)?;
+        // For the others all processors rest, and one may wait for this before it does.
+        let orders = matches!(action, Action::Kill | Action::Reset | Action::Pause | Action::Resume | Action::Nmi);
+        let _one = orders.then(|| LIVES.lock());
         let state = shown(slot);
         let event = |kind| lives::event(facts, id, kind);
         match (action, slot.is_alive()) {

@@ -5,13 +5,14 @@
 use super::TestArgs;
 use super::control::{act, drain, events, expect, wait_for};
 use super::tally::{Tally, Verdict};
-use crate::ctl::{Link, Patience};
+use crate::ctl::{Link, Patience, guests, stats};
 use crate::emulator::{Kind, Place};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, EventKind, Operation, Refusal, Response, State};
+use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/orders.toml";
@@ -19,6 +20,10 @@ const KEY: [u8; 32] = *b"a key for orders to whoever ends";
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Leases that end while the guest is reset all the time.
 const LEASES: usize = 3;
+/// Pauses of a guest that resets itself all the time.
+const ROUNDS: usize = 20;
+/// Longer than a life of the guest that resets itself.
+const MOMENT: Duration = Duration::from_millis(30);
 
 /// Runs it on QEMU, with so many processors.
 pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
@@ -46,7 +51,9 @@ fn verdict(workspace: &Workspace, builder: &Builder, cpus: u16) -> Outcome<()> {
     let mut link = Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
     // Orders follow each other without a pause.
     link.turn = PATIENCE;
-    lease(&mut link)
+    let wrong = [lease, pause].iter().filter_map(|try_it| try_it(&mut link).err());
+    let wrong: Vec<String> = wrong.map(|failure| failure.to_string()).collect();
+    expect(wrong.is_empty(), &wrong.join("\n"))
 }
 
 /// What comes of an order: whether it was done, or why not.
@@ -78,6 +85,31 @@ fn lease(link: &mut Link) -> Outcome<()> {
         let over = last.filter(|event| event.kind == EventKind::LeaseOver).count();
         expect(over == 1, &format!("a lease is over, and that is told {over} times: {told:?}"))?;
         act(link, "lent", Action::Start)?;
+    }
+    Ok(())
+}
+
+/// A guest that is paused stays so, in whatever of its lives.
+fn pause(link: &mut Link) -> Outcome<()> {
+    let used = |link: &mut Link| -> Outcome<u64> {
+        Ok(stats(link)?.guests.iter().find(|one| one.name == "again").map_or(0, |one| one.used))
+    };
+    for _ in 0..ROUNDS {
+        act(link, "again", Action::Pause)?;
+        thread::sleep(MOMENT);
+        let before = used(link)?;
+        thread::sleep(MOMENT);
+        let after = used(link)?;
+        expect(before == after, &format!("a paused guest used {} ticks", after - before))?;
+        let paused = guests(link)?.iter().any(|one| one.name == "again" && one.state == State::Paused);
+        expect(paused, "a guest that was paused in its turn is not")?;
+        let answer = order(link, "again", Action::Reset)?;
+        expect(answer == Err(Refusal::Is(State::Paused)), &format!("reset of a paused guest: {answer:?}"))?;
+        act(link, "again", Action::Resume)?;
+        let end = Instant::now() + PATIENCE;
+        while used(link)? == after {
+            expect(Instant::now() < end, "a guest that was resumed does not run")?;
+        }
     }
     Ok(())
 }
