@@ -302,13 +302,13 @@ impl Slot {
         Order::of(self.order.swap(Order::None as u8, Ordering::AcqRel))
     }
 
-    /// Gives it an order, in place of an earlier one; but an NMI does not take the place of its end.
-    pub fn give(&self, order: Order) {
+    /// Gives it an order, in place of an earlier one; but an NMI does not take the place of its end. Whether it has it.
+    pub fn give(&self, order: Order) -> bool {
         if order == Order::Nmi {
-            let _ = self.order.compare_exchange(0, order as u8, Ordering::AcqRel, Ordering::Relaxed);
-        } else {
-            self.order.store(order as u8, Ordering::Release);
+            return self.order.compare_exchange(0, order as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         }
+        self.order.store(order as u8, Ordering::Release);
+        true
     }
 
     /// It has carried out an order, and goes on, unless it was given another one.

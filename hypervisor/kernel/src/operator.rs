@@ -278,7 +278,10 @@ impl Host<'_> {
             (Action::Destroy, false) => lives::forget(facts, id, by)?,
             (Action::Dump, true) => dispatch::dump(facts, slot),
             (Action::Nmi, true) if state == bulkhead_control::State::Running => {
-                order(facts, slot, Order::Nmi);
+                // Its end, or another one, is on its way.
+                if !order(facts, slot, Order::Nmi) {
+                    return Ok(false);
+                }
                 event(EventKind::Injected(by));
             }
             (Action::Trace(on), _) => return Ok(self.2.set(id, on)),
@@ -469,13 +472,14 @@ fn run(frames: &FrameTable<'_>, start: u64) -> (Owner, u64) {
     (owner, end.unwrap_or_else(|| frames.len()))
 }
 
-/// Gives a guest an order, and the turn in which it obeys.
-fn order(facts: &Facts, slot: &Slot, order: Order) {
-    slot.give(order);
+/// Gives a guest an order, and the turn in which it obeys; whether it has it.
+fn order(facts: &Facts, slot: &Slot, order: Order) -> bool {
+    let given = slot.give(order);
     if slot.paused.swap(false, Ordering::Relaxed) {
         dispatch::hold(facts, slot, false);
     }
     dispatch::call(slot);
+    given
 }
 
 /// Whether no guest is left that goes on.

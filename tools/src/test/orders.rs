@@ -20,7 +20,7 @@ const KEY: [u8; 32] = *b"a key for orders to whoever ends";
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Leases that end while the guest is reset all the time.
 const LEASES: usize = 3;
-/// Pauses of a guest that resets itself all the time.
+/// Pauses of a guest that resets itself all the time, and resets with an NMI right behind them.
 const ROUNDS: usize = 20;
 /// Longer than a life of the guest that resets itself.
 const MOMENT: Duration = Duration::from_millis(30);
@@ -51,7 +51,9 @@ fn verdict(workspace: &Workspace, builder: &Builder, cpus: u16) -> Outcome<()> {
     let mut link = Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
     // Orders follow each other without a pause.
     link.turn = PATIENCE;
-    let wrong = [lease, pause].iter().filter_map(|try_it| try_it(&mut link).err());
+    // With two a reset is obeyed before the NMI comes.
+    let tried: &[fn(&mut Link) -> Outcome<()>] = if cpus == 1 { &[lease, pause, nmi] } else { &[lease, pause] };
+    let wrong = tried.iter().filter_map(|try_it| try_it(&mut link).err());
     let wrong: Vec<String> = wrong.map(|failure| failure.to_string()).collect();
     expect(wrong.is_empty(), &wrong.join("\n"))
 }
@@ -112,4 +114,25 @@ fn pause(link: &mut Link) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// An NMI behind a reset that the guest has not obeyed is not given, and that is said.
+fn nmi(link: &mut Link) -> Outcome<()> {
+    let mut not_given = 0;
+    for _ in 0..ROUNDS {
+        // One that was given has ended it, or does so soon.
+        let _ = order(link, "spin", Action::Start)?;
+        if order(link, "spin", Action::Reset)? != Ok(true) {
+            continue;
+        }
+        let answer = order(link, "spin", Action::Nmi)?;
+        let (mut told, _) = events(link, 0)?;
+        told.retain(|event| event.name == "spin");
+        let after = told.iter().rev().take_while(|event| !matches!(event.kind, EventKind::Reset(_)));
+        let injected = after.filter(|event| matches!(event.kind, EventKind::Injected(_))).count();
+        let given = answer == Ok(true);
+        expect(injected == usize::from(given), &format!("an NMI is answered {answer:?}, and told {injected} times"))?;
+        not_given += usize::from(answer == Ok(false));
+    }
+    expect(not_given > 0, "an NMI right behind a reset is said to be given each time")
 }
