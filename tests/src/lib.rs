@@ -7,6 +7,7 @@
 pub mod attacks;
 pub mod cases;
 pub mod claims;
+pub mod events;
 pub mod layers;
 pub mod lexer;
 pub mod size;

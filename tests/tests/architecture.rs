@@ -2,7 +2,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests: a panic is a failed test")]
 
 use bulkhead_tests::tree::{File, files, is_test, rust};
-use bulkhead_tests::{attacks, cases, claims, layers, size, twice, unsafety, words};
+use bulkhead_tests::{attacks, cases, claims, events, layers, size, twice, unsafety, words};
 use std::path::Path;
 
 /// Numbers that may only go down; `UPDATE_RATCHET=1` writes them anew.
@@ -93,6 +93,11 @@ fn each_attack_has_its_row_and_each_row_its_attack() {
 #[test]
 fn every_claim_names_what_there_is() {
     none("claims about security", &claims::wrong(&files()));
+}
+
+#[test]
+fn every_kind_of_event_is_told() {
+    none("events that nothing makes", &events::never_told(&files()));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::parcel;
 use crate::processors::{self, quiet};
 use crate::start::IDLE_SPACE;
 use crate::task::{self, Command, State, TASKS, Task};
-use bulkhead_control::Source;
+use bulkhead_control::{EventKind, Source};
 use bulkhead_hw::{apic, barrier, cpu, serial, startup};
 use bulkhead_sched::{Cpu, Decision, Outcome, Scheduler, TaskId};
 use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS, MAX_TASKS, VcpuId};
@@ -147,11 +147,15 @@ pub fn hold(facts: &Facts, slot: &Slot, hold: bool) {
     }
 }
 
-/// Audits everything, while no guest runs.
+/// Audits everything, while no guest runs. What it finds is an event, unless the one before found as much.
 pub fn audit(facts: &Facts) {
     quiet(facts, || {
-        if let Some(idle) = &*IDLE_SPACE.lock() {
-            audit::audit_all(facts, idle);
+        let Some(idle) = &*IDLE_SPACE.lock() else { return };
+        let [.., before] = audit::sums();
+        audit::audit_all(facts, idle);
+        let [.., violations] = audit::sums();
+        if violations != 0 && violations != before {
+            lives::event(facts, GuestId::IDLE, EventKind::Audit(violations));
         }
     });
 }
