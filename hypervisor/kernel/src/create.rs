@@ -9,12 +9,12 @@ use crate::lives;
 use crate::log;
 use crate::machine::{FRAMES, Facts, NO_ZONE};
 use crate::start::IDLE_SPACE;
-use bulkhead_control::mac::Key;
+use bulkhead_control::mac::{Hash, Key};
 use bulkhead_control::upload::{Upload, Wrong};
 use bulkhead_control::{EventKind, Refusal, Source};
 use bulkhead_core::frames::{Frames, Owner, Part, State};
 use bulkhead_hw::cpu;
-use bulkhead_types::manifest::{Manifest, PackHeader};
+use bulkhead_types::manifest::{Guest, Manifest, PackHeader};
 use bulkhead_types::{GuestId, PAGE_SIZE};
 
 /// Longest manifest of one guest, in pages: all command lines are 34 KiB at the most.
@@ -121,7 +121,7 @@ impl Pending {
         let (Some(mut guest), true) = (manifest.guests.pop(), manifest.guests.is_empty()) else {
             return Err(Refusal::Pack);
         };
-        if header.pack_bytes != frames.bytes() {
+        if header.pack_bytes != frames.bytes() || origin(frames, &guest) != Some(guest.origin) {
             return Err(Refusal::Pack);
         }
         let name = manifest.zones.get(usize::from(guest.zone)).map_or("", |zone| &zone.name);
@@ -175,6 +175,21 @@ impl Pending {
 }
 
 const PAGE_SIZE_BYTES: usize = 4096;
+
+/// SHA-256 of the guest's images in the pack in these frames. The first processor's guests wait for it, as long as it took while
+/// they came.
+fn origin(frames: &Frames<State>, guest: &Guest) -> Option<Key> {
+    let mut hash = Hash::default();
+    for image in [guest.kernel].into_iter().chain(guest.modules.iter().map(|module| module.image)) {
+        let (mut page, mut rest) = (image.offset / PAGE_SIZE, usize::try_from(image.bytes).ok()?);
+        while rest != 0 {
+            let count = rest.min(PAGE_SIZE_BYTES);
+            visit(frames, (page, 1), |bytes| bytes.get(..count).map(|bytes| hash.update(bytes)))??;
+            (page, rest) = (page + 1, rest - count);
+        }
+    }
+    Some(hash.finish())
+}
 
 /// Lets `act` have some of the frames' bytes, in the idle compartment: from the frame with this index on, so many.
 fn visit<R>(frames: &Frames<State>, which: (u64, u64), act: impl FnOnce(&mut [u8]) -> R) -> Option<R> {

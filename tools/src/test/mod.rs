@@ -25,6 +25,7 @@ pub mod hostile;
 mod images;
 mod judge;
 mod lies;
+mod made;
 mod many;
 mod orders;
 mod pty;
@@ -131,6 +132,7 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         many::run(workspace, &builder, args, tally);
         races::run(workspace, &builder, args, tally);
         orders::run(workspace, &builder, args, tally);
+        made::run(workspace, &builder, args, tally);
         strangers::run(workspace, &builder, args, tally);
         rows::run(workspace, &builder, args, tally);
         account::run(workspace, &builder, args, &machines, tally);

@@ -1,0 +1,110 @@
+//! Guests made over the line: packs that lie about their images.
+
+use super::TestArgs;
+use super::commands::free;
+use super::control::{act, drain, expect, wait_for};
+use super::many::COUNTER;
+use super::tally::{Tally, Verdict};
+use crate::ctl::{Link, Patience, guests, upload};
+use crate::emulator::{Kind, Place};
+use crate::failure::{Failure, Outcome};
+use crate::files;
+use crate::machine::Builder;
+use crate::manifest::{self, Guest, ImageRef, Machine};
+use crate::pack;
+use crate::workspace::Workspace;
+use bulkhead_control::mac::Hash;
+use bulkhead_control::{Action, State};
+use bulkhead_types::Barriers;
+use bulkhead_types::manifest::{LoadAs, Manifest, PackHeader, Zone};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const MACHINE: &str = "tests/manifests/control.toml";
+const KEY: [u8; 32] = *b"a key for who makes many guests.";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs it on QEMU.
+pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
+    let name = "guests made over the line: lies, on qemu";
+    if !args.takes(name) {
+        return;
+    }
+    let start = Instant::now();
+    let verdict = match verdict(workspace, builder) {
+        Ok(()) => Verdict::Passed,
+        Err(failure) => Verdict::Failed(failure.to_string()),
+    };
+    tally.note(name, verdict, start.elapsed());
+}
+
+fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<()> {
+    let folder = workspace.build("")?;
+    let line = folder.join(format!("made-{}", std::process::id()));
+    let kernel = folder.join(format!("made-{}.bin", std::process::id()));
+    files::write(&kernel, &COUNTER)?;
+    let read = manifest::read(&workspace.path(MACHINE))?;
+    let machine = Machine { control: Some(KEY), audit: false, ..read };
+    let place = Place { control: Some((line.clone(), KEY)), spare: 64, ..Place::of(Kind::Qemu) };
+    let running = builder.start_at(&place, &machine)?;
+    drain(&running)?;
+    let link = &mut Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    wait_for(link, "hello", State::Stopped)?;
+    act(link, "spin", Action::Kill)?;
+    wait_for(link, "spin", State::Stopped)?;
+    let made = |name: &str, zone: &str| made(workspace, &machine, &kernel, name, zone);
+    let told = lies(link, &made);
+    let _ = std::fs::remove_file(&kernel);
+    told
+}
+
+/// The pack of one guest that counts.
+fn made(workspace: &Workspace, machine: &Machine, kernel: &Path, name: &str, zone: &str) -> Outcome<Vec<u8>> {
+    let first = machine.guests.first().ok_or_else(|| Failure::failed("no guest"))?;
+    let guest = Guest {
+        name: name.to_owned(),
+        zone: 0,
+        kernel: ImageRef::File(kernel.to_owned()),
+        load: LoadAs::Flat { at: 0x8000 },
+        memory: 4 << 20,
+        ..first.clone()
+    };
+    let zones = vec![Zone { name: zone.to_owned(), barriers: Barriers::ALL }];
+    pack::pack(workspace, &Machine { zones, guests: vec![guest], control: None, ..machine.clone() })
+}
+
+/// Images that are not those of the origin: nothing comes of them.
+fn lies(link: &mut Link, made: &dyn Fn(&str, &str) -> Outcome<Vec<u8>>) -> Outcome<()> {
+    let before = free(link)?;
+    let honest = made("a", "a")?;
+    let none = || Failure::failed("the pack has no such place");
+    let (header, manifest) = Manifest::from_pack(&honest).map_err(|e| Failure::failed(e.to_string()))?;
+    let [guest] = manifest.guests.as_slice() else { return Err(none()) };
+    let at = usize::try_from(guest.kernel.offset).map_err(|_| none())?;
+    let mut other_image = honest.clone();
+    *other_image.get_mut(at).ok_or_else(none)? ^= 1;
+    let mut other_origin = manifest.clone();
+    other_origin.guests.iter_mut().for_each(|guest| guest.origin = [1; 32]);
+    let encoded = postcard::to_allocvec(&other_origin).map_err(|e| Failure::failed(e.to_string()))?;
+    let start = PackHeader::BYTES;
+    let mut pack = honest.clone();
+    pack.get_mut(start..start + encoded.len()).ok_or_else(none)?.copy_from_slice(&encoded);
+    expect(Manifest::from_pack(&pack) == Ok((header, other_origin)), "the pack with another origin is none")?;
+    for (what, pack, says) in [
+        ("another image than its origin's", other_image, "not a pack of one guest"),
+        ("another origin than its image's", pack, "not a pack of one guest"),
+    ] {
+        let told = upload(link, &pack, "a").map(|_| ()).map_err(|failure| failure.message);
+        let right = told.as_ref().is_err_and(|message| message.contains(says));
+        expect(right, &format!("a guest with {what}: {told:?}"))?;
+    }
+    let after = free(link)?;
+    expect(after == before, &format!("lies about guests: {before} bytes were free, now {after}"))?;
+    upload(link, &honest, "a")?;
+    let mut hash = Hash::default();
+    hash.update(&COUNTER);
+    let origin = Some(hash.finish());
+    let right = guests(link)?.iter().any(|guest| guest.name == "a" && guest.zone == "a" && guest.origin == origin);
+    expect(right, "an honest guest is not in the list as it is")?;
+    act(link, "a", Action::Destroy)
+}
