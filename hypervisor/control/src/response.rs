@@ -286,7 +286,7 @@ pub enum Refusal {
     Upload(Wrong),
     /// The pack is not one of one guest that can be made.
     Pack,
-    /// A guest has this name already.
+    /// A guest, or a zone of the machine, has this name already.
     Taken,
     /// The pack's zone is none of this machine.
     NoZone,
@@ -325,7 +325,9 @@ impl fmt::Display for Refusal {
             Self::Pack => {
                 f.write_str("not a pack of one guest that can be made: pack it with this hypervisor's own `hv`")
             }
-            Self::Taken => f.write_str("another guest has this name: destroy it first, or give another name"),
+            Self::Taken => {
+                f.write_str("another guest, or a zone, has this name: destroy it first, or give another name")
+            }
             Self::NoZone => f.write_str("this machine has no such zone: name one of its manifest's"),
             Self::Unknown => f.write_str("this hypervisor does not know it: use the `hv` that it came with"),
             Self::TooLong => f.write_str("the answer does not fit into a frame: this is the hypervisor's fault"),

@@ -131,7 +131,9 @@ impl Pending {
         if zone.is_none() && name != guest.name {
             return Err(Refusal::NoZone);
         }
-        if entries::all().filter_map(entries::get).any(|other| other.name == guest.name) {
+        // Its own zone has its name: nothing would tell it from the machine's.
+        let named = zones.iter().map(|zone| &zone.name).any(|zone| *zone == guest.name);
+        if named || entries::all().filter_map(entries::get).any(|other| other.name == guest.name) {
             return Err(Refusal::Taken);
         }
         let (first, count) = (frames.start(), frames.count());

@@ -500,7 +500,7 @@ fn a_guest_is_created_from_a_pack_even_if_the_line_drops() {
     assert_eq!(bench.good(&words), "guest 3\n");
     let new = bench.machine().fake.find("new").unwrap().guest.clone();
     assert_eq!((new.state, new.memory, new.creator), (State::Stopped, 8 << 20, Source::Line));
-    assert_eq!(bench.ctl(&words).unwrap_err().message, "new: another guest has this name");
+    assert_eq!(bench.ctl(&words).unwrap_err().message, "new: another guest, or a zone, has this name");
     let failure = bench.ctl(&format!("create {} nobody", manifest.display())).unwrap_err();
     assert_eq!(failure.hint.as_deref(), Some("it has other, new"));
     std::fs::remove_dir_all(folder).unwrap();

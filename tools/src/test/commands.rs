@@ -143,7 +143,7 @@ const CTL: [(&str, i32, &str); 57] = [
     ("create no/such.toml", 2, "no/such.toml"),
     ("create tests/manifests/control.toml", 2, "say which guest"),
     ("create COUNTER", 0, "guest 3"),
-    ("create COUNTER", 1, "another guest has this name"),
+    ("create COUNTER", 1, "another guest, or a zone, has this name"),
     ("create COUNTER --name other --lease 1s", 0, "guest 4"),
     ("create COUNTER --lease 1ms", 2, "a number of seconds"),
     ("kill nobody", 1, "there is no such guest"),

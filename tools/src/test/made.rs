@@ -1,4 +1,4 @@
-//! Guests made over the line: packs that lie about their images.
+//! Guests made over the line: packs that lie about their images or their zone.
 
 use super::TestArgs;
 use super::commands::free;
@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 const MACHINE: &str = "tests/manifests/control.toml";
 const KEY: [u8; 32] = *b"a key for who makes many guests.";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A zone of the machine.
+const LAB: &str = "lab";
 
 /// Runs it on QEMU.
 pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
@@ -44,7 +46,8 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<()> {
     let kernel = folder.join(format!("made-{}.bin", std::process::id()));
     files::write(&kernel, &COUNTER)?;
     let read = manifest::read(&workspace.path(MACHINE))?;
-    let machine = Machine { control: Some(KEY), audit: false, ..read };
+    let mut machine = Machine { control: Some(KEY), audit: false, ..read };
+    machine.zones.push(Zone { name: LAB.to_owned(), barriers: Barriers::ALL });
     let place = Place { control: Some((line.clone(), KEY)), spare: 64, ..Place::of(Kind::Qemu) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;
@@ -73,7 +76,7 @@ fn made(workspace: &Workspace, machine: &Machine, kernel: &Path, name: &str, zon
     pack::pack(workspace, &Machine { zones, guests: vec![guest], control: None, ..machine.clone() })
 }
 
-/// Images that are not those of the origin: nothing comes of them.
+/// Images that are not those of the origin, and a guest that has the name of a zone: nothing comes of them.
 fn lies(link: &mut Link, made: &dyn Fn(&str, &str) -> Outcome<Vec<u8>>) -> Outcome<()> {
     let before = free(link)?;
     let honest = made("a", "a")?;
@@ -93,6 +96,7 @@ fn lies(link: &mut Link, made: &dyn Fn(&str, &str) -> Outcome<Vec<u8>>) -> Outco
     for (what, pack, says) in [
         ("another image than its origin's", other_image, "not a pack of one guest"),
         ("another origin than its image's", pack, "not a pack of one guest"),
+        ("the name of a zone of the machine", made(LAB, LAB)?, "has this name"),
     ] {
         let told = upload(link, &pack, "a").map(|_| ()).map_err(|failure| failure.message);
         let right = told.as_ref().is_err_and(|message| message.contains(says));
