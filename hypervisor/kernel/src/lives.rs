@@ -5,7 +5,7 @@ use crate::dispatch::{call, hold, sched_cpu};
 use crate::entries;
 use crate::guest;
 use crate::log;
-use crate::machine::{Account, CPUS, FRAMES, Facts, ONLINE, Order, Slot, State, slot};
+use crate::machine::{Account, CPUS, FRAMES, Facts, NO_ZONE, ONLINE, Order, Slot, State, slot};
 use crate::operator::moment;
 use crate::start::IDLE_SPACE;
 use crate::tally;
@@ -281,6 +281,11 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
     let others = facts.scheduler.lock().ran(group(id));
     *slot.past.lock() = Account { others, ..Account::NONE };
     let Some(_) = entries::remove(id) else { return Ok(()) };
+    // The next one with its number has its zone's number, too.
+    let zone = slot.zone.load(Ordering::Relaxed);
+    for cpu in &CPUS {
+        let _ = cpu.zone.compare_exchange(zone, NO_ZONE, Ordering::Relaxed, Ordering::Relaxed);
+    }
     slot.before.store(0, Ordering::Relaxed);
     if let (Some((first, count)), Some(frames)) = (entry.frames, FRAMES.get())
         && let Err(error) = frames.lock().mark(first, count, Owner::Free)

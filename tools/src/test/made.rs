@@ -1,11 +1,13 @@
-//! Guests made over the line: packs that lie about their images or their zone.
+//! Guests made over the line: packs that lie about their images or their zone, and guests in the place of others.
+//!
+//! One processor, so that what ran there last is known.
 
 use super::TestArgs;
-use super::commands::free;
-use super::control::{act, drain, expect, wait_for};
+use super::commands::{Terminal, free};
+use super::control::{act, expect, wait_for};
 use super::many::COUNTER;
 use super::tally::{Tally, Verdict};
-use crate::ctl::{Link, Patience, guests, upload};
+use crate::ctl::{Link, Patience, guests, one, stats, upload};
 use crate::emulator::{Kind, Place};
 use crate::failure::{Failure, Outcome};
 use crate::files;
@@ -14,10 +16,11 @@ use crate::manifest::{self, Guest, ImageRef, Machine};
 use crate::pack;
 use crate::workspace::Workspace;
 use bulkhead_control::mac::Hash;
-use bulkhead_control::{Action, State};
+use bulkhead_control::{Action, Operation, State};
 use bulkhead_types::Barriers;
 use bulkhead_types::manifest::{LoadAs, Manifest, PackHeader, Zone};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/control.toml";
@@ -28,7 +31,7 @@ const LAB: &str = "lab";
 
 /// Runs it on QEMU.
 pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    let name = "guests made over the line: lies, on qemu";
+    let name = "guests made over the line: lies, and places of others, on qemu";
     if !args.takes(name) {
         return;
     }
@@ -50,15 +53,16 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<()> {
     machine.zones.push(Zone { name: LAB.to_owned(), barriers: Barriers::ALL });
     let place = Place { control: Some((line.clone(), KEY)), spare: 64, ..Place::of(Kind::Qemu) };
     let running = builder.start_at(&place, &machine)?;
-    drain(&running)?;
+    let terminal = Terminal::new(&running)?;
     let link = &mut Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
     wait_for(link, "hello", State::Stopped)?;
     act(link, "spin", Action::Kill)?;
     wait_for(link, "spin", State::Stopped)?;
     let made = |name: &str, zone: &str| made(workspace, &machine, &kernel, name, zone);
-    let told = lies(link, &made);
+    let wrong = [lies(link, &made), places(link, &terminal, &made)].into_iter().filter_map(Result::err);
+    let wrong: Vec<String> = wrong.map(|failure| failure.to_string()).collect();
     let _ = std::fs::remove_file(&kernel);
-    told
+    expect(wrong.is_empty(), &wrong.join("\n"))
 }
 
 /// The pack of one guest that counts.
@@ -111,4 +115,37 @@ fn lies(link: &mut Link, made: &dyn Fn(&str, &str) -> Outcome<Vec<u8>>) -> Outco
     let right = guests(link)?.iter().any(|guest| guest.name == "a" && guest.zone == "a" && guest.origin == origin);
     expect(right, "an honest guest is not in the list as it is")?;
     act(link, "a", Action::Destroy)
+}
+
+/// Between two guests of zones of their own there are barriers, if the second one has the number of the first, too.
+fn places(link: &mut Link, terminal: &Terminal, made: &dyn Fn(&str, &str) -> Outcome<Vec<u8>>) -> Outcome<()> {
+    let before = crossings(link, terminal)?;
+    let mut ids = Vec::new();
+    for name in ["b", "c"] {
+        upload(link, &made(name, name)?, name)?;
+        ids.extend(guests(link)?.iter().filter(|guest| guest.name == name).map(|guest| guest.id));
+        act(link, name, Action::Start)?;
+        let end = Instant::now() + PATIENCE;
+        while stats(link)?.guests.iter().all(|one| one.name != name || one.used == 0) {
+            expect(Instant::now() < end, "a guest made over the line does not run")?;
+            thread::sleep(Duration::from_millis(10));
+        }
+        act(link, name, Action::Kill)?;
+        wait_for(link, name, State::Stopped)?;
+        act(link, name, Action::Destroy)?;
+    }
+    let crossed = crossings(link, terminal)? - before;
+    let right = matches!(ids.as_slice(), [a, b] if a == b) && crossed == 2;
+    expect(right, &format!("two guests with the numbers {ids:?} had turns after {crossed} changes of zone"))
+}
+
+/// How often a processor went to another zone: the log of an audit says it, and the next guest is of another zone again.
+fn crossings(link: &mut Link, terminal: &Terminal) -> Outcome<u64> {
+    let before = terminal.come().len();
+    one(link, &Operation::Audit, "audit")?;
+    terminal.wait("event audit ok", before)?;
+    let come = terminal.come();
+    let (line, _) = come.get(before..).and_then(|new| new.split_once(" changes of zone")).unwrap_or_default();
+    let count = line.rsplit(' ').next().and_then(|count| count.parse().ok());
+    count.ok_or_else(|| Failure::failed(format!("no changes of zone are told: {line}")))
 }
