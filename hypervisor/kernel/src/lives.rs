@@ -297,7 +297,8 @@ pub fn forget(facts: &Facts, id: GuestId, by: Source) -> Result<(), Refusal> {
 
 /// Writes down what happened.
 pub fn event(facts: &Facts, id: GuestId, kind: EventKind) {
-    tell(facts, id, kind, matches!(kind, EventKind::Started(Source::Manifest) | EventKind::Session));
+    let often = matches!(kind, EventKind::Started(Source::Manifest) | EventKind::Session | EventKind::ConsoleLost(_));
+    tell(facts, id, kind, often);
 }
 
 /// Tells of the guests whose events were left out that they were.
