@@ -302,7 +302,7 @@ fn over(facts: &Facts, id: GuestId, task: &Task) {
     let begun = cpu::tsc();
     let again = lives::ended(facts, id, slot);
     let mut rested = 0;
-    let due = !again || cpu::tsc() >= NEXT_AUDIT.load(Ordering::Relaxed);
+    let due = again.is_none() || cpu::tsc() >= NEXT_AUDIT.load(Ordering::Relaxed);
     // The audit after the last one's end is that at the machine's.
     if facts.manifest.audit && due && SLOTS.iter().any(Slot::is_alive) {
         let begun = cpu::tsc();
@@ -312,8 +312,8 @@ fn over(facts: &Facts, id: GuestId, task: &Task) {
         NEXT_AUDIT.store(end.saturating_add(took.saturating_mul(AUDIT_PARTS)), Ordering::Relaxed);
         rested = took.saturating_mul(processors::others() as u64);
     }
-    if again {
-        lives::remake(facts, id);
+    if let Some(by) = again {
+        lives::remake(facts, id, by);
         let now = cpu::tsc();
         let spent = now.wrapping_sub(begun).saturating_add(rested);
         facts.scheduler.lock().charge(lives::group(id), spent, now);

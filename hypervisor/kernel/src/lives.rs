@@ -168,8 +168,8 @@ pub fn vcpu_ended(facts: &Facts, slot: &Slot, task: &Task) {
     task.set_state(task::State::Absent);
 }
 
-/// A guest's last vCPU has ended: says where its time went. Whether it is to be made anew.
-pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
+/// A guest's last vCPU has ended: says where its time went. On whose behalf it is to be made anew, if it is.
+pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> Option<Source> {
     let Usage { ran, waiting, blocked, .. } = *slot.spent.lock();
     log!("log guest {id} ticks: ran {ran} waited {waiting} slept {blocked}");
     let _one = LIVES.lock();
@@ -181,9 +181,13 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
     let asked = slot.asked.load(Ordering::Relaxed) && ending == Ending::PowerOff;
     let order = slot.take_order();
     let stopped = asked || order == Order::Kill || ending == Ending::Stopped;
-    let reset = order == Order::Reset;
-    let again = reset || !stopped && slot.restarts.fetch_add(1, Ordering::Relaxed) < restarts;
-    tell(facts, id, EventKind::Ended(ending), again && !reset);
+    let by = match order {
+        Order::Reset => Some(*slot.reset_by.lock()),
+        _ if stopped || slot.restarts.fetch_add(1, Ordering::Relaxed) >= restarts => None,
+        _ => Some(Source::Manifest),
+    };
+    let again = by.is_some();
+    tell(facts, id, EventKind::Ended(ending), by == Some(Source::Manifest));
     if !again {
         facts.scheduler.lock().retire(group(id));
     }
@@ -194,7 +198,7 @@ pub fn ended(facts: &Facts, id: GuestId, slot: &Slot) -> bool {
         (false, true) => State::Ended,
         (false, false) => State::Failed,
     });
-    again
+    by
 }
 
 /// What a guest used since it was made, up to now; but not what it ran, which [`whole`] tells of all.
@@ -228,12 +232,12 @@ fn destroy(facts: &Facts, id: GuestId) {
 }
 
 /// Makes a guest anew whose state is [`State::Remade`], which nobody else changes. Its lease goes on.
-pub fn remake(facts: &Facts, id: GuestId) {
+pub fn remake(facts: &Facts, id: GuestId, by: Source) {
     let _one = LIVES.lock();
     let Some(slot) = slot(id) else { return };
     let until = slot.until.load(Ordering::Relaxed);
     destroy(facts, id);
-    create(facts, id, Source::Manifest);
+    create(facts, id, by);
     slot.until.store(until, Ordering::Relaxed);
 }
 

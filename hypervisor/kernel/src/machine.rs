@@ -7,7 +7,7 @@ use crate::tally::{self, Exits};
 use crate::task::{TASKS, Task};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_control::{Ending, Name};
+use bulkhead_control::{Ending, Name, Source};
 use bulkhead_core::barrier::Present;
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::host::{CpuidResult, Host};
@@ -160,6 +160,8 @@ pub struct Slot {
     /// Times that it was made anew.
     pub restarts: AtomicU16,
     order: AtomicU8,
+    /// Who wanted its last reset.
+    pub reset_by: Mutex<Source>,
     /// An operator keeps it off all processors.
     pub paused: AtomicBool,
     /// It has heard its power button.
@@ -241,6 +243,7 @@ impl Slot {
             left: AtomicU8::new(0),
             restarts: AtomicU16::new(0),
             order: AtomicU8::new(Order::None as u8),
+            reset_by: Mutex::new(Source::Manifest),
             paused: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             started: AtomicU64::new(0),

@@ -261,6 +261,7 @@ impl Host<'_> {
             // One that is to end, or whose lease is over, does not come again by it.
             (Action::Reset, true) if state == bulkhead_control::State::Running => {
                 event(EventKind::Reset(by));
+                *slot.reset_by.lock() = by;
                 order(facts, slot, Order::Reset);
             }
             // It would never end.

@@ -173,7 +173,7 @@ fn account(link: &mut Link) -> Outcome<()> {
         EventKind::Started(by),
         EventKind::Reset(by),
         EventKind::Ended(Ending::Stopped),
-        EventKind::Started(Source::Manifest),
+        EventKind::Started(by),
         EventKind::Killed(by),
         EventKind::Ended(Ending::Stopped),
         EventKind::Destroyed(by),
