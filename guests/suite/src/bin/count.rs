@@ -2,8 +2,8 @@
 //!
 //! `warm=N` milliseconds after its start it counts for `window=N`, then goes on for as long as it warmed up, so that all who
 //! count beside it count while all run. `by=cpuid`, `by=port`: what it does is exits of that kind. It prints what it ran in the
-//! window, and in its life; with `every=N`, the least and the most that it ran in any N milliseconds up to the window's end,
-//! and the least in each of those that begin at the best moment for it, one after the other; and what was stolen from it meanwhile, as it is told by KVM's convention (Linux,
+//! window, and in its life; with `every=N`, the least that it ran in any N milliseconds of the window, the least of those that
+//! begin at the best moment for it, one after the other, and the most, from its start on; and what was stolen from it meanwhile, as it is told by KVM's convention (Linux,
 //! Documentation/virt/kvm/x86/msr.rst, MSR_KVM_STEAL_TIME), in the same ticks.
 #![no_std]
 #![no_main]
@@ -139,6 +139,10 @@ fn main() {
         (last, ran)
     };
     let (begin, before) = until(first + warm, &mut stretches);
+    if let Some(stretches) = &mut stretches {
+        // While others were made, their turns were long.
+        stretches.least = [u64::MAX; BINS];
+    }
     let stolen_before = stolen();
     let (end, after) = until(begin + window, &mut stretches);
     let stolen_after = stolen();
