@@ -108,7 +108,7 @@ pub fn serve(facts: &Facts) -> ! {
         this_cpu().asked.store(false, Ordering::SeqCst);
         let now = cpu::tsc();
         let mut scheduler = facts.scheduler.lock();
-        scheduler.excuse(sched_cpu(me), spent, now);
+        scheduler.excuse(sched_cpu(me), spent, None, now);
         let decision = scheduler.pick(sched_cpu(me), now);
         drop(scheduler);
         kick(decision.kick);
@@ -193,10 +193,15 @@ pub fn kick(which: Option<Cpu>) {
     }
 }
 
-/// Lets a vCPU run that waits.
-pub fn wake_one(facts: &Facts, task: &Task) {
+/// Lets a vCPU run that waits. That is work for its guest, and not for the one whose turn was before.
+fn wake_one(facts: &Facts, task: &Task) {
+    let begun = cpu::tsc();
     if task.stop_waiting() {
-        let which = facts.scheduler.lock().wake(task.id(), cpu::tsc());
+        let mut scheduler = facts.scheduler.lock();
+        let which = scheduler.wake(task.id(), cpu::tsc());
+        let now = cpu::tsc();
+        scheduler.excuse(sched_cpu(cpu::number()), now.wrapping_sub(begun), Some(task.id()), now);
+        drop(scheduler);
         kick(which);
     }
 }

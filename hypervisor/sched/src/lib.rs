@@ -308,13 +308,15 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         }
     }
 
-    /// Of what the CPU did since its last turn, `ticks` were for nobody: no guest is charged for them.
-    pub fn excuse(&mut self, cpu: Cpu, ticks: Ticks, now: u64) {
+    /// Of what the CPU did since its last turn, `ticks` were for this task's guest, or for nobody: so they are charged.
+    pub fn excuse(&mut self, cpu: Cpu, ticks: Ticks, whom: Option<TaskId>, now: u64) {
         let now = self.clock(now);
-        if let Some(p) = self.cpu_mut(cpu).filter(|p| p.run.is_none() && !p.rests) {
-            let ticks = ticks.min(now - p.since);
-            p.usage.own += ticks;
-            p.since += ticks;
+        let Some(p) = self.cpu_mut(cpu).filter(|p| p.run.is_none() && !p.rests) else { return };
+        let ticks = ticks.min(now - p.since);
+        p.usage.own += ticks;
+        p.since += ticks;
+        if let Some(task) = whom.and_then(|id| self.task(id)) {
+            self.owe(task.group, ticks, now);
         }
     }
 
@@ -326,11 +328,8 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
                 let spent = now - p.since;
                 let last = p.last.take().filter(|_| !p.rests && spent > 0);
                 p.rest(now);
-                // A good deal at a time: to sort a guest in anew is work, too.
-                let enough = self.slice / 8;
-                let due = last.and_then(|group| Some((group, self.group_mut(group)?.owe(spent, enough)?)));
-                if let Some((group, owed)) = due {
-                    self.spend(group, owed, now);
+                if let Some(group) = last {
+                    self.owe(group, spent, now);
                 }
             }
             _ => self.yielded(cpu, now, Outcome::Ready),
@@ -426,10 +425,13 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
         self.place(group, now);
     }
 
-    /// Counts `ticks` that a CPU spent for a guest outside its turns: as a claim, not as its time.
-    fn spend(&mut self, group: u16, ticks: Ticks, now: u64) {
+    /// Counts `ticks` that a CPU spent for a guest outside its turns: as a claim, not as its time. A good deal at a time: to sort
+    /// a guest in anew is work, too.
+    fn owe(&mut self, group: u16, ticks: Ticks, now: u64) {
+        let enough = self.slice / 8;
         let Some(guest) = self.group_mut(group) else { return };
-        guest.time += guest.span(i128::from(ticks.min(LONGEST)));
+        let Some(owed) = guest.owe(ticks, enough) else { return };
+        guest.time += guest.span(i128::from(owed.min(LONGEST)));
         self.place(group, now);
     }
 

@@ -98,7 +98,7 @@ pub fn run(data: &[u8]) {
             7 => m.yielded(cpu, if byte() & 1 == 0 { Outcome::Ready } else { Outcome::Gone }),
             8 => {
                 m.look(id, cpu);
-                m.sched.excuse(Cpu(cpu), 16 * u64::from(byte()), m.now);
+                m.sched.excuse(Cpu(cpu), 16 * u64::from(byte()), (id % 2 == 0).then_some(TaskId(id)), m.now);
             }
             9 => m.now += u64::from(byte()),
             10 => m.now += 16 * u64::from(byte()),

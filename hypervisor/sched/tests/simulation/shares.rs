@@ -199,10 +199,10 @@ fn a_cap_counts_over_all_of_a_guests_vcpus() {
     }
 }
 
-/// What a CPU does between two turns is charged to the guest of the first, but not what it does for nobody.
+/// What a CPU does between two turns is charged to the guest of the first, but not what it does for another, or for nobody.
 #[test]
-fn what_is_done_for_nobody_is_charged_to_nobody() {
-    let part = |excused| {
+fn what_is_done_between_turns_is_charged_to_whom_it_is_for() {
+    let part = |excused, whom| {
         let mut sched = Box::new(Scheduler::<2, 1>::new(SLICE));
         sched.online(Cpu(0), 0, 0);
         for n in 0..2 {
@@ -216,13 +216,16 @@ fn what_is_done_for_nobody_is_charged_to_nobody() {
             sched.yielded(Cpu(0), now, Outcome::Ready);
             if decision.task == Some(TaskId(0)) {
                 now += SLICE / 2;
-                sched.excuse(Cpu(0), excused, now);
+                sched.excuse(Cpu(0), excused, whom, now);
             }
         }
         let usage = sched.cpu_usage(Cpu(0), now).unwrap();
         assert_eq!((usage.idle, usage.ran + usage.own), (0, now));
         sched.ran(0) as f64 / sched.ran(1) as f64
     };
-    assert!((part(SLICE / 2) - 1.0).abs() < 0.01, "{}", part(SLICE / 2));
-    assert!((part(0) - 2.0 / 3.0).abs() < 0.01, "{}", part(0));
+    let close = |part: f64, want: f64| assert!((part / want - 1.0).abs() < 0.01, "{part} instead of {want}");
+    close(part(0, None), 2.0 / 3.0);
+    close(part(SLICE / 2, None), 1.0);
+    // It wakes once in a turn of the first: a turn of its own less, and half a turn for that.
+    close(part(SLICE / 2, Some(TaskId(1))), 2.0);
 }
