@@ -258,6 +258,9 @@ fn turn(facts: &Facts, me: usize, decision: &Decision, look: u64, kept: u64) {
     let Some(task) = decision.task.and_then(|TaskId(number)| TASKS.get(usize::from(number))) else { return };
     let Some(id) = task.guest() else { return };
     park_unless(Some(task));
+    if !task.claim() {
+        return keep_off(facts, id, me);
+    }
     enter_zone(facts, id);
     task.waited.store(decision.waited, Ordering::Relaxed);
     let mut end = decision.until.min(look);
@@ -278,6 +281,10 @@ fn turn(facts: &Facts, me: usize, decision: &Decision, look: u64, kept: u64) {
             end = decision.until.min(look);
         }
     };
+    if processors::others() != 0 && task.is_owned() {
+        log!("event processor {me} kept vCPU {} of guest {id} behind its turn", task.vcpu());
+        park_unless(None);
+    }
     match next {
         State::Ready | State::Running => {
             // The scheduler may let another processor begin its next turn at once.
@@ -292,6 +299,15 @@ fn turn(facts: &Facts, me: usize, decision: &Decision, look: u64, kept: u64) {
             }
         }
         State::Absent => over(facts, id, task),
+    }
+}
+
+/// Ends a turn that can not begin, since another processor has the vCPU, and keeps its guest off all processors from now on.
+fn keep_off(facts: &Facts, id: GuestId, me: usize) {
+    facts.scheduler.lock().yielded(sched_cpu(me), cpu::tsc(), Outcome::Ready);
+    if let Some(slot) = slot(id) {
+        slot.paused.store(true, Ordering::Relaxed);
+        hold(facts, slot, true);
     }
 }
 

@@ -354,6 +354,10 @@ impl<'c, B: Backend> Cpu<'c, B> {
             }
             // The next turn is like this one, until all that it wrote is sent.
             Yield::Ended(_) if self.has_output(me) => {
+                if ONLINE.load(Ordering::Relaxed) > 1 {
+                    // It has ended, whatever the processor says.
+                    let _ = self.park();
+                }
                 if !self.kept_off {
                     return State::Ready;
                 }

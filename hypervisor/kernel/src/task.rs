@@ -3,6 +3,13 @@
 //! A task's state says who may touch it. The processor that gives it its turn has it while it is [`State::Running`];
 //! whoever changes [`State::Waiting`] to [`State::Ready`], which only one can, tells the scheduler.
 //!
+//! # One processor at a time
+//!
+//! A task's execution, its stack and its vCPU's registers, is on one processor at most, the one in [`Task::owner`]. Who enters
+//! it makes it its own first, and if it is another one's does not enter it ([`Task::claim`]). It is given up when it is left
+//! and its registers are not in the CPU any more: with several processors at each turn's end, with one when another task
+//! is entered.
+//!
 //! # No kick is lost
 //!
 //! A vCPU that has something for another one of its guest kicks it ([`Task::kick`]): it sets *kicked*, then looks at the
@@ -20,6 +27,7 @@
 //! | let its vCPUs contend for its devices | they wait for each other, in the order in which they came, in their own turns |
 //! | use several vCPUs to get more time | they divide their guest's share, cap and reservation |
 
+use crate::log;
 use crate::machine::{CPUS, this_cpu};
 use crate::tally;
 use bulkhead_core::counters::Counters;
@@ -90,6 +98,8 @@ pub struct Task {
     next: AtomicU8,
     command: AtomicU8,
     kicked: AtomicBool,
+    /// Number plus 1 of the processor that executes it or has its registers; 0 for none.
+    owner: AtomicUsize,
     /// Host's time-stamp count: the end of the turn that begins.
     pub until: AtomicU64,
     /// Ticks that it waited for turns, up to the one that begins.
@@ -111,6 +121,7 @@ impl Task {
             next: AtomicU8::new(State::Ready as u8),
             command: AtomicU8::new(Command::Run as u8),
             kicked: AtomicBool::new(false),
+            owner: AtomicUsize::new(0),
             until: AtomicU64::new(0),
             waited: AtomicU64::new(0),
             wake: AtomicU64::new(u64::MAX),
@@ -236,14 +247,38 @@ impl Task {
         }
     }
 
-    /// Enters its compartment from the idle one; returns when it comes back. To be called by the one processor that gives it
-    /// its turn, or while no other gives turns.
+    /// Makes it this processor's until it is left without its registers in the CPU. False, and said, if it is another one's:
+    /// then the hypervisor is wrong, and it must not be entered.
+    pub fn claim(&self) -> bool {
+        let me = cpu::number() + 1;
+        let owner = self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed);
+        let Err(owner) = owner else { return true };
+        if owner != me {
+            let (guest, vcpu) = (self.guest.load(Ordering::Relaxed), self.vcpu());
+            log!("event processor {} refused: vCPU {vcpu} of guest {guest} is on processor {}", me - 1, owner - 1);
+        }
+        owner == me
+    }
+
+    /// Whether a processor has it.
+    pub fn is_owned(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) != 0
+    }
+
+    /// Enters its compartment from the idle one, unless another processor has it; returns when it comes back. To be called
+    /// by the one processor that gives it its turn, or while no other gives turns.
     pub fn enter(&self, command: Command) {
-        let cpu = this_cpu();
+        if !self.claim() {
+            return;
+        }
+        let (cpu, number) = (this_cpu(), self.id().0.wrapping_add(1));
         self.command.store(command as u8, Ordering::Relaxed);
-        cpu.current.store(self.id().0.wrapping_add(1), Ordering::Relaxed);
+        cpu.current.store(number, Ordering::Relaxed);
         cpu.idle.switch(&self.context);
         cpu.current.store(0, Ordering::Relaxed);
+        if cpu.loaded.load(Ordering::Relaxed) != number {
+            self.owner.store(0, Ordering::Release);
+        }
     }
 
     /// Leaves its compartment for the idle one; returns when it is entered again.

@@ -57,6 +57,9 @@ impl Watch {
         }
         in_order("hypervisor", &self.log.join("\n"), &case.log, &mut wrong);
         wrong.extend(report.audit_failures.iter().map(|text| format!("the isolation audit failed: {text}")));
+        // One that stands still, or that refused what is another one's.
+        let processors = self.log.iter().filter(|line| line.starts_with("event processor "));
+        wrong.extend(processors.map(|line| format!("the hypervisor says {line:?}")));
         if report.audits == 0 && !case.ends_by_time() {
             wrong.push("the isolation audit gave no verdict".to_owned());
         }

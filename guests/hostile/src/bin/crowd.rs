@@ -47,6 +47,7 @@ fn main() {
         ("deaf-exit", || with_others(deaf, || ())),
         ("deaf-power-off", || with_others(deaf, || exit::power_off())),
         ("deaf-reset", || with_others(deaf, || port::write8(0xCF9, 6))),
+        ("last-words", || with_others(deaf, last_words)),
         ("other-power-off", || other(|_| exit::power_off())),
         ("other-reset", || other(|_| port::write8(0xCF9, 6))),
         ("triple-fault-halted", || other(|_| triple_fault())),
@@ -341,6 +342,16 @@ fn deaf(_: usize) {
     COUNT.fetch_add(1, Ordering::SeqCst);
     // SAFETY: for ever, which is the attack.
     unsafe { asm!("cli", "2: jmp 2b", options(noreturn)) };
+}
+
+/// Writes as much as can wait for the console's line, and ends.
+fn last_words() {
+    let text = [b'.'; 1024];
+    // SAFETY: sends the text.
+    unsafe {
+        asm!("rep outsb", in("dx") 0x3F8_u16, inout("rcx") text.len() => _, inout("rsi") text.as_ptr() => _, options(nostack))
+    };
+    port::write8(0xCF9, 6);
 }
 
 fn device_loop(_: usize) {
