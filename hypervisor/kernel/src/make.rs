@@ -125,14 +125,10 @@ pub fn vcpu<'c, B: Backend>(
         let _ = vcpu.deactivate();
         return Err(error.into());
     }
-    Ok(Cpu {
-        core: VirtualCpu::new(&served.guest, me.task.vcpu(), vcpu, served.memory)?,
-        common,
-        served,
-        extended,
-        turns: u32::MAX,
-        kept_off: false,
-    })
+    let mut core = VirtualCpu::new(&served.guest, me.task.vcpu(), vcpu, served.memory)?;
+    // It is made for its first turn, or for an audit, and then the turn may be on another processor.
+    core.vcpu.deactivate()?;
+    Ok(Cpu { core, common, served, extended, turns: u32::MAX, kept_off: false })
 }
 
 const NO_FRAMES: StartError = StartError::Missing("there is no frame table");
