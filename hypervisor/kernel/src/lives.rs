@@ -61,6 +61,8 @@ pub fn create(facts: &Facts, id: GuestId, by: Source) {
     slot.asked.store(false, Ordering::Relaxed);
     event(facts, id, EventKind::Started(by));
     slot.set_state(State::Alive);
+    // All is there: from now on others wake them, which do not wait for this processor.
+    slot.tasks().for_each(|task| task.set_state(task::State::Waiting));
     // An operator may have wanted that while it was made.
     if slot.paused.load(Ordering::Relaxed) {
         hold(facts, slot, true);
@@ -102,7 +104,7 @@ fn compartment(facts: &Facts, id: GuestId, guest: &Guest) -> Result<Compartment,
     idle.build_for(id, &mut frames.lock(), &facts.shared, &needs, program).map_err(CreateError::Build)
 }
 
-/// Makes a task for each vCPU, which waits.
+/// Makes a task for each vCPU.
 fn tasks(facts: &Facts, id: GuestId, slot: &Slot, guest: &Guest, made: &Compartment) -> Result<(), CreateError> {
     let params = params(facts, id, guest);
     for vcpu in VcpuId::all(u8::try_from(guest.vcpus).unwrap_or(1)) {

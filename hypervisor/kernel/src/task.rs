@@ -65,7 +65,7 @@ pub enum Command {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum State {
-    /// It is no vCPU, or one that has ended.
+    /// It is no vCPU, or one that is not yet complete, or has ended.
     Absent = 0,
     /// It can run: the scheduler knows.
     Ready = 1,
@@ -129,7 +129,8 @@ impl Task {
         }
     }
 
-    /// One that is nobody's becomes that of a vCPU, which waits to be woken. Called by one processor at a time.
+    /// One that is nobody's becomes that of a vCPU. Nobody wakes it, or enters it, before it is [`State::Waiting`]. Called by
+    /// one processor at a time.
     pub fn take(guest: GuestId, vcpu: VcpuId) -> Option<&'static Self> {
         let (number, task) = (0..).zip(&TASKS).find(|(_, task)| task.guest().is_none())?;
         task.number.store(number, Ordering::Relaxed);
@@ -138,7 +139,6 @@ impl Task {
         task.wake.store(u64::MAX, Ordering::Relaxed);
         tally::publish(task, &Counters::default());
         task.guest.store(guest.number(), Ordering::Relaxed);
-        task.set_state(State::Waiting);
         USED.fetch_max(usize::from(number) + 1, Ordering::Relaxed);
         Some(task)
     }

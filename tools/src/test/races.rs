@@ -109,7 +109,8 @@ fn machine(workspace: &Workspace, flood: &Path, reset: &Path) -> Outcome<Machine
         ..first.clone()
     };
     let flooding = (0..FLOODING).map(|number| guest(format!("f{number}"), flood, 0));
-    let guests = flooding.chain([guest(RESETTING.to_owned(), reset, RESTARTS)]).collect();
+    let resetting = Guest { vcpus: 2, ..guest(RESETTING.to_owned(), reset, RESTARTS) };
+    let guests = flooding.chain([resetting]).collect();
     Ok(Machine { guests, control: Some(KEY), ..machine.clone() })
 }
 
