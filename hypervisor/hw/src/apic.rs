@@ -30,8 +30,9 @@ const DIVIDE: u32 = 0x3E;
 const DIVIDE_BY_1: u32 = 0xB;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_TSC_DEADLINE: u32 = 2 << 17;
-/// Interrupt command: level asserted; INIT; start-up; not yet accepted.
+/// Interrupt command: level asserted; NMI; INIT; start-up; not yet accepted.
 const ASSERT: u32 = 1 << 14;
+const NMI: u32 = 4 << 8;
 const INIT: u32 = 5 << 8;
 const START_UP: u32 = 6 << 8;
 const PENDING: u32 = 1 << 12;
@@ -218,6 +219,11 @@ pub fn id() -> u32 {
 /// Interrupts the processor whose local APIC is number `to`, if only to make it look.
 pub fn kick(to: u32) {
     command(to, ASSERT | u32::from(KICK_VECTOR));
+}
+
+/// Interrupts the processor whose local APIC is number `to` wherever it is: in a guest, too, and with interrupts off.
+pub fn interrupt_anyway(to: u32) {
+    command(to, ASSERT | NMI);
 }
 
 /// Interrupts this processor as soon as it lets interrupts in; that is no kick.

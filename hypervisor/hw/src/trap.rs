@@ -1,12 +1,12 @@
 //! Interrupts and exceptions of the host itself.
 //!
 //! An exception means a bug of the hypervisor (or broken hardware): it is reported by the handler that the kernel
-//! installed, and the machine stops. Interrupts only end a halt; NMIs are counted.
+//! installed, and the machine stops: [`stop_others`]. Interrupts only end a halt; NMIs are counted.
 
 use crate::apic;
 use crate::descriptors::{KICK_VECTOR, SELF_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 global_asm!(include_str!("trap.S"), options(att_syntax));
 
@@ -46,6 +46,11 @@ pub static STRAY_COUNT: AtomicU64 = AtomicU64::new(0);
 /// Address of the report function, 0 if none.
 static REPORT: AtomicUsize = AtomicUsize::new(0);
 
+/// The machine stops: an NMI stops the processor that takes it.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+/// Processors that were stopped so.
+static STOPPED: AtomicUsize = AtomicUsize::new(0);
+
 /// Where a fault of the hypervisor is reported; does not return.
 pub type Report = fn(&Frame) -> !;
 
@@ -70,6 +75,10 @@ pub fn stub(vector: usize) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn trap_entry(frame: &Frame) {
     match frame.vector {
+        2 if STOPPING.load(Ordering::SeqCst) => {
+            STOPPED.fetch_add(1, Ordering::SeqCst);
+            crate::cpu::stop()
+        }
         2 => {
             NMI_COUNT.fetch_add(1, Ordering::Relaxed);
         }
@@ -84,6 +93,19 @@ extern "C" fn trap_entry(frame: &Frame) {
                 apic::end_of_interrupt();
             }
         }
+    }
+}
+
+/// Stops the processors whose local APICs have these numbers, for good: by an NMI, since INIT waits while VMX is on (SDM vol.
+/// 3C 24.8 "Restrictions on VMX Operation"). What does not answer is not waited for.
+pub fn stop_others(others: impl Iterator<Item = u32>) {
+    STOPPING.store(true, Ordering::SeqCst);
+    let count = others.map(apic::interrupt_anyway).count();
+    for _ in 0..1_000_000 {
+        if STOPPED.load(Ordering::SeqCst) >= count {
+            return;
+        }
+        core::hint::spin_loop();
     }
 }
 

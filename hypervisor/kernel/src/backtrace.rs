@@ -4,9 +4,10 @@
 //! turns into names and lines.
 
 use crate::console::Log;
-use bulkhead_hw::cpu::{control_registers, stop};
+use crate::machine::{CPUS, ONLINE};
+use bulkhead_hw::cpu::{control_registers, number, stop};
 use bulkhead_hw::serial::Serial;
-use bulkhead_hw::trap::{Frame, frames_of_stack};
+use bulkhead_hw::trap::{Frame, frames_of_stack, stop_others};
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -63,6 +64,10 @@ fn finish(report: impl FnOnce(&mut Log) -> fmt::Result) -> ! {
     if REPORTING.swap(true, Ordering::Relaxed) {
         stop();
     }
+    // Guests do not run on a hypervisor that has failed; and what others hold is never given back.
+    let (me, online) = (number(), ONLINE.load(Ordering::Relaxed));
+    let others = CPUS.iter().take(online).enumerate().filter(|(number, _)| *number != me);
+    stop_others(others.map(|(_, cpu)| cpu.apic.load(Ordering::Relaxed)));
     let _ = report(&mut Log::force());
     let _ = writeln!(Log::force(), "event panic end");
     Serial::again().flush();

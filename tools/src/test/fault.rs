@@ -23,13 +23,21 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// the idle compartment. (What is inside depends on the moment: an interrupt may be taken just then.)
 const WANTED: [&str; 5] = ["event panic exception 18 #MC", "  rip ", "  at 0x", "enter_context", "event panic end"];
 
+const ALL: &str = "a machine check of one processor on qemu: the other one stops, too";
+/// A guest that never stops writing, on the second processor, and what it writes.
+const WITNESS: &str = "seed=1 until-told";
+const ROUND: &str = "witness round 2";
+/// So long nothing may come behind the report.
+const SILENCE: Duration = Duration::from_secs(3);
+
 const STILL: &str = "a processor that stands still on qemu: it is said";
 /// A guest of the first processor, whose end the second one is to wait for.
 const COUNTS: &str = "warm=0 window=300";
 
 /// Breaks a machine.
 pub fn run(builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    for (name, of) in [(NAME, machine_check as fn(&Builder) -> Outcome<Verdict>), (STILL, stands_still)] {
+    let tests = [(NAME, machine_check as fn(&Builder) -> Outcome<Verdict>), (ALL, stops_all), (STILL, stands_still)];
+    for (name, of) in tests {
         if args.takes(name) {
             let start = Instant::now();
             let verdict = of(builder).unwrap_or_else(|failure| Verdict::Failed(failure.to_string()));
@@ -51,6 +59,25 @@ fn stands_still(builder: &Builder) -> Outcome<Verdict> {
     Ok(Verdict::Passed)
 }
 
+fn stops_all(builder: &Builder) -> Outcome<Verdict> {
+    let args = OneGuest { cmdline: Some(WITNESS.to_owned()), ..OneGuest::default() };
+    let mut machine = one_guest("@suite/witness", &args)?;
+    machine.guests.iter_mut().for_each(|guest| {
+        guest.cpu.cpus = 2;
+        // A round looks at all of it.
+        guest.memory = 4 << 20;
+    });
+    let mut running = builder.start_at(&Place { cpus: 2, ..Place::of(Kind::Qemu) }, &machine)?;
+    let mut said = String::new();
+    wait_for(ROUND, &mut running.serial, &mut said)?;
+    running.machine_check()?;
+    wait_for("event panic end\r\n", &mut running.serial, &mut said)?;
+    let after = listen(&mut running.serial, SILENCE)?;
+    let (_, behind) = said.rsplit_once("event panic end\r\n").unwrap_or_default();
+    let silent = behind.is_empty() && after.is_empty();
+    Ok(if silent { Verdict::Passed } else { Verdict::Failed(format!("it goes on: {behind}{after}")) })
+}
+
 fn machine_check(builder: &Builder) -> Outcome<Verdict> {
     let args = OneGuest { cmdline: Some(CMDLINE.to_owned()), ..OneGuest::default() };
     let mut running = builder.start(Kind::Qemu, &one_guest(GUEST, &args)?)?;
@@ -70,6 +97,20 @@ fn machine_check(builder: &Builder) -> Outcome<Verdict> {
         }
     }
     Ok(Verdict::Passed)
+}
+
+/// What comes within `time`.
+fn listen(serial: &mut TcpStream, time: Duration) -> Outcome<String> {
+    let (end, mut said, mut buffer) = (Instant::now() + time, String::new(), [0; 4096]);
+    while Instant::now() < end {
+        match serial.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => said.push_str(&String::from_utf8_lossy(buffer.get(..count).unwrap_or_default())),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(e) => return Err(Failure::failed(format!("the serial line: {e}"))),
+        }
+    }
+    Ok(said)
 }
 
 /// Reads until `text` has come.
