@@ -20,6 +20,7 @@ use bulkhead_paging::{Format, Host, PagingError, Size, Tables as _, tables_neede
 use bulkhead_types::{Gpa, GuestId, Hpa, Hva, PAGE_SIZE};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
+use spin::Mutex;
 
 /// Why a compartment could not be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -349,16 +350,16 @@ impl Compartment {
     }
 
     /// Gives the guest `memory` bytes of RAM, scrubbed, in the window; with `lazy`, the nested tables stay empty. Pages of
-    /// the nested tables are at most `largest`.
+    /// the nested tables are at most `largest`. `between` is called often: zeroing takes long, and locks nothing.
     ///
     /// # Errors
     /// [`BuildError`] if memory runs out.
     pub fn add_ram<F: Format>(
         &mut self,
-        frames: &mut FrameTable<'_>,
-        memory: u64,
-        lazy: bool,
+        frames: &Mutex<FrameTable<'_>>,
+        (memory, lazy): (u64, bool),
         largest: Size,
+        between: impl Fn(&Self),
     ) -> Result<(WindowRam, GuestRam), BuildError> {
         let owner = self.tables.owner();
         let mut parts = [const { None }; PARTS];
@@ -369,12 +370,12 @@ impl Compartment {
             while done < bytes {
                 let slot = places.next().ok_or(FrameError::NoMemory { count: (bytes - done) / PAGE_SIZE })?;
                 let start = first.wrapping_add(done);
-                let part = allocate_run(frames, owner, bytes - done, largest)?;
+                let part = allocate_run(&mut frames.lock(), owner, bytes - done, largest)?;
                 done += part.bytes();
                 let at = layout::RAM.wrapping_add(start.as_u64());
                 self.map(at, &part, Size::Page2M)?;
                 let zero = zeroing(&part, at);
-                *slot = Some((start, part.into_clean(frames, zero)?));
+                *slot = Some((start, part.into_clean(frames, zero, || between(self))?));
             }
         }
         let ram = GuestRam { parts, largest };

@@ -1,9 +1,11 @@
 //! A guest comes into being, in its own compartment: RAM, images, firmware tables, vCPUs.
 
+use crate::audit;
 use crate::backend::Backend;
 use crate::console::GuestConsole;
 use crate::guest::{Common, Console, Cpu, Me, Served};
 use crate::machine::{Asking, FRAMES};
+use crate::task::{Command, State};
 use bulkhead_arch::{Gpr, SegmentName};
 use bulkhead_core::frames::FrameTable;
 use bulkhead_core::load::{self, InitialState, LoadModule};
@@ -12,12 +14,12 @@ use bulkhead_devices::layout::RSDP;
 use bulkhead_devices::machine::MachineConfig;
 use bulkhead_devices::{acpi, firmware};
 use bulkhead_hw::compartment::{BuildError, Compartment};
-use bulkhead_hw::cpu;
 use bulkhead_hw::xstate::ExtendedState;
+use bulkhead_hw::{apic, cpu};
 use bulkhead_types::manifest;
 use bulkhead_types::{Frame, Gpa, GuestId, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
 use core::fmt;
-use core::sync::atomic::AtomicU8;
+use core::sync::atomic::{AtomicU8, Ordering};
 use spin::Mutex;
 
 /// Why a guest could not be started.
@@ -65,9 +67,10 @@ from!(BuildError => Build, load::LoadError => Load, MemoryError => Memory, Backe
 pub fn guest<B: Backend>(me: &Me, compartment: &mut Compartment) -> Result<(Served, InitialState), StartError> {
     let Me { facts, id, .. } = *me;
     let config = facts.guest(id).ok_or(StartError::Missing("nobody knows it any more"))?;
-    let mut frames = FRAMES.get().ok_or(NO_FRAMES)?.lock();
-    let largest = facts.capabilities.largest_page();
-    let (mut memory, ram) = compartment.add_ram::<B::Nested>(&mut frames, config.memory, config.lazy, largest)?;
+    let frames = FRAMES.get().ok_or(NO_FRAMES)?;
+    let (wanted, largest) = ((config.memory, config.lazy), facts.capabilities.largest_page());
+    let (mut memory, ram) = compartment.add_ram::<B::Nested>(frames, wanted, largest, |made| pause(me, made))?;
+    let mut frames = frames.lock();
     let mut images = Images { pack: config.pack, id, used: 0, compartment, frames: &mut frames };
     let kernel = images.add(config.kernel)?;
     let mut modules = heapless::Vec::<LoadModule<'_>, { manifest::MAX_MODULES }>::new();
@@ -102,6 +105,22 @@ pub fn guest<B: Backend>(me: &Me, compartment: &mut Compartment) -> Result<(Serv
     let console = Mutex::new(Console::new(GuestConsole::new(id, &config.name, facts.tsc)));
     let (done, ended, lazy) = (Mutex::default(), AtomicU8::new(0), config.lazy);
     Ok((Served { guest, memory, ram, lazy, components, console, done, ended }, first_state))
+}
+
+/// Between two pieces of the work on a guest, in its first turn: ends the turn if it is over, or others want something of this
+/// processor, and goes on in the next one. Who enters it for something else has it made first.
+fn pause(me: &Me, compartment: &Compartment) {
+    cpu::take_interrupts();
+    let over = apic::take_kick() || cpu::tsc() >= me.task.until.load(Ordering::Relaxed);
+    if !over || me.task.command() != Command::Run {
+        return;
+    }
+    me.task.become_next(State::Ready);
+    me.task.leave();
+    while me.task.command() == Command::Audit {
+        audit::audit_here(me.facts, me.id, compartment, true);
+        me.task.leave();
+    }
 }
 
 /// Makes a vCPU, which begins in `state`, or waits to be started.

@@ -7,6 +7,7 @@ use super::{State, Tables, Use};
 use bulkhead_paging::{Ept, PagingError, ReadTables, Size};
 use bulkhead_types::{Frame, Gpa, GuestId, Hpa, Hva};
 use proptest::prelude::*;
+use spin::Mutex;
 use std::collections::BTreeSet;
 use std::vec::Vec;
 use std::{format, vec};
@@ -139,13 +140,40 @@ fn images_are_adopted_from_what_the_boot_loader_left() {
 
 #[test]
 fn clean_frames_are_handed_out_in_parts() {
-    let mut table = table(16, 0);
-    let clean = table.allocate::<Ram>(ONE, 4, 1).unwrap().into_clean(&mut table, |_| ()).unwrap();
+    let table = Mutex::new(table(16, 0));
+    let frames = table.lock().allocate::<Ram>(ONE, 4, 1).unwrap();
+    let clean = frames.into_clean(&table, |_| (), || ()).unwrap();
     assert_eq!(clean.part(1, 3).map(|part| (part.start(), part.bytes())), Some((Frame::new(1), 3 * 4096)));
     for (first, count) in [(0, 0), (0, 5), (4, 1), (u64::MAX, 2), (1, u64::MAX)] {
         assert!(clean.part(first, count).is_none());
     }
-    assert_eq!(table.release(clean.0), Ok(()));
+    assert_eq!(table.lock().release(clean.0), Ok(()));
+}
+
+#[test]
+fn many_frames_are_cleaned_by_pieces_and_the_table_is_free_meanwhile() {
+    let table = Mutex::new(table(200, 0));
+    let frames = table.lock().allocate::<Ram>(ONE, 200, 1).unwrap();
+    // Some are clean already.
+    frames.scrub(&mut table.lock(), 60, 10, |_| ()).unwrap();
+    let (mut zeroed, mut pieces) = (Vec::new(), Vec::<Vec<(u64, bool)>>::new());
+    let zero = |frame: Frame| {
+        let table = table.try_lock().expect("it is free");
+        assert!(table.is_dirty(frame), "{frame} is clean before it is zeroed");
+        zeroed.push(frame.number());
+    };
+    let between =
+        || pieces.push(table.try_lock().expect("it is free").runs().map(|run| (run.count, run.dirty)).collect());
+    let clean = frames.into_clean(&table, zero, between).unwrap();
+    assert_eq!(zeroed, (0..60).chain(70..200).collect::<Vec<u64>>());
+    let runs: [Vec<(u64, bool)>; 4] = [
+        vec![(70, false), (130, true)],
+        vec![(128, false), (72, true)],
+        vec![(192, false), (8, true)],
+        vec![(200, false)],
+    ];
+    assert_eq!(pieces, runs, "what is not yet zeroed is not clean");
+    assert!(clean.part(0, 200).is_some());
 }
 
 #[test]

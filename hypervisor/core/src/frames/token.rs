@@ -4,6 +4,7 @@ use super::{FrameError, FrameTable, Owner, Use};
 use bulkhead_paging::Access;
 use bulkhead_types::{Frame, GuestId, PAGE_SIZE};
 use core::marker::PhantomData;
+use spin::Mutex;
 
 mod sealed {
     pub trait Sealed {}
@@ -157,13 +158,34 @@ impl<K: Kind> Scrubbed<'_, K> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Clean<K>(pub(super) Frames<K>);
 
+/// Frames that are made clean at a time: 256 KiB.
+const PIECE: u64 = 64;
+
 impl<K: Kind> Frames<K> {
-    /// Makes sure that all of them are clean, for good: see [`Frames::scrub`].
+    /// Makes sure that all of them are clean, for good: see [`Frames::scrub`]. They may be many: the table is free while a piece
+    /// of them is zeroed, and `between` is called after each.
     ///
     /// # Errors
     /// [`FrameError::Owned`] if the table does not agree.
-    pub fn into_clean(self, table: &mut FrameTable<'_>, zero: impl FnMut(Frame)) -> Result<Clean<K>, FrameError> {
-        self.scrub(table, 0, self.count, zero)?;
+    pub fn into_clean(
+        self,
+        table: &Mutex<FrameTable<'_>>,
+        mut zero: impl FnMut(Frame),
+        mut between: impl FnMut(),
+    ) -> Result<Clean<K>, FrameError> {
+        let mut first = 0;
+        while first < self.count {
+            let count = PIECE.min(self.count - first);
+            let frames = (0..count).map(|index| (1_u64 << index, self.start.add(first + index)));
+            let locked = table.lock();
+            let dirty = frames.clone().filter(|(_, frame)| locked.is_dirty(*frame)).fold(0, |set, (bit, _)| set | bit);
+            drop(locked);
+            // Nobody else has them, says the token: they stay as dirty as they are.
+            frames.filter(|(bit, _)| dirty & bit != 0).for_each(|(_, frame)| zero(frame));
+            self.scrub(&mut table.lock(), first, count, |_| ())?;
+            between();
+            first += count;
+        }
         Ok(Clean(self))
     }
 }
