@@ -22,8 +22,10 @@ const PATIENCE_SECONDS: u64 = 1;
 /// Number that the processor being started gets; it takes the word back when it is set up, or can not be.
 static COMING: AtomicUsize = AtomicUsize::new(NOBODY);
 const NOBODY: usize = usize::MAX;
-/// The first processor's time-stamp counter, while another one is being started.
-static CLOCK: AtomicU64 = AtomicU64::new(0);
+/// A processor that is being started asks for the first one's time-stamp counter by a zero here, and gets it here.
+static CLOCK: AtomicU64 = AtomicU64::new(u64::MAX);
+/// Times that it asks: the shortest answer tells best.
+const ASKED: usize = 8;
 /// All guests are made.
 static RELEASED: AtomicBool = AtomicBool::new(false);
 
@@ -97,12 +99,13 @@ fn start_one(facts: &Facts, id: u32, page: FirstPage) -> bool {
 fn wait(ticks: u64, over: impl Fn() -> bool) -> bool {
     let start = cpu::tsc();
     loop {
-        let now = cpu::tsc();
-        CLOCK.store(now, Ordering::Release);
+        if CLOCK.load(Ordering::Acquire) == 0 {
+            CLOCK.store(cpu::tsc(), Ordering::Release);
+        }
         if over() {
             return true;
         }
-        if now.wrapping_sub(start) > ticks {
+        if cpu::tsc().wrapping_sub(start) > ticks {
             return false;
         }
         core::hint::spin_loop();
@@ -113,7 +116,7 @@ fn wait(ticks: u64, over: impl Fn() -> bool) -> bool {
 extern "C" fn secondary() -> ! {
     let number = COMING.load(Ordering::Acquire);
     let (Some(facts), Some(cpu)) = (FACTS.get(), CPUS.get(number)) else { cpu::stop() };
-    line_up(facts);
+    line_up();
     match set_up(facts, number) {
         Ok(()) => {
             cpu.apic.store(apic::id(), Ordering::Relaxed);
@@ -132,15 +135,36 @@ extern "C" fn secondary() -> ! {
     serve(facts)
 }
 
-/// Makes this processor's time-stamp counter that of the first, as near as one can tell.
-fn line_up(facts: &Facts) {
-    let (theirs, mine) = (CLOCK.load(Ordering::Acquire), cpu::tsc());
-    // What was written is a little old when it is read.
-    let behind = mine < theirs;
-    let ahead = mine.saturating_sub(theirs) > facts.tsc.as_hertz() / 1000;
-    if behind || ahead {
-        cpu::set_tsc(CLOCK.load(Ordering::Acquire));
+/// Makes this processor's time-stamp counter that of the first, as near as one can tell: what is less than the way there and
+/// back, can not be told.
+fn line_up() {
+    // Setting it takes a time, too.
+    for _ in 0..2 {
+        let (behind, way) = distance();
+        if behind.wrapping_add(way / 2) <= way {
+            return;
+        }
+        cpu::set_tsc(cpu::tsc().wrapping_add(behind));
     }
+}
+
+/// How many ticks this processor's counter is behind the first one's (modulo 2^64), and how many the question and its answer
+/// took.
+fn distance() -> (u64, u64) {
+    let ask = || {
+        let asked = cpu::tsc();
+        CLOCK.store(0, Ordering::Release);
+        let theirs = loop {
+            match CLOCK.load(Ordering::Acquire) {
+                // The first one waits for this one, or has given it up and resets it.
+                0 => core::hint::spin_loop(),
+                theirs => break theirs,
+            }
+        };
+        let way = cpu::tsc().wrapping_sub(asked);
+        (theirs.wrapping_sub(asked.wrapping_add(way / 2)), way)
+    };
+    (0..ASKED).map(|_| ask()).min_by_key(|(_, way)| *way).unwrap_or((0, u64::MAX))
 }
 
 /// Sets this processor up.
