@@ -46,7 +46,9 @@ fn index(id: GuestId) -> usize {
 
 /// Gives a compartment to the guest that will run in it.
 pub fn hand_over(id: GuestId, made: Compartment) {
-    if let Some(place) = MADE.get(index(id)) {
+    if let (Some(place), Some(shown)) = (MADE.get(index(id)), COMMON.get(index(id))) {
+        // What is there is of its life before this one.
+        shown.store(core::ptr::null_mut(), Ordering::Release);
         *place.lock() = Some(made);
     }
 }
@@ -243,18 +245,23 @@ extern "C" fn main<B: Backend>() -> ! {
     let Some(me) = Me::find() else { cpu::stop() };
     let Some(shown) = COMMON.get(index(me.id)) else { cpu::stop() };
     if !me.is_first() {
-        #[expect(unsafe_code, reason = "the executions of a compartment meet here")]
-        // SAFETY: the first execution of this compartment, which wakes the others, has shown it, and never returns from
-        // where it lies; all in it that changes is behind locks.
-        let common = unsafe { shown.load(Ordering::Acquire).as_ref() };
-        let Some(common) = common else { cpu::stop() };
-        live::<B>(&me, common, None)
+        loop {
+            #[expect(unsafe_code, reason = "the executions of a compartment meet here")]
+            // SAFETY: null until the first execution of this compartment has shown it, which never returns from where it
+            // lies; all in it that changes is behind locks.
+            let common = unsafe { shown.load(Ordering::Acquire).as_ref() };
+            if let Some(common) = common {
+                live::<B>(&me, common, None)
+            }
+            // It was entered for its registers, which it has none of yet, or woken by what was meant for who had its number.
+            me.task.become_next(State::Waiting);
+            me.task.leave();
+        }
     }
     let Some(mut compartment) = me.take_compartment() else { cpu::stop() };
     match make::guest::<B>(&me, &mut compartment) {
         Ok((served, state)) => {
             let common = Common { compartment: Mutex::new(compartment), served };
-            shown.store((&raw const common).cast_mut(), Ordering::Release);
             live::<B>(&me, &common, Some(&state))
         }
         Err(error) => {
@@ -277,7 +284,10 @@ fn live<B: Backend>(me: &Me, common: &Common, state: Option<&InitialState>) -> !
     match &made {
         Ok(_) if me.is_first() => {
             log!("event guest {id} {} started", me.name);
-            slot.tasks().skip(1).for_each(Task::ask_to_wake);
+            if let Some(shown) = COMMON.get(index(id)) {
+                shown.store((&raw const *common).cast_mut(), Ordering::Release);
+            }
+            slot.tasks().skip(1).for_each(|task| _ = task.kick());
         }
         Ok(_) => {}
         Err(error) if me.is_first() => me.fail(error),
