@@ -1,6 +1,7 @@
 //! Orders that come while a guest ends: what is answered is what comes of them.
 //!
-//! With one processor an order that comes behind another one is there before the guest has obeyed that.
+//! With one processor an order that comes behind another one is there before the guest has obeyed that; with two it comes
+//! while the guest runs.
 
 use super::TestArgs;
 use super::control::{act, drain, events, expect, wait_for};
@@ -25,9 +26,9 @@ const ROUNDS: usize = 20;
 /// Longer than a life of the guest that resets itself.
 const MOMENT: Duration = Duration::from_millis(30);
 
-/// Runs it on QEMU, with so many processors.
+/// Runs it on QEMU, with one processor and with two.
 pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    for cpus in [1] {
+    for cpus in [1, 2] {
         let name = format!("orders to guests that end, {cpus} processors, on qemu");
         if !args.takes(&name) {
             continue;
