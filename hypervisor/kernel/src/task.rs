@@ -194,8 +194,8 @@ impl Task {
         self.kicked.load(Ordering::SeqCst)
     }
 
-    /// Has it look at its machine, on behalf of another vCPU of its guest. Whether that one's turn must end for it, so that
-    /// this processor can wake it.
+    /// Has it look at its machine, on behalf of another vCPU of its guest, whose turn must end for it if this is so, since this
+    /// processor wakes it; or between turns, on behalf of an operator.
     pub fn kick(&self) -> bool {
         self.kicked.store(true, Ordering::SeqCst);
         match self.state() {

@@ -81,6 +81,10 @@ pub struct Attack {
     /// Whether the witness measures its share of the CPU.
     #[serde(default)]
     pub share: bool,
+    /// Of what the witness has beside guests that only compute, in thousandths, what it must have beside this one: more, if this
+    /// one leaves most of its own part.
+    #[serde(default = "kept")]
+    pub keeps: u64,
     /// Whether a third guest computes beside the two, for as long as a flood takes.
     #[serde(default)]
     third: bool,
@@ -96,6 +100,11 @@ pub struct Attack {
 
 fn default_memory() -> String {
     "8M".to_owned()
+}
+
+/// All, less 1 %.
+const fn kept() -> u64 {
+    990
 }
 
 fn held() -> String {
@@ -133,7 +142,7 @@ impl Attack {
         words.extend(self.least.iter().map(|(kind, least)| format!("{kind} at least {least}")));
         words.extend(self.share.then(|| match self.is_measure() {
             true => "share measured".to_owned(),
-            false => format!("share as beside {}, less 1 %", self.measure()),
+            false => format!("share at least {}/1000 of that beside {}", self.keeps, self.measure()),
         }));
         words.join(", ")
     }

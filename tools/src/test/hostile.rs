@@ -56,8 +56,6 @@ struct Beside<'a> {
     least: Option<u64>,
 }
 
-/// Of what the witness has beside guests that only compute, in thousandths, what it must have beside those that attack.
-const KEPT: u64 = 990;
 /// Of its fair part of the processors, in thousandths, what it must have beside guests that only compute: turns cost something,
 /// 100 a second, of 100,000 ticks each on Bochs.
 const FAIR: u64 = 950;
@@ -224,7 +222,7 @@ fn run(
         let least = |attack: &Attack, on: Kind| match on {
             _ if !attack.share || on != Kind::Bochs && (on != Kind::Qemu || cpus != 1) => None,
             _ if attack.is_measure() => Some(FAIR * u64::from(cpus).min(attack.computing()) / attack.computing()),
-            _ => Some(measured.get(&(attack.measure().to_owned(), on)).map_or(1000, |share| share * KEPT / 1000)),
+            _ => Some(measured.get(&(attack.measure().to_owned(), on)).map_or(1000, |share| share * attack.keeps / 1000)),
         };
         in_parallel(
             runs,

@@ -109,9 +109,10 @@ impl Stretches {
 
 fn main() {
     let hertz = time::announced_hertz().unwrap_or(10_000_000);
-    // A millisecond is a tenth of a turn; what takes longer is none of its own exits.
-    let jump = hertz / 1000;
-    let ticks = |word, otherwise| word_value(word).unwrap_or(otherwise) * jump;
+    // Longer than its own exits take, and shorter than it takes to end a turn and begin the next, even if that is its own, too:
+    // else who has two turns in a row would count more.
+    let jump = hertz / 5000;
+    let ticks = |word, otherwise| word_value(word).unwrap_or(otherwise) * hertz / 1000;
     let (warm, window) = (ticks("warm", 1000), ticks("window", 10_000));
     let (cpuid, ports) = (has_word("by=cpuid"), has_word("by=port"));
     let told = ask();
