@@ -110,8 +110,9 @@ impl Stretches {
 fn main() {
     let hertz = time::announced_hertz().unwrap_or(10_000_000);
     // Longer than its own exits take, and shorter than it takes to end a turn and begin the next, even if that is its own, too:
-    // else who has two turns in a row would count more.
-    let jump = hertz / 5000;
+    // else who has two turns in a row would count more. To count by stretches takes longer.
+    let every = word_value("every").map(|every| every * hertz / 1000);
+    let jump = if every.is_some() { hertz / 1000 } else { hertz / 5000 };
     let ticks = |word, otherwise| word_value(word).unwrap_or(otherwise) * hertz / 1000;
     let (warm, window) = (ticks("warm", 1000), ticks("window", 10_000));
     let (cpuid, ports) = (has_word("by=cpuid"), has_word("by=port"));
@@ -120,7 +121,7 @@ fn main() {
     let mut ran = 0;
     let mut last = cpu::rdtsc();
     let first = last;
-    let mut stretches = word_value("every").map(|every| Stretches::new(every * jump, first));
+    let mut stretches = every.map(|every| Stretches::new(every, first));
     let mut until = |end: u64, stretches: &mut Option<Stretches>| {
         while last < end {
             match (cpuid, ports) {
