@@ -38,13 +38,13 @@ impl<'a, V: Vendor> Place<'a, V> {
         memory: u64,
         compartment: &'a mut Compartment,
     ) -> Result<Self, StartError> {
-        let mut frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?.lock();
-        let (memory, ram) = compartment.add_ram::<V::Nested>(&mut frames, memory, true, Size::Page2M)?;
+        let frames = FRAMES.get().ok_or(StartError::Missing("there is no frame table"))?;
+        let (memory, ram) = compartment.add_ram::<V::Nested>(frames, (memory, true), Size::Page2M, |_| {})?;
         let pages = (0..guest::MAPPED).step_by(0x1000).chain([guest::SPARE, guest::FORBIDDEN]);
         for page in pages {
             compartment.map_nested::<V::Nested>(&ram, Gpa::new(page), PAGE_SIZE)?;
         }
-        let control = compartment.add_control_pages::<CONTROL_PAGES>(&mut frames)?.map(|page| page.hpa());
+        let control = compartment.add_control_pages::<CONTROL_PAGES>(&mut frames.lock())?.map(|page| page.hpa());
         let (tables, root) = (compartment.tables(), compartment.nested_root());
         let pages = [guest::SPARE, guest::FORBIDDEN].map(|page| {
             let found = translate::<V::Nested>(&tables, root, page);
