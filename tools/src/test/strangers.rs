@@ -1,5 +1,6 @@
-//! Other ends that do not behave: a stranger who talks on the control line without end, alone or between a client's frames,
-//! and a console that nobody reads.
+//! Other ends that do not behave: a stranger on the control line, and a console that nobody reads.
+//!
+//! The stranger talks without end, alone or between a client's frames.
 //!
 //! One processor, so that the guests and the ends of both lines share it.
 
