@@ -269,7 +269,8 @@ fn turn(facts: &Facts, me: usize, decision: &Decision, look: u64, kept: u64) {
         task.begin(me);
         task.enter(Command::Run);
         let (next, now) = (task.next(), cpu::tsc());
-        if next != State::Ready || now >= end || processors::is_wanted() {
+        // One that has kicked others of its guest comes behind them: it waits for them, mostly.
+        if next != State::Ready || now >= end || processors::is_wanted() || task::is_asked() {
             break (next, now);
         }
         cpu::take_interrupts();

@@ -297,6 +297,11 @@ pub fn numbered(number: u16) -> Option<&'static Task> {
     TASKS.get(usize::from(number).checked_sub(1)?)
 }
 
+/// Whether this processor was asked to wake any.
+pub fn is_asked() -> bool {
+    this_cpu().wakes.iter().any(|word| word.load(Ordering::Relaxed) != 0)
+}
+
 /// Tasks that this processor was asked to wake, and not any more.
 pub fn asked() -> impl Iterator<Item = &'static Task> {
     let words = this_cpu().wakes.iter().map(|word| match word.load(Ordering::Relaxed) {
