@@ -17,6 +17,8 @@ pub struct Debt {
     coming: u64,
     /// Its bytes; zeros stand around frames.
     bytes: u64,
+    /// What the last frame took that was answered and proved nothing, as far as it may be a client's.
+    pledged: u64,
     /// All time before is accounted for.
     at: u64,
 }
@@ -25,7 +27,7 @@ impl Debt {
     /// Nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { owed: 0, coming: 0, bytes: 0, at: 0 }
+        Self { owed: 0, coming: 0, bytes: 0, pledged: 0, at: 0 }
     }
 
     /// The line was not listened to until `now`: what is owed still.
@@ -56,9 +58,18 @@ impl Debt {
         }
     }
 
+    /// A frame has ended that is answered, until `now`, and proves nothing: a hello. If what comes next proves the key it was
+    /// its client's, and `each` of its bytes and the answer's `pause` may have taken so long.
+    pub fn answered(&mut self, now: u64, each: u64, pause: u64) {
+        self.listen(now);
+        self.pledged = self.coming.min(self.bytes.saturating_mul(each).saturating_add(pause).saturating_mul(PART));
+        self.settle(0);
+    }
+
     /// A frame has ended that proves the key: `each` of its bytes may have taken so long, and its client has all time until
     /// `now`, and `pause` more to be heard again.
     pub fn proved(&mut self, now: u64, each: u64, pause: u64) {
+        self.owed = self.owed.saturating_sub(core::mem::take(&mut self.pledged));
         self.settle(self.bytes.saturating_mul(each).saturating_add(pause));
         self.at = now.saturating_add(pause);
     }
@@ -119,6 +130,16 @@ mod tests {
         debt.proved(now, EACH, 0);
         assert_eq!(debt.pay(now), 34 * PART);
         assert_eq!(debt.pay(now + 34 * PART), 0);
+        // A hello is its client's once it is known whose it is; one before it stays a stranger's.
+        let mut debt = Debt::new();
+        let now = frame(&mut debt, 0, &[1, 2, 3, 0], 8);
+        debt.answered(now, EACH, PAUSE);
+        let now = frame(&mut debt, now, &[1, 2, 3, 0], 8);
+        debt.answered(now + 8, EACH, PAUSE);
+        assert_eq!(debt.pay(now + 8), 72 * PART);
+        let now = frame(&mut debt, now + 8, &[4, 5, 6, 0], 8);
+        debt.proved(now, EACH, PAUSE);
+        assert_eq!(debt.pay(now), 32 * PART);
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -126,14 +147,16 @@ mod tests {
         Rest(u64),
         Byte(u8, u64),
         Ended,
+        Answered,
         Proved,
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        (0..4_u8, any::<u8>(), 1..200_u64).prop_map(|(which, byte, ticks)| match which {
+        (0..5_u8, any::<u8>(), 1..200_u64).prop_map(|(which, byte, ticks)| match which {
             0 => Step::Rest(ticks),
             1 => Step::Byte(byte, ticks),
             2 => Step::Ended,
+            3 => Step::Answered,
             _ => Step::Proved,
         })
     }
@@ -143,7 +166,7 @@ mod tests {
         #[test]
         fn strangers_get_their_part(steps in proptest::collection::vec(step(), 1..300)) {
             const TOLERATED: u64 = 1000;
-            let (mut debt, mut now, mut heard, mut free) = (Debt::new(), 0, 0, 0);
+            let (mut debt, mut now, mut heard, mut free, mut pledged) = (Debt::new(), 0, 0, 0, 0);
             for step in steps {
                 match step {
                     Step::Rest(ticks) => now += ticks,
@@ -156,8 +179,12 @@ mod tests {
                         debt.byte(byte, now);
                     }
                     Step::Ended => debt.ended(),
+                    Step::Answered => {
+                        pledged = debt.bytes * EACH + PAUSE;
+                        debt.answered(now, EACH, PAUSE);
+                    }
                     Step::Proved => {
-                        free += debt.bytes * EACH + 2 * PAUSE;
+                        free += debt.bytes * EACH + 2 * PAUSE + core::mem::take(&mut pledged);
                         debt.proved(now, EACH, PAUSE);
                     }
                 }

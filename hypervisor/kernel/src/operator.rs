@@ -210,8 +210,7 @@ impl End {
             if proved {
                 self.debt.proved(now, second / BYTE, second / PAUSE);
             } else {
-                self.debt.listen(now);
-                self.debt.ended();
+                self.debt.answered(now, second / BYTE, second / PAUSE);
             }
         }
         self.debt.listen(now);
