@@ -122,11 +122,10 @@ fn next(number: &mut u64) -> u64 {
     *number >> 11
 }
 
-/// What an order that was done is told as.
+/// What an order that was done is told as. A start after a reset is told as one that was ordered, and so each start is left out.
 const fn told_as(action: Action) -> Option<EventKind> {
     let by = Source::Line;
     Some(match action {
-        Action::Start => EventKind::Started(by),
         Action::Kill => EventKind::Killed(by),
         Action::Reset => EventKind::Reset(by),
         Action::Pause => EventKind::Paused(by),
