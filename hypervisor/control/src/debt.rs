@@ -3,7 +3,7 @@
 //! Time that a frame took which proves the key is its client's. All other time is a stranger's, and strangers get one part
 //! in [`PART`] of all time. Whose a frame is shows at its end: until then what it takes is kept apart, so that one that
 //! proves the key pays for itself and for nothing that came before it. Whoever slows the bytes of another's frame
-//! pays for what they could not take by themselves.
+//! pays for what they could not take by themselves. A hello proves nothing, and is its client's once the next frame does.
 
 /// Of all time, the part that strangers get.
 pub const PART: u64 = 10;
