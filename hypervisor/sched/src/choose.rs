@@ -147,14 +147,19 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
     /// Whether one waits at home with a budget left that comes before who runs there.
     pub(crate) fn is_urgent(&mut self, cpu: Cpu, now: u64) -> bool {
         self.expire(now);
+        self.preempted(|home| home == cpu).is_some()
+    }
+
+    /// The first of these CPUs whose turn is to end for one that waits with a budget left.
+    fn preempted(&mut self, which: impl Fn(Cpu) -> bool) -> Option<Cpu> {
         let mut at = 0;
         while let Some(group) = self.urgent.nth(at) {
-            if self.preempts(group) == Some(cpu) {
-                return true;
+            if let Some(home) = self.preempts(group).filter(|home| which(*home)) {
+                return Some(home);
             }
             at += 1;
         }
-        false
+        None
     }
 
     /// The CPU where a guest has a budget left, if it comes before what runs there.
@@ -173,12 +178,9 @@ impl<const TASKS: usize, const CPUS: usize> Scheduler<TASKS, CPUS> {
 
     /// A CPU that should look again: one that idles or runs without end, or where a guest has a budget that ran elsewhere.
     pub(crate) fn spare(&mut self, but: Cpu) -> Option<Cpu> {
-        let mut at = 0;
-        while let Some(group) = self.urgent.nth(at) {
-            if let Some(home) = self.preempts(group).filter(|home| *home != but) {
-                return Some(home);
-            }
-            at += 1;
+        let home = self.preempted(|home| home != but);
+        if home.is_some() {
+            return home;
         }
         let open = self.open & !CpuSet::one(but).0;
         let query = Query { cpus: open, zone: None, but: None };
