@@ -7,18 +7,13 @@ use std::process::Command;
 const CPU: &str = "max,+svm,+npt";
 const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 
-fn host_cpus() -> u16 {
-    std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(u16::MAX))
-}
-
 /// The command that starts the machine.
 pub fn command(kind: Kind, spec: &Spec, ports: &Ports) -> Outcome<Command> {
     let mut command = Command::new("qemu-system-x86_64");
     let (accelerator, cpu) = match kind {
         Kind::Kvm => ("kvm", "host"),
-        // Where they can not all run at once, a processor that waits for another one is to give way to it (PAUSE).
-        Kind::Bochs | Kind::Qemu if spec.cpus > host_cpus() => ("tcg,thread=single", CPU),
-        Kind::Bochs | Kind::Qemu => ("tcg", CPU),
+        // With a thread a processor, TCG loses changes of the first one's flags: FLDENV and XRSTOR of any other one write them, too.
+        Kind::Bochs | Kind::Qemu => ("tcg,thread=single", CPU),
     };
     command.args(["-machine", "q35", "-accel", accelerator, "-cpu", spec.cpu.as_deref().unwrap_or(cpu)]);
     if spec.counted && kind == Kind::Qemu {
