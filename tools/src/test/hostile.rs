@@ -51,8 +51,8 @@ struct Beside<'a> {
     /// Rounds of the witness since the attacker's end.
     rounds: u32,
     told: bool,
-    /// Shares of the CPU that the witness measured while the flood was on; thousandths that it must have.
-    shares: Vec<u64>,
+    /// Ticks that the witness had of how many, in each round while the flood was on; thousandths that it must have.
+    shares: Vec<[u64; 2]>,
     least: Option<u64>,
 }
 
@@ -74,7 +74,10 @@ impl View for Beside<'_> {
         let text = String::from_utf8_lossy(bytes);
         self.line.push_str(&text);
         while let Some((line, rest)) = self.line.split_once('\n') {
-            let share: Option<u64> = line.strip_prefix("witness share ").and_then(|share| share.trim().parse().ok());
+            let share = line.strip_prefix("witness share ").and_then(|share| {
+                let (work, time) = share.trim().split_once(" of ")?;
+                Some([work.parse().ok()?, time.parse().ok()?])
+            });
             if attacker.contains("saw the flood begin") && !attacker.contains("saw the flood end") {
                 self.shares.extend(share);
             }
@@ -136,13 +139,11 @@ impl Beside<'_> {
         wrong
     }
 
-    /// Mean share of the CPU in thousandths, over windows of equal work (so the harmonic mean); the first and the last may
-    /// reach out of the flood.
+    /// Share of the CPU in thousandths, over all rounds but the first and the last, which may reach out of the flood.
     fn share(&self) -> Option<u64> {
-        let inner = self.shares.get(1..self.shares.len().checked_sub(1)?)?;
-        let count = u64::try_from(inner.len()).ok().filter(|count| *count >= 3)?;
-        let times: u64 = inner.iter().map(|share| 1_000_000_000 / (*share).max(1)).sum();
-        Some(count * 1_000_000_000 / times.max(1))
+        let inner = self.shares.get(1..self.shares.len().checked_sub(1)?).filter(|inner| inner.len() >= 3)?;
+        let [work, time] = inner.iter().fold([0, 0], |[work, time], [w, t]| [work + w, time + t]);
+        (work * 1000).checked_div(time)
     }
 }
 

@@ -4,7 +4,8 @@
 //! Words 0 to 7 fill all RAM above 2 MiB, again and again; 8 to 15 are in R8 to R15; 16 to 23 in XMM0 to XMM3; 24 to
 //! 27 in DR0 to DR3; 28 to 35 in registers of devices ([`Devices`]) and in MSRs. `rounds=N` ends it after so many rounds (for
 //! ever if it is not given), `until-told` when `q` comes in on the console. Each round prints a line, the heartbeat. With
-//! `share=1` a round is a known number of instructions, and its line has the share of the CPU that it got. A neighbour, or the host, that changes a word is seen; where else a word is found, it has leaked.
+//! `share=1` a round is a known number of instructions, and its line says what of its time it had the CPU. A neighbour, or the
+//! host, that changes a word is seen; where else a word is found, it has leaked.
 #![no_std]
 #![no_main]
 #![allow(
@@ -17,6 +18,7 @@
 use bulkhead_rt::memory::Region;
 use bulkhead_rt::{apic, check, cpu, has_word, ioapic, memory_map, port, println, scenario, word_value};
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 scenario!(main);
 
@@ -56,7 +58,8 @@ fn main() {
     while done < rounds && !told() {
         done += 1;
         if word_value("share") == Some(1) {
-            println!("witness share {}", share());
+            let (work, time) = share();
+            println!("witness share {work} of {time}");
             // Its memory takes longer than it may look away from its share.
             if done % 16 != 0 {
                 continue;
@@ -85,21 +88,33 @@ fn told() -> bool {
     has_word("until-told") && port::read8(STATUS) & 1 != 0 && port::read8(0x3F8) == b'q'
 }
 
-/// Thousandths of the CPU that this guest has for two million instructions: pieces of the work are timed one by one, and the
-/// shortest time is that of a piece that nothing interrupted.
-fn share() -> u64 {
+/// Ticks that two million instructions, or a few more, take by themselves, and that they took: pieces of the work are timed one by
+/// one, and the shortest time ever is that of a piece that nothing interrupted. Where others have turns, the work begins and ends
+/// behind one: it has whole rounds of turns, not parts.
+fn share() -> (u64, u64) {
     const PIECES: u64 = 1000;
     const TURNS: u64 = 1000;
-    let (mut shortest, begin) = (u64::MAX, cpu::rdtsc());
-    let mut at = begin;
-    for _ in 0..PIECES {
-        // SAFETY: counts a register down, and touches no memory.
-        unsafe { asm!("2: dec {0}", "jnz 2b", inout(reg) TURNS => _, options(nomem, nostack)) };
-        let now = cpu::rdtsc();
-        shortest = shortest.min(now - at);
-        at = now;
-    }
-    shortest * PIECES * 1000 / (at - begin)
+    // Pieces that a pause takes which is taken for a turn of others, and most that are waited for one.
+    const TURN: u64 = 25;
+    const MOST: u64 = 200;
+    static SHORTEST: AtomicU64 = AtomicU64::new(u64::MAX);
+    let mut at = cpu::rdtsc();
+    let mut pieces = |least: u64| {
+        for count in 1.. {
+            // SAFETY: counts a register down, and touches no memory.
+            unsafe { asm!("2: dec {0}", "jnz 2b", inout(reg) TURNS => _, options(nomem, nostack)) };
+            let took = cpu::rdtsc() - at;
+            at += took;
+            let shortest = SHORTEST.fetch_min(took, Ordering::Relaxed).min(took);
+            if count >= least && (took / TURN > shortest || count >= least + MOST) {
+                return (count * shortest, at);
+            }
+        }
+        unreachable!()
+    };
+    let (_, begin) = pieces(1);
+    let (work, end) = pieces(PIECES);
+    (work, end - begin)
 }
 
 /// What this guest's devices and model-specific registers were given.
