@@ -181,6 +181,11 @@ pub fn interrupt_by(until: u64) {
     }
 }
 
+/// What is set is no more for whoever runs: the next [`interrupt_by`] replaces it, be it earlier.
+pub fn forget_deadline() {
+    deadline().store(0, Ordering::Relaxed);
+}
+
 /// Ends the interrupt being handled.
 pub fn end_of_interrupt() {
     write(EOI, 0);

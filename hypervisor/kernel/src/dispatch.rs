@@ -245,8 +245,9 @@ fn first_wake(me: usize) -> u64 {
 /// When the turn of another task is to end for the first that processor `me` is to wake. Those who would have to wait for its end
 /// are not woken before `kept`, when it has had a slice: nobody's sleep takes more of it than turns cost in any case.
 fn next_wake(facts: &Facts, me: usize, kept: u64) -> u64 {
+    let mut scheduler = None;
     let due = |task: &Task| match task.is_due(me) {
-        due if due < kept && !facts.scheduler.lock().is_awaited(task.id()) => kept,
+        due if due < kept && !scheduler.get_or_insert_with(|| facts.scheduler.lock()).is_awaited(task.id()) => kept,
         due => due,
     };
     task::used().iter().map(due).min().unwrap_or(u64::MAX)
@@ -263,6 +264,7 @@ fn turn(facts: &Facts, me: usize, decision: &Decision, look: u64, kept: u64) {
     }
     enter_zone(facts, id);
     task.waited.store(decision.waited, Ordering::Relaxed);
+    apic::forget_deadline();
     let mut end = decision.until.min(look);
     let (next, now) = loop {
         task.until.store(end.min(next_wake(facts, me, kept)), Ordering::Relaxed);
