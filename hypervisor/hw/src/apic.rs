@@ -30,6 +30,7 @@ const DIVIDE: u32 = 0x3E;
 const DIVIDE_BY_1: u32 = 0xB;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_TSC_DEADLINE: u32 = 2 << 17;
+const LVT_EXTERNAL: u32 = 7 << 8;
 /// Interrupt command: level asserted; NMI; INIT; start-up; not yet accepted.
 const ASSERT: u32 = 1 << 14;
 const NMI: u32 = 4 << 8;
@@ -105,6 +106,11 @@ pub fn enable(mapped: bool, tsc: Frequency) {
         write(DIVIDE, DIVIDE_BY_1);
         write(LVT_TIMER, u32::from(TIMER_VECTOR));
     }
+}
+
+/// Lets the 8259A interrupt this processor.
+pub(crate) fn take_external() {
+    write(LVT_LINT0, LVT_EXTERNAL);
 }
 
 /// Counts down for about 10 ms.

@@ -25,6 +25,8 @@ pub const SPURIOUS_VECTOR: u8 = 0xFF;
 pub const KICK_VECTOR: u8 = 0x41;
 /// A processor's interrupts to itself.
 pub const SELF_VECTOR: u8 = 0x42;
+/// First of the 16 vectors of the two 8259A.
+pub const LEGACY_VECTOR: u8 = 0x50;
 
 /// Tops of the stacks for exceptions that must not trust the current one.
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,7 @@ pub mod descriptors;
 pub mod frame;
 pub mod heap;
 pub mod layout;
+pub mod legacy;
 pub mod ports;
 pub mod probe;
 pub mod ram;

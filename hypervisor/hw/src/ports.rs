@@ -20,12 +20,3 @@ pub unsafe fn write(port: u16, value: u8) {
     // SAFETY: as the caller vouches.
     unsafe { Port::new(port).write(value) }
 }
-
-/// Masks all inputs of the two legacy interrupt controllers for good: the hypervisor takes interrupts from its local
-/// APIC alone. 8259A data sheet, "Operation Control Word 1".
-pub fn mask_legacy_interrupts() {
-    for port in [0x21, 0xA1] {
-        // SAFETY: the mask register of an 8259A; it only keeps interrupts away.
-        unsafe { write(port, 0xFF) }
-    }
-}

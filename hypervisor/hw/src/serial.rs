@@ -9,9 +9,12 @@ use uart_16550::SerialPort;
 const LINE_STATUS: u16 = 5;
 const ROOM: u8 = 1 << 5;
 /// Registers and what they are set to: divisor 1 makes 115200 baud of the chip's 1.8432 MHz (behind bit 7 of the line
-/// control register, 8.3 "Programmable Baud Generator"), 8 bits, no parity; no interrupts, as input is looked for whenever
-/// a guest's turn ends; FIFOs on and empty; the outputs that say ready.
-const SET_UP: [(u16, u8); 7] = [(3, 0x83), (0, 1), (1, 0), (3, 0x03), (1, 0), (2, 0xC7), (4, 0x0B)];
+/// control register, 8.3 "Programmable Baud Generator"), 8 bits, no parity; an interrupt when 14 bytes have come in, or nothing comes behind some; FIFOs on and
+/// empty; the outputs that say ready, and let interrupts out.
+const SET_UP: [(u16, u8); 7] = [(3, 0x83), (0, 1), (1, 0), (3, 0x03), (1, INPUT), (2, 0xC7), (4, 0x0B)];
+/// What the interrupt enable register has an interrupt for: a byte has come in; the next one can be sent. 8.8.
+pub(crate) const INPUT: u8 = 1 << 0;
+pub(crate) const EMPTY: u8 = 1 << 1;
 
 /// One of the machine's two.
 #[derive(Debug)]
@@ -47,11 +50,13 @@ impl Serial {
     }
 
     fn set_up(line: &'static Line) -> Self {
-        for (register, value) in SET_UP {
-            // SAFETY: COM1 and COM2 are 16550s or nothing on every PC, and nothing else in the hypervisor touches their ports.
-            unsafe { ports::write(line.base + register, value) }
-        }
+        SET_UP.into_iter().for_each(|(register, value)| Self(line).write(register, value));
         Self(line)
+    }
+
+    fn write(self, register: u16, value: u8) {
+        // SAFETY: COM1 and COM2 are 16550s or nothing on every PC, and nothing else in the hypervisor touches their ports.
+        unsafe { ports::write(self.0.base + register, value) }
     }
 
     /// COM1 as set up before: for the report of a fault.
@@ -66,7 +71,7 @@ impl Serial {
         let room = (0..looks).any(|_| self.status() & ROOM != 0);
         self.0.stuck.store(!room, Ordering::Relaxed);
         if room {
-            // SAFETY: as in `set_up`; there is room, so that it waits for nothing.
+            // SAFETY: as in `write`; there is room, so that it waits for nothing.
             unsafe { SerialPort::new(self.0.base) }.send_raw(byte);
         }
         room
@@ -82,6 +87,11 @@ impl Serial {
     fn status(self) -> u8 {
         // SAFETY: the line status register of a serial port; reading it clears error bits only.
         unsafe { ports::read(self.0.base + LINE_STATUS) }
+    }
+
+    /// Has it interrupt for [`INPUT`], [`EMPTY`], both or neither.
+    pub(crate) fn interrupt_for(self, what: u8) {
+        self.write(1, what);
     }
 
     /// Whether a byte has come in.

@@ -3,8 +3,8 @@
 //! An exception means a bug of the hypervisor (or broken hardware): it is reported by the handler that the kernel
 //! installed, and the machine stops: [`stop_others`]. Interrupts only end a halt; NMIs are counted.
 
-use crate::apic;
-use crate::descriptors::{KICK_VECTOR, SELF_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::descriptors::{KICK_VECTOR, LEGACY_VECTOR, SELF_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::{apic, legacy};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -86,6 +86,7 @@ extern "C" fn trap_entry(frame: &Frame) {
         v if v == u64::from(TIMER_VECTOR) => apic::timer_rang(),
         v if v == u64::from(KICK_VECTOR) => apic::was_kicked(),
         v if v == u64::from(SELF_VECTOR) => apic::end_of_interrupt(),
+        v if (u64::from(LEGACY_VECTOR)..u64::from(LEGACY_VECTOR) + 16).contains(&v) => legacy::came(),
         v => {
             STRAY_COUNT.fetch_add(1, Ordering::Relaxed);
             // One that is never ended would keep the timer's away. A spurious one was never begun.

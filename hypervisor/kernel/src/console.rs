@@ -13,6 +13,7 @@
 //! hypervisor's log, else the guest's number), and 0x10 0x10 stands for the byte 0x10. Input is framed the same way. In
 //! [`ConsoleMode::Lines`] each guest's rows are printed whole, with its name in front ([`Rows`]), and input goes to guest 1.
 
+use crate::task;
 use bulkhead_control::Name;
 use bulkhead_control::monitor::ESCAPE;
 use bulkhead_control::output::Output;
@@ -288,6 +289,7 @@ fn receive(channel: u16) -> Option<u8> {
                 // The monitor takes what follows.
                 ESCAPED.store(channel, Ordering::Relaxed);
                 FOCUS.store(0, Ordering::Relaxed);
+                task::interrupt(0);
                 return None;
             }
             return Some(byte);
@@ -310,6 +312,11 @@ pub fn input_for() -> Option<GuestId> {
     let focus = FOCUS.load(Ordering::Relaxed);
     // Channel 0 is the monitor's.
     (focus != 0).then(|| GuestId::new(focus))
+}
+
+/// Whether nothing is to be done for what was typed, or shown: the next byte says by itself that it comes.
+pub fn is_quiet() -> bool {
+    FOCUS.load(Ordering::Relaxed) != 0 && !Serial::again().has_input()
 }
 
 /// A byte that has come in for the monitor. A switch to another channel on the way is obeyed.

@@ -21,13 +21,13 @@ use crate::processors::{self, quiet};
 use crate::start::IDLE_SPACE;
 use crate::task::{self, Command, State, TASKS, Task};
 use bulkhead_control::{EventKind, Source};
-use bulkhead_hw::{apic, barrier, cpu, serial, startup};
+use bulkhead_hw::{apic, barrier, cpu, legacy, serial, startup};
 use bulkhead_sched::{Cpu, Decision, Outcome, Scheduler, TaskId};
 use bulkhead_types::{Barriers, Frequency, GuestId, MAX_CPUS, MAX_TASKS, VcpuId};
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::mutex::TicketMutex;
 
-/// Slices in a second; as often, or a little less, the first processor looks at the console.
+/// Slices in a second; as often, or a little less, the first processor looks at the console while guests run.
 const SLICES_PER_SECOND: u64 = 100;
 
 /// Slices that a processor goes without a look at what others want of it, if they could not kick it.
@@ -119,7 +119,11 @@ pub fn serve(facts: &Facts) -> ! {
             None if operator.as_ref().is_some_and(|operator| !operator.has_line()) && all_ended() => finish(facts),
             None => {
                 // A kick always ends a halt.
-                let look = if me == 0 || !apic::has_timer() { look } else { u64::MAX };
+                let look = match &operator {
+                    _ if !apic::has_timer() => look,
+                    None => u64::MAX,
+                    Some(operator) => operator.next_look(next_look),
+                };
                 wait(decision.until.min(first_wake(me)).min(look));
                 facts.scheduler.lock().awake(sched_cpu(me), cpu::tsc());
             }
@@ -378,9 +382,17 @@ pub fn park_unless(task: Option<&Task>) {
 
 /// Waits until there may be something to do.
 fn wait(until: u64) {
+    this_cpu().halts.fetch_add(1, Ordering::Relaxed);
     if apic::has_timer() {
         apic::set_deadline(if until == u64::MAX { 0 } else { until });
+        let first = cpu::number() == 0;
+        if first {
+            legacy::let_in(true);
+        }
         cpu::halt_until_interrupt();
+        if first {
+            legacy::let_in(false);
+        }
     } else {
         while cpu::tsc() < until {
             core::hint::spin_loop();

@@ -390,6 +390,7 @@ pub fn report(facts: &Facts) {
         if let Some(CpuUsage { ran, idle, own }) = usage {
             let all = now.saturating_sub(processor.since.load(Ordering::Relaxed));
             log!("log processor {number} ticks: ran {ran} idle {idle} own {own} of {all}");
+            log!("log {} times processor {number} had nothing to do", processor.halts.load(Ordering::Relaxed));
         }
     }
     if let Some(frames) = FRAMES.get() {

@@ -83,6 +83,8 @@ pub struct Cpu {
     pub apic: AtomicU32,
     /// Count of the time-stamp counter since which it is accounted.
     pub since: AtomicU64,
+    /// Times that it had nothing to do, and halted.
+    pub halts: AtomicU64,
     /// The task whose registers are in it, plus 1; 0 for none.
     pub loaded: AtomicU16,
     /// The task whose execution it has entered, plus 1; 0 for none.
@@ -106,6 +108,7 @@ impl Cpu {
             idle: Context::empty(),
             apic: AtomicU32::new(0),
             since: AtomicU64::new(0),
+            halts: AtomicU64::new(0),
             loaded: AtomicU16::new(0),
             current: AtomicU16::new(0),
             wakes: [const { AtomicU64::new(0) }; MAX_TASKS.div_ceil(64)],

@@ -20,8 +20,8 @@ use bulkhead_control::{
     Usage, mac::Key,
 };
 use bulkhead_core::frames::{FrameTable, Owner};
-use bulkhead_hw::cpu;
 use bulkhead_hw::serial::Serial;
+use bulkhead_hw::{cpu, legacy};
 use bulkhead_types::{Frame, Frequency, GuestId, PAGE_SIZE};
 use core::sync::atomic::Ordering;
 use spin::Mutex;
@@ -106,6 +106,12 @@ impl Operator {
     /// Whether somebody can start guests that have ended.
     pub const fn has_line(&self) -> bool {
         self.line.is_some()
+    }
+
+    /// When it is to look again, unless a byte comes in: not before `soon`, and then, if something is on its way.
+    pub fn next_look(&self, soon: u64) -> u64 {
+        let line = self.line.as_ref().is_none_or(|end| !end.serial.has_input());
+        if line && legacy::is_heard() && console::is_quiet() { self.next.max(soon) } else { soon }
     }
 
     /// Stops those whose lease is over; takes what has come from the console for the monitor, and from the line.

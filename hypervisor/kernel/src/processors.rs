@@ -11,7 +11,7 @@ use crate::machine::{CPUS, FACTS, FRAMES, Facts, ONLINE, this_cpu};
 use crate::start::{IDLE_SPACE, refuse};
 use bulkhead_core::frames::{Owner, Part};
 use bulkhead_hw::startup::{FirstPage, lead_to};
-use bulkhead_hw::{apic, barrier, cpu, descriptors, xstate};
+use bulkhead_hw::{apic, barrier, cpu, descriptors, legacy, xstate};
 use bulkhead_types::Frame;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use spin::Mutex;
@@ -36,6 +36,10 @@ pub fn start(facts: &Facts) {
     }
     if let Err(why) = set_up(facts, 0) {
         refuse(why);
+    }
+    legacy::probe();
+    if !legacy::is_heard() {
+        log!("log no interrupt says that a byte has come in: the serial lines are looked at without rest");
     }
     ONLINE.store(1, Ordering::Relaxed);
     let mut missing = false;

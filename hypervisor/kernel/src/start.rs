@@ -8,7 +8,7 @@ use bulkhead_boot::{BootInfo, Physical, Processors, Region};
 use bulkhead_core::frames::{FrameTable, Owner, Part};
 use bulkhead_hw::compartment::{Compartment, Needs};
 use bulkhead_hw::startup::{self, FirstPage, Identity, Shared};
-use bulkhead_hw::{apic, barrier, calibrate, clock, cpu, descriptors, heap, layout, ports, serial, trap};
+use bulkhead_hw::{apic, barrier, calibrate, clock, cpu, descriptors, heap, layout, legacy, serial, trap};
 use bulkhead_types::manifest::{Guest, Manifest, PackHeader};
 use bulkhead_types::{Frame, Hpa, MAX_CPUS, PAGE_SIZE};
 use spin::{Mutex, Once};
@@ -42,7 +42,7 @@ pub fn start(magic: u32, info: Hpa, program: Program) -> ! {
     let _ = serial::Serial::init();
     descriptors::load_early();
     trap::set_report(backtrace::faulted);
-    ports::mask_legacy_interrupts();
+    legacy::mask();
     heap::init();
     log!("Bulkhead {}", env!("CARGO_PKG_VERSION"));
     let Some(mut identity) = Identity::take() else { refuse("start-up was entered twice: reset the machine") };

@@ -125,6 +125,13 @@ fn judge(builder: &Builder, Run { case, on }: &Run, machine: &Machine) -> Verdic
     if case.fair || case.minutes != 0 {
         wrong.extend(fair::adds_up(watch.lines(), case.minutes));
     }
+    if let Some(most) = case.waits {
+        let told = watch.lines().iter().find_map(|line| line.strip_suffix(" times processor 0 had nothing to do"));
+        let waits = told.and_then(|line| line.strip_prefix("log ")).and_then(|count| count.parse::<u64>().ok());
+        if waits.is_none_or(|waits| waits > most) {
+            wrong.push(format!("processor 0 waited {waits:?} times, and may {most}"));
+        }
+    }
     let whole = builder.workspace().build("logs").map(|folder| folder.join(format!("{}.{on}.log", case.name)));
     if let Ok(path) = &whole {
         let _ = std::fs::write(path, watch.transcript(usize::MAX));

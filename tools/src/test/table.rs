@@ -80,6 +80,8 @@ pub struct Case {
     /// Lines that the account by the minute has at least; all time adds up.
     #[serde(default)]
     pub minutes: usize,
+    /// Most times that the first processor may wait for something to do.
+    pub waits: Option<u64>,
     /// Left out by `--quick`.
     #[serde(default)]
     pub slow: bool,
