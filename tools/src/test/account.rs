@@ -2,11 +2,10 @@
 //!
 //! Two processors: the guest that resets itself and the one that goes on are side by side.
 
-use super::TestArgs;
 use super::control::{act, drain, events, expect, wait_for};
-use super::tally::{Tally, Verdict};
+use super::tally::Row;
 use crate::ctl::{AllStats, Link, Patience, guests, one, stats};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
@@ -23,26 +22,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LEASE: u64 = 3;
 const SLACK: u64 = 2;
 
-/// Runs it on each of these machines.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
-    for kind in machines {
-        let name = format!("account, events and lease over the line, on {kind}");
-        if !args.takes(&name) {
-            continue;
-        }
-        let start = Instant::now();
-        let verdict = match verdict(workspace, builder, *kind) {
-            Ok(()) => Verdict::Passed,
-            Err(failure) => Verdict::Failed(failure.to_string()),
-        };
-        tally.note(&name, verdict, start.elapsed());
-    }
+/// A row for each of these machines.
+pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind]) -> Vec<Row<'a>> {
+    let row = |kind: &Kind| {
+        let kind = *kind;
+        Row::new(format!("account, events and lease over the line, on {kind}"), move || {
+            verdict(workspace, builder, kind)
+        })
+    };
+    machines.iter().map(row).collect()
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
     let mut machine = manifest::read(&workspace.path(MACHINE))?;
     machine.control = Some(KEY);
-    let line = workspace.build("")?.join(format!("account-{kind}-{}", std::process::id()));
+    let folder = RunFolder::new(workspace)?;
+    let line = folder.file("line");
     let place = Place { control: Some((line.clone(), KEY)), cpus: 2, ..Place::of(kind) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;

@@ -1,7 +1,8 @@
 //! The ISO image, started by GRUB from each firmware.
 
 use super::TestArgs;
-use super::tally::{Tally, Verdict};
+use super::control::expect;
+use super::tally::{Row, Tally, Verdict, try_all};
 use crate::emulator::{self, Kind, Medium, RunFolder, Running, Spec};
 use crate::failure::Outcome;
 use crate::frames::Lines;
@@ -96,28 +97,19 @@ pub fn run(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) {
         Err(failure) => return tally.note("ISO image", Verdict::Failed(failure.to_string()), start.elapsed()),
     };
     tally.note("ISO image", Verdict::Passed, start.elapsed());
-    for boot in wanted {
-        let start = Instant::now();
-        let verdict = verdict(workspace, boot, &path).unwrap_or_else(|failure| Verdict::Failed(failure.to_string()));
-        tally.note(&boot.name(), verdict, start.elapsed());
-    }
+    let path = &path;
+    let rows = wanted.into_iter().map(|boot| Row::new(boot.name(), move || verdict(workspace, boot, path)));
+    try_all(&rows.collect::<Vec<_>>(), args, tally);
     drop(folder);
 }
 
-fn verdict(workspace: &Workspace, boot: Boot, iso: &Path) -> Outcome<Verdict> {
+fn verdict(workspace: &Workspace, boot: Boot, iso: &Path) -> Outcome<()> {
     let running = boot.start(iso, RunFolder::new(workspace)?)?;
     let mut awaited = Awaited { pieces: boot.pieces(), said: Vec::new(), lines: Lines::default() };
     let (session, _) = Session::new(running);
     let report = session.follow(&mut awaited, Some(TIMEOUT));
-    if awaited.pieces.is_empty() {
-        return Ok(Verdict::Passed);
-    }
-    Ok(Verdict::Failed(format!(
-        "{:?} did not come; {:?}\n{}",
-        awaited.pieces.first(),
-        report.finish,
-        awaited.said.join("\n")
-    )))
+    let said = format!("{:?} did not come; {:?}\n{}", awaited.pieces.first(), report.finish, awaited.said.join("\n"));
+    expect(awaited.pieces.is_empty(), &said)
 }
 
 /// Pieces that are still to come. Consoles come on the hypervisor's channel here, as lines.

@@ -1,20 +1,20 @@
 //! `stop`: of a guest that obeys, one that does not listen, one that ignores it.
 
-use super::TestArgs;
 use super::commands::{Terminal, hv_ctl};
 use super::control::{act, events, expect, wait_for};
-use super::tally::{Tally, Verdict};
+use super::tally::Row;
 use crate::ctl::{Link, Patience, guests, one, stats};
-use crate::emulator::{Kind, Place, Running};
+use crate::emulator::{Kind, Place, RunFolder, Running};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, Ending, EventKind, Operation, Refusal, Response, Source, State};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+const LINE: &str = "line";
 const MACHINE: &str = "tests/manifests/button.toml";
 const LINUX: &str = "tests/manifests/linux.toml";
 /// Longest that Linux takes to its prompt.
@@ -25,45 +25,38 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Times that the one that ignores its button is asked.
 const PRESSES: usize = 50;
 
-/// Runs it on each of these machines.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
-    let mut row = |name: &str, try_it: &dyn Fn() -> Outcome<()>| {
-        if !args.takes(name) {
-            return;
-        }
-        let start = Instant::now();
-        let verdict = match try_it() {
-            Ok(()) => Verdict::Passed,
-            Err(failure) => Verdict::Failed(failure.to_string()),
-        };
-        tally.note(name, verdict, start.elapsed());
-    };
-    for (kind, cpus) in machines.iter().flat_map(|kind| [(*kind, 1), (*kind, 2)]) {
+/// A row for each of these machines.
+pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind], quick: bool) -> Vec<Row<'a>> {
+    let own = machines.iter().flat_map(|kind| [1, 2].map(|cpus| (*kind, cpus))).map(|(kind, cpus)| {
         let name = format!("power button on {kind} with {cpus} processors");
-        row(&name, &|| verdict(workspace, builder, kind, cpus));
-    }
-    for kind in machines.iter().filter(|_| !args.quick) {
-        row(&format!("power button of Linux on {kind}"), &|| linux(workspace, builder, *kind));
-    }
+        Row::new(name, move || verdict(workspace, builder, kind, cpus))
+    });
+    let linux = machines
+        .iter()
+        .copied()
+        .filter(|_| !quick)
+        .map(|kind| Row::new(format!("power button of Linux on {kind}"), move || linux(workspace, builder, kind)));
+    own.chain(linux).collect()
 }
 
-/// Starts the machine of a manifest; where its line is.
+/// Starts the machine of a manifest; the folder that its line is in, by that name.
 fn start_machine(
     workspace: &Workspace,
     builder: &Builder,
     manifest: &str,
     place: Place,
-) -> Outcome<(Running, PathBuf)> {
+) -> Outcome<(Running, RunFolder)> {
     let mut machine = manifest::read(&workspace.path(manifest))?;
     machine.control = Some(KEY);
-    let path = workspace.build("")?.join(format!("button-{}-{}", place.kind, std::process::id()));
-    let place = Place { control: Some((path.clone(), KEY)), ..place };
-    Ok((builder.start_at(&place, &machine)?, path))
+    let folder = RunFolder::new(workspace)?;
+    let place = Place { control: Some((folder.file(LINE), KEY)), ..place };
+    Ok((builder.start_at(&place, &machine)?, folder))
 }
 
 /// A kernel that is not ours: its module hears the button, and a program that reads the button's events switches it off.
 fn linux(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
-    let (running, path) = start_machine(workspace, builder, LINUX, Place::of(kind))?;
+    let (running, folder) = start_machine(workspace, builder, LINUX, Place::of(kind))?;
+    let path = folder.file(LINE);
     let terminal = Terminal::new(&running)?;
     terminal.wait_for("/root # ", 0, BOOTS)?;
     let mut link = Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
@@ -82,7 +75,8 @@ fn linux(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, cpus: u16) -> Outcome<()> {
     let place = Place { cpus, ..Place::of(kind) };
-    let (running, path) = start_machine(workspace, builder, MACHINE, place)?;
+    let (running, folder) = start_machine(workspace, builder, MACHINE, place)?;
+    let path = folder.file(LINE);
     let mut terminal = Terminal::new(&running)?;
     let connect = || Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
     let mut link = connect();

@@ -2,11 +2,11 @@
 
 use super::control::{expect, wait_for};
 use super::echo;
+use super::endless;
 use super::many::COUNTER;
-use super::tally::{Tally, Verdict};
-use super::{TestArgs, endless};
+use super::tally::Row;
 use crate::ctl::{Link, Patience, one, pages};
-use crate::emulator::{Kind, Place, Running};
+use crate::emulator::{Kind, Place, RunFolder, Running};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
@@ -153,44 +153,35 @@ const CTL: [(&str, i32, &str); 57] = [
 /// The same when the monitor's are done: on Bochs, who ends in the handler of an NMI leaves none for others.
 const LAST: [(&str, i32, &str); 2] = [("start spin", 0, "done"), ("inject spin", 0, "done")];
 
-/// Runs it on each of these machines.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
-    for kind in machines {
-        for (mode, what) in [(ConsoleMode::Framed, "framed"), (ConsoleMode::Lines, "lines")] {
-            let name = format!("commands, console {what}, on {kind}");
-            if !args.takes(&name) {
-                continue;
-            }
-            let start = Instant::now();
-            let verdict = match verdict(workspace, builder, *kind, mode) {
-                Ok(()) => Verdict::Passed,
-                Err(failure) => Verdict::Failed(failure.to_string()),
-            };
-            tally.note(&name, verdict, start.elapsed());
-        }
-    }
+/// A row for each of these machines.
+pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind]) -> Vec<Row<'a>> {
+    let modes = [(ConsoleMode::Framed, "framed"), (ConsoleMode::Lines, "lines")];
+    let all = machines.iter().flat_map(|kind| modes.map(|mode| (*kind, mode)));
+    all.map(|(kind, (mode, what))| {
+        Row::new(format!("commands, console {what}, on {kind}"), move || verdict(workspace, builder, kind, mode))
+    })
+    .collect()
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMode) -> Outcome<()> {
     let mut machine = manifest::read(&workspace.path(MACHINE))?;
     machine.control = Some(KEY);
     machine.console = mode;
-    let folder = workspace.build("")?;
-    let path = folder.join(format!("commands-{kind}-{}", std::process::id()));
+    let folder = RunFolder::new(workspace)?;
+    let path = folder.file("line");
     let place = Place { control: Some((path.clone(), KEY)), spare: 64, ..Place::of(kind) };
     let running = builder.start_at(&place, &machine)?;
     let mut terminal = Terminal::new(&running)?;
     terminal.wait("event guest 2 hello ended", 0)?;
     if mode == ConsoleMode::Framed {
-        let manifest = folder.join(format!("counter-{}.toml", std::process::id()));
-        let kernel = folder.join(format!("commands-{}.bin", std::process::id()));
+        let manifest = folder.file("counter.toml");
+        let kernel = folder.file("counter.bin");
         files::write(&kernel, &COUNTER)?;
         let text = format!("[[guest]]\nname = \"counter\"\nkernel = \"{}\"\nmemory = \"4M\"\n", kernel.display());
         files::write(&manifest, format!("{text}load = {{ flat = 0x8000 }}\n").as_bytes())?;
-        let told = echo::run(workspace, &path, KEY).and_then(|()| ctl(workspace, &path, &manifest, &CTL));
-        let told = told.and_then(|()| lies(&path));
-        let _ = (std::fs::remove_file(manifest), std::fs::remove_file(kernel));
-        told?;
+        echo::run(workspace, &path, KEY)?;
+        ctl(workspace, &path, &manifest, &CTL)?;
+        lies(&path)?;
         terminal.back = b"\x10\x40";
         terminal.send(terminal.back)?;
         endless::run(workspace, &path, &running, &mut terminal)?;

@@ -1,9 +1,8 @@
 //! The control line of a real machine: guests are paused, ended, destroyed and made anew over it, and it is lied to.
 
-use super::TestArgs;
-use super::tally::{Tally, Verdict};
+use super::tally::Row;
 use crate::ctl::{Link, Patience, guests, one, pages, stats};
-use crate::emulator::{Kind, Place, Running};
+use crate::emulator::{Kind, Place, RunFolder, Running};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
@@ -21,26 +20,20 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Times that all guests are ended, destroyed and made anew.
 const ROUNDS: usize = 5;
 
-/// Runs it on each of these machines.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
-    for kind in machines {
-        let name = format!("control line on {kind}");
-        if !args.takes(&name) {
-            continue;
-        }
-        let start = Instant::now();
-        let verdict = match verdict(workspace, builder, *kind) {
-            Ok(()) => Verdict::Passed,
-            Err(failure) => Verdict::Failed(failure.to_string()),
-        };
-        tally.note(&name, verdict, start.elapsed());
-    }
+/// A row for each of these machines.
+pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind]) -> Vec<Row<'a>> {
+    let row = |kind: &Kind| {
+        let kind = *kind;
+        Row::new(format!("control line on {kind}"), move || verdict(workspace, builder, kind))
+    };
+    machines.iter().map(row).collect()
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
     let mut machine = manifest::read(&workspace.path(MACHINE))?;
     machine.control = Some(KEY);
-    let path = workspace.build("")?.join(format!("control-{kind}-{}", std::process::id()));
+    let folder = RunFolder::new(workspace)?;
+    let path = folder.file("line");
     let place = Place { control: Some((path.clone(), KEY)), ..Place::of(kind) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;

@@ -1,7 +1,7 @@
 //! A dump of a real machine: audited as it is, and again with each of eight things planted in it.
 
-use super::TestArgs;
-use super::tally::{Tally, Verdict};
+use super::control::expect;
+use super::tally::Row;
 use crate::emulator::{Kind as Emulator, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
@@ -11,7 +11,7 @@ use crate::run::Until;
 use crate::session::{Session, View, Wire};
 use crate::workspace::Workspace;
 use bulkhead_audit::{Dump, Expected, ExpectedGuest, Format, Image, Kind, Report, Secret, audit, layout, witness};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const NAME: &str = "dump and audit on qemu";
 const MACHINE: &str = "tests/manifests/two-witnesses.toml";
@@ -27,13 +27,8 @@ const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 const EXECUTE_DISABLE: u64 = 1 << 63;
 
 /// Runs two guests, dumps the machine while both are alive, and audits the dump.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    if !args.takes(NAME) {
-        return;
-    }
-    let start = Instant::now();
-    let verdict = verdict(workspace, builder).unwrap_or_else(|failure| Verdict::Failed(failure.to_string()));
-    tally.note(NAME, verdict, start.elapsed());
+pub fn row<'a>(workspace: &'a Workspace, builder: &'a Builder) -> Row<'a> {
+    Row::new(NAME, || verdict(workspace, builder))
 }
 
 /// Shows nothing.
@@ -44,7 +39,7 @@ impl View for Silent {
     fn log(&mut self, _line: &str) {}
 }
 
-fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<Verdict> {
+fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<()> {
     let machine = manifest::read(&workspace.path(MACHINE))?;
     let folder = RunFolder::new(workspace)?;
     let path = folder.file("dump");
@@ -75,7 +70,7 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<Verdict> {
             wrong.push(format!("{what} was planted, but found was {found:?}"));
         }
     }
-    Ok(if wrong.is_empty() { Verdict::Passed } else { Verdict::Failed(wrong.join("\n")) })
+    expect(wrong.is_empty(), &wrong.join("\n"))
 }
 
 fn kinds(report: &Report) -> Vec<Kind> {

@@ -2,6 +2,7 @@
 
 use super::control::{act, expect};
 use crate::ctl::{Link, Patience, one};
+use crate::emulator::RunFolder;
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::workspace::Workspace;
@@ -39,14 +40,13 @@ pub const PROGRAM: [u8; 27] = [
 /// Has `hv ctl` make the guest over the line at `line`, which has this key, and types at it.
 pub fn run(workspace: &Workspace, line: &Path, key: [u8; 32]) -> Outcome<()> {
     let own = std::env::current_exe().map_err(|e| Failure::failed(e.to_string()))?;
-    let path = workspace.build("")?.join(format!("echo-{}", std::process::id()));
-    let (manifest, kernel) = (path.with_extension("toml"), path.with_extension("bin"));
+    let folder = RunFolder::new(workspace)?;
+    let (manifest, kernel) = (folder.file("echo.toml"), folder.file("echo.bin"));
     files::write(&kernel, &PROGRAM)?;
     let text = format!("[[guest]]\nname = \"{NAME}\"\nkernel = \"{}\"\nmemory = \"4M\"\n", kernel.display());
     files::write(&manifest, format!("{text}load = {{ flat = 0x8000 }}\n").as_bytes())?;
     let mut create = Command::new(&own);
     let made = create.args(["ctl", "create"]).arg(&manifest).arg("--line").arg(line).output();
-    let _ = (std::fs::remove_file(manifest), std::fs::remove_file(kernel));
     let made = made.map_err(|e| Failure::failed(e.to_string()))?;
     expect(made.status.success(), &format!("ctl create: {}", String::from_utf8_lossy(&made.stderr)))?;
     check(&own, line, key)

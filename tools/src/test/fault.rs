@@ -2,8 +2,8 @@
 //!
 //! A machine check while no guest has anything to do, and a processor that stands still.
 
-use super::TestArgs;
-use super::tally::{Tally, Verdict};
+use super::control::expect;
+use super::tally::Row;
 use crate::emulator::{Kind, Place};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
@@ -34,19 +34,16 @@ const STILL: &str = "a processor that stands still on qemu: it is said";
 /// A guest of the first processor, whose end the second one is to wait for.
 const COUNTS: &str = "warm=0 window=300";
 
-/// Breaks a machine.
-pub fn run(builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    let tests = [(NAME, machine_check as fn(&Builder) -> Outcome<Verdict>), (ALL, stops_all), (STILL, stands_still)];
-    for (name, of) in tests {
-        if args.takes(name) {
-            let start = Instant::now();
-            let verdict = of(builder).unwrap_or_else(|failure| Verdict::Failed(failure.to_string()));
-            tally.note(name, verdict, start.elapsed());
-        }
-    }
+/// The rows, on QEMU.
+pub fn rows(builder: &Builder) -> [Row<'_>; 3] {
+    [
+        Row::new(NAME, || machine_check(builder)),
+        Row::new(ALL, || stops_all(builder)),
+        Row::new(STILL, || stands_still(builder)),
+    ]
 }
 
-fn stands_still(builder: &Builder) -> Outcome<Verdict> {
+fn stands_still(builder: &Builder) -> Outcome<()> {
     let args = OneGuest { cmdline: Some(COUNTS.to_owned()), ..OneGuest::default() };
     let mut machine = one_guest("@suite/count", &args)?;
     machine.guests.iter_mut().for_each(|guest| guest.cpu.cpus = 1);
@@ -56,10 +53,10 @@ fn stands_still(builder: &Builder) -> Outcome<Verdict> {
     let held = running.hold_others()?;
     wait_for("event processor stopped: 1 of 1 do not answer", &mut running.serial, &mut said)?;
     drop(held);
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
-fn stops_all(builder: &Builder) -> Outcome<Verdict> {
+fn stops_all(builder: &Builder) -> Outcome<()> {
     let args = OneGuest { cmdline: Some(WITNESS.to_owned()), ..OneGuest::default() };
     let mut machine = one_guest("@suite/witness", &args)?;
     machine.guests.iter_mut().for_each(|guest| {
@@ -75,10 +72,10 @@ fn stops_all(builder: &Builder) -> Outcome<Verdict> {
     let after = listen(&mut running.serial, SILENCE)?;
     let (_, behind) = said.rsplit_once("event panic end\r\n").unwrap_or_default();
     let silent = behind.is_empty() && after.is_empty();
-    Ok(if silent { Verdict::Passed } else { Verdict::Failed(format!("it goes on: {behind}{after}")) })
+    expect(silent, &format!("it goes on: {behind}{after}"))
 }
 
-fn machine_check(builder: &Builder) -> Outcome<Verdict> {
+fn machine_check(builder: &Builder) -> Outcome<()> {
     let args = OneGuest { cmdline: Some(CMDLINE.to_owned()), ..OneGuest::default() };
     let mut running = builder.start(Kind::Qemu, &one_guest(GUEST, &args)?)?;
     let mut said = String::new();
@@ -93,10 +90,10 @@ fn machine_check(builder: &Builder) -> Outcome<Verdict> {
     for piece in WANTED {
         match rest.split_once(piece) {
             Some((_, after)) => rest = after,
-            None => return Ok(Verdict::Failed(format!("{piece:?} is missing in\n{named}"))),
+            None => return Err(Failure::failed(format!("{piece:?} is missing in\n{named}"))),
         }
     }
-    Ok(Verdict::Passed)
+    Ok(())
 }
 
 /// What comes within `time`.

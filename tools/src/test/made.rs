@@ -2,13 +2,12 @@
 //!
 //! One processor, so that what ran there last is known.
 
-use super::TestArgs;
 use super::commands::{Terminal, free};
 use super::control::{act, expect, wait_for};
 use super::many::COUNTER;
-use super::tally::{Tally, Verdict};
+use super::tally::Row;
 use crate::ctl::{Link, Patience, guests, one, stats, upload};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
@@ -29,24 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A zone of the machine.
 const LAB: &str = "lab";
 
-/// Runs it on QEMU.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    let name = "guests made over the line: lies, and places of others, on qemu";
-    if !args.takes(name) {
-        return;
-    }
-    let start = Instant::now();
-    let verdict = match verdict(workspace, builder) {
-        Ok(()) => Verdict::Passed,
-        Err(failure) => Verdict::Failed(failure.to_string()),
-    };
-    tally.note(name, verdict, start.elapsed());
+/// The row, on QEMU.
+pub fn row<'a>(workspace: &'a Workspace, builder: &'a Builder) -> Row<'a> {
+    Row::new("guests made over the line: lies, and places of others, on qemu", || verdict(workspace, builder))
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<()> {
-    let folder = workspace.build("")?;
-    let line = folder.join(format!("made-{}", std::process::id()));
-    let kernel = folder.join(format!("made-{}.bin", std::process::id()));
+    let folder = RunFolder::new(workspace)?;
+    let (line, kernel) = (folder.file("line"), folder.file("counter.bin"));
     files::write(&kernel, &COUNTER)?;
     let read = manifest::read(&workspace.path(MACHINE))?;
     let mut machine = Machine { control: Some(KEY), audit: false, ..read };
@@ -61,7 +50,6 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<()> {
     let made = |name: &str, zone: &str| made(workspace, &machine, &kernel, name, zone);
     let wrong = [lies(link, &made), places(link, &terminal, &made)].into_iter().filter_map(Result::err);
     let wrong: Vec<String> = wrong.map(|failure| failure.to_string()).collect();
-    let _ = std::fs::remove_file(&kernel);
     expect(wrong.is_empty(), &wrong.join("\n"))
 }
 

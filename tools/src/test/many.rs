@@ -1,11 +1,10 @@
 //! As many guests as there can be, made over the control line: ended, destroyed and made anew, and no frame is lost.
 
-use super::TestArgs;
 use super::account::adds_up;
 use super::control::{act, drain, events, expect, free_bytes, wait_all};
-use super::tally::{Tally, Verdict};
+use super::tally::Row;
 use crate::ctl::{Link, Patience, guests, one, stats, upload};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::{Builder, memory};
@@ -37,39 +36,24 @@ pub const COUNTER: [u8; 18] = [
     0xEB, 0xEE, // jmp to the first
 ];
 
-/// Runs it on QEMU, with two processors.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    let name = format!("{MAX_GUESTS} guests made and destroyed {ROUNDS} times on qemu");
-    if !args.takes(&name) {
-        return;
-    }
-    let start = Instant::now();
-    let verdict = match verdict(workspace, builder) {
-        Ok(measured) => {
-            tally.say(&measured);
-            Verdict::Passed
-        }
-        Err(failure) => Verdict::Failed(failure.to_string()),
-    };
-    tally.note(&name, verdict, start.elapsed());
+/// The row, on QEMU with two processors.
+pub fn row<'a>(workspace: &'a Workspace, builder: &'a Builder) -> Row<'a> {
+    Row::new(format!("{MAX_GUESTS} guests made and destroyed {ROUNDS} times on qemu"), || verdict(workspace, builder))
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
     let mut machine = manifest::read(&workspace.path(MACHINE))?;
     machine.control = Some(KEY);
-    let folder = workspace.build("")?;
-    let line = folder.join(format!("many-{}", std::process::id()));
+    let folder = RunFolder::new(workspace)?;
+    let line = folder.file("line");
     let pack = pack::pack(workspace, &machine)?;
     let spare = MEMORY - memory(&machine, pack.len());
     let place = Place { control: Some((line.clone(), KEY)), cpus: 2, spare, ..Place::of(Kind::Qemu) };
     let running = builder.start_pack(&place, &machine, pack)?;
     drain(&running)?;
-    let kernel = folder.join(format!("counter-{}.bin", std::process::id()));
+    let kernel = folder.file("counter.bin");
     files::write(&kernel, &COUNTER)?;
-    let measured = packs(workspace, &machine, &kernel).and_then(|packs| command(&line, &packs));
-    let _ = std::fs::remove_file(kernel);
-    drop(running);
-    measured
+    command(&line, &packs(workspace, &machine, &kernel)?)
 }
 
 /// The packs of all guests but the first, by name.

@@ -43,7 +43,7 @@ use crate::workspace::Workspace;
 use cases::Run;
 use clap::Args;
 use std::time::Instant;
-use tally::{Tally, Verdict};
+use tally::{Tally, Verdict, try_all};
 
 /// Arguments of `hv test`.
 #[derive(Args, Debug, Clone, Default)]
@@ -124,21 +124,18 @@ fn machines(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Outcom
         budgets::run(workspace, args, tally)?;
     }
     boots::run(workspace, args, tally);
-    control::run(workspace, &builder, args, &machines, tally);
-    commands::run(workspace, &builder, args, &machines, tally);
-    typed::run(workspace, &builder, args, &machines, tally);
-    button::run(workspace, &builder, args, &machines, tally);
+    let mut rows = control::rows(workspace, &builder, &machines);
+    rows.extend(commands::rows(workspace, &builder, &machines));
+    rows.extend(typed::rows(workspace, &builder, &machines));
+    rows.extend(button::rows(workspace, &builder, &machines, args.quick));
     if machines.contains(&Kind::Qemu) {
-        many::run(workspace, &builder, args, tally);
-        races::run(workspace, &builder, args, tally);
-        orders::run(workspace, &builder, args, tally);
-        made::run(workspace, &builder, args, tally);
-        strangers::run(workspace, &builder, args, tally);
-        rows::run(workspace, &builder, args, tally);
-        account::run(workspace, &builder, args, &machines, tally);
-        dumps::run(workspace, &builder, args, tally);
-        fault::run(&builder, args, tally);
+        let own = [many::row, races::row, made::row, strangers::row, rows::row, dumps::row];
+        rows.extend(own.map(|row| row(workspace, &builder)));
+        rows.extend(orders::rows(workspace, &builder));
+        rows.extend(account::rows(workspace, &builder, &machines));
+        rows.extend(fault::rows(&builder));
     }
+    try_all(&rows, args, tally);
     conformance::run(workspace, args, tally)?;
     hostile::run_all(&builder, args, &machines, tally)?;
     if tally.is_empty() {

@@ -3,11 +3,10 @@
 //! With one processor an order that comes behind another one is there before the guest has obeyed that; with two it comes
 //! while the guest runs.
 
-use super::TestArgs;
 use super::control::{act, drain, events, expect, wait_for};
-use super::tally::{Tally, Verdict};
+use super::tally::Row;
 use crate::ctl::{Link, Patience, guests, stats};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest;
@@ -26,26 +25,19 @@ const ROUNDS: usize = 20;
 /// Longer than a life of the guest that resets itself.
 const MOMENT: Duration = Duration::from_millis(30);
 
-/// Runs it on QEMU, with one processor and with two.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    for cpus in [1, 2] {
+/// The rows, on QEMU with one processor and with two.
+pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder) -> [Row<'a>; 2] {
+    [1, 2].map(|cpus| {
         let name = format!("orders to guests that end, {cpus} processors, on qemu");
-        if !args.takes(&name) {
-            continue;
-        }
-        let start = Instant::now();
-        let verdict = match verdict(workspace, builder, cpus) {
-            Ok(()) => Verdict::Passed,
-            Err(failure) => Verdict::Failed(failure.to_string()),
-        };
-        tally.note(&name, verdict, start.elapsed());
-    }
+        Row::new(name, move || verdict(workspace, builder, cpus))
+    })
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, cpus: u16) -> Outcome<()> {
     let mut machine = manifest::read(&workspace.path(MACHINE))?;
     machine.control = Some(KEY);
-    let line = workspace.build("")?.join(format!("orders-{cpus}-{}", std::process::id()));
+    let folder = RunFolder::new(workspace)?;
+    let line = folder.file("line");
     let place = Place { control: Some((line.clone(), KEY)), cpus, ..Place::of(Kind::Qemu) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;

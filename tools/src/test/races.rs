@@ -2,11 +2,10 @@
 //!
 //! Two processors: the operator is on the first, and the flooding guests are on both, beside one that resets itself.
 
-use super::TestArgs;
 use super::control::{act, drain, events, expect, free_bytes, wait_for};
-use super::tally::{Tally, Verdict};
+use super::tally::Row;
 use crate::ctl::{Link, Patience, guests, one, stats, upload};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
@@ -56,45 +55,26 @@ const RESET: [u8; 10] = [
 const RESTARTS: u16 = 10_000;
 const RESETTING: &str = "r0";
 
-/// Runs it on QEMU.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    let name = "races and lies on a machine that runs, on qemu";
-    if !args.takes(name) {
-        return;
-    }
-    let start = Instant::now();
-    let verdict = match verdict(workspace, builder) {
-        Ok(measured) => {
-            tally.say(&measured);
-            Verdict::Passed
-        }
-        Err(failure) => Verdict::Failed(failure.to_string()),
-    };
-    tally.note(name, verdict, start.elapsed());
+/// The row, on QEMU.
+pub fn row<'a>(workspace: &'a Workspace, builder: &'a Builder) -> Row<'a> {
+    Row::new("races and lies on a machine that runs, on qemu", || verdict(workspace, builder))
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
-    let folder = workspace.build("")?;
-    let line = folder.join(format!("races-{}", std::process::id()));
-    let kernels = ["flood", "reset"].map(|name| folder.join(format!("races-{}-{name}.bin", std::process::id())));
-    let [flood, reset] = &kernels;
-    files::write(flood, &FLOOD)?;
-    files::write(reset, &RESET)?;
-    let done = machine(workspace, flood, reset).and_then(|machine| {
-        let place = Place { control: Some((line.clone(), KEY)), cpus: 2, spare: SPARE, ..Place::of(Kind::Qemu) };
-        let running = builder.start_at(&place, &machine)?;
-        drain(&running)?;
-        let connect = || Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
-        let raced = race(&mut connect())?;
-        replay(&line)?;
-        withhold(&line)?;
-        let made = too_many(workspace, &machine, &mut connect())?;
-        Ok(format!("{raced}; {made}"))
-    });
-    for kernel in kernels {
-        let _ = std::fs::remove_file(kernel);
-    }
-    done
+    let folder = RunFolder::new(workspace)?;
+    let [line, flood, reset] = ["line", "flood", "reset"].map(|name| folder.file(name));
+    files::write(&flood, &FLOOD)?;
+    files::write(&reset, &RESET)?;
+    let machine = machine(workspace, &flood, &reset)?;
+    let place = Place { control: Some((line.clone(), KEY)), cpus: 2, spare: SPARE, ..Place::of(Kind::Qemu) };
+    let running = builder.start_at(&place, &machine)?;
+    drain(&running)?;
+    let connect = || Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let raced = race(&mut connect())?;
+    replay(&line)?;
+    withhold(&line)?;
+    let made = too_many(workspace, &machine, &mut connect())?;
+    Ok(format!("{raced}; {made}"))
 }
 
 /// A machine of guests that flood, f0 to f2, and one that resets itself.

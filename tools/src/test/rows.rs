@@ -2,11 +2,10 @@
 //!
 //! No row of the screen is of both. Two processors: the monitor is on the first, and the guest is on either.
 
-use super::TestArgs;
 use super::commands::Terminal;
 use super::control::expect;
-use super::tally::{Tally, Verdict};
-use crate::emulator::{Kind, Place};
+use super::tally::Row;
+use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
@@ -15,7 +14,6 @@ use crate::workspace::Workspace;
 use bulkhead_control::monitor::COMMANDS;
 use bulkhead_control::screen::COLUMNS;
 use bulkhead_types::manifest::{ConsoleMode, LoadAs};
-use std::time::Instant;
 
 const MACHINE: &str = "tests/manifests/control.toml";
 /// So often `help` is asked for.
@@ -36,34 +34,22 @@ const FLOOD: [u8; 15] = [
     0xEB, 0xF1, // jmp to the first
 ];
 
-/// Runs it on QEMU.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    if !args.takes(NAME) {
-        return;
-    }
-    let start = Instant::now();
-    let verdict = match verdict(workspace, builder) {
-        Ok(measured) => {
-            tally.say(&measured);
-            Verdict::Passed
-        }
-        Err(failure) => Verdict::Failed(failure.to_string()),
-    };
-    tally.note(NAME, verdict, start.elapsed());
+/// The row, on QEMU.
+pub fn row<'a>(workspace: &'a Workspace, builder: &'a Builder) -> Row<'a> {
+    Row::new(NAME, || verdict(workspace, builder))
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
     let mut machine = manifest::read(&workspace.path(MACHINE))?;
     machine.console = ConsoleMode::Lines;
     machine.guests.truncate(1);
-    let kernel = workspace.build("")?.join(format!("rows-{}.bin", std::process::id()));
+    let folder = RunFolder::new(workspace)?;
+    let kernel = folder.file("flood.bin");
     files::write(&kernel, &FLOOD)?;
     let flood = machine.guests.first_mut().ok_or_else(|| Failure::failed("no guest"))?;
     (flood.name, flood.load) = ("flood".to_owned(), LoadAs::Flat { at: 0x8000 });
-    flood.kernel = ImageRef::File(kernel.clone());
-    let running = builder.start_at(&Place { cpus: 2, ..Place::of(Kind::Qemu) }, &machine);
-    let _ = std::fs::remove_file(kernel);
-    let running = running?;
+    flood.kernel = ImageRef::File(kernel);
+    let running = builder.start_at(&Place { cpus: 2, ..Place::of(Kind::Qemu) }, &machine)?;
     let mut terminal = Terminal::new(&running)?;
     terminal.wait(PREFIX, 0)?;
     terminal.send(b"\x1dm")?;

@@ -4,11 +4,10 @@
 //!
 //! One processor, so that the guests and the ends of both lines share it.
 
-use super::TestArgs;
 use super::control::{act, drain, expect, wait_for};
-use super::tally::{Tally, Verdict};
+use super::tally::Row;
 use crate::ctl::{Link, Patience, stats};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
 use crate::manifest::{self, Machine};
@@ -37,27 +36,16 @@ const ASKED: usize = 3;
 /// Dumps that are ordered while nobody reads the log: some 12 MB, of which a socket's two ends keep at most 8.
 const ORDERS: usize = 8000;
 
-/// Runs it on QEMU.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, tally: &mut Tally) {
-    let name = "strangers on the control line, on qemu";
-    if !args.takes(name) {
-        return;
-    }
-    let start = Instant::now();
-    let verdict = match verdict(workspace, builder) {
-        Ok(measured) => {
-            tally.say(&measured);
-            Verdict::Passed
-        }
-        Err(failure) => Verdict::Failed(failure.to_string()),
-    };
-    tally.note(name, verdict, start.elapsed());
+/// The row, on QEMU.
+pub fn row<'a>(workspace: &'a Workspace, builder: &'a Builder) -> Row<'a> {
+    Row::new("strangers on the control line, on qemu", || verdict(workspace, builder))
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
     let mut machine = manifest::read(&workspace.path(MACHINE))?;
     machine.control = Some(KEY);
-    let line = workspace.build("")?.join(format!("strangers-{}", std::process::id()));
+    let folder = RunFolder::new(workspace)?;
+    let line = folder.file("line");
     let running = builder.start_at(&Place { control: Some((line.clone(), KEY)), ..Place::of(Kind::Qemu) }, &machine)?;
     drain(&running)?;
     let share = beside(&line)?;

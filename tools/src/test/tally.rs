@@ -1,5 +1,8 @@
 //! What passed, failed and was skipped, as it comes.
 
+use super::TestArgs;
+use super::cases::in_parallel;
+use crate::failure::Outcome;
 use crate::style;
 use std::time::Duration;
 
@@ -20,6 +23,57 @@ pub enum Verdict {
     Failed(String),
     /// It was left out, and why.
     Skipped(String),
+}
+
+/// A test that has machines of its own.
+pub struct Row<'a> {
+    name: String,
+    test: Box<dyn Fn() -> Outcome<String> + Sync + 'a>,
+}
+
+impl<'a> Row<'a> {
+    /// `test` says what it measured, if anything.
+    pub fn new<T: Told>(name: impl Into<String>, test: impl Fn() -> Outcome<T> + Sync + 'a) -> Self {
+        Self { name: name.into(), test: Box::new(move || test().map(Told::told)) }
+    }
+}
+
+/// What a test has to tell besides that it passed.
+pub trait Told {
+    /// In words.
+    fn told(self) -> String;
+}
+
+impl Told for () {
+    fn told(self) -> String {
+        String::new()
+    }
+}
+
+impl Told for String {
+    fn told(self) -> String {
+        self
+    }
+}
+
+/// Tries those of `rows` that are wanted, several at a time.
+pub fn try_all(rows: &[Row<'_>], args: &TestArgs, tally: &mut Tally) {
+    let wanted: Vec<&Row<'_>> = rows.iter().filter(|row| args.takes(&row.name)).collect();
+    in_parallel(
+        &wanted,
+        args.jobs(),
+        |row| (row.test)(),
+        |row, result, took| {
+            let verdict = match result {
+                Ok(told) => {
+                    tally.say(&told);
+                    Verdict::Passed
+                }
+                Err(failure) => Verdict::Failed(failure.to_string()),
+            };
+            tally.note(&row.name, verdict, took);
+        },
+    );
 }
 
 impl Tally {
@@ -45,7 +99,9 @@ impl Tally {
 
     /// Prints what a test measured.
     pub fn say(&self, text: &str) {
-        println!("{}", indent(text));
+        if !text.is_empty() {
+            println!("{}", indent(text));
+        }
     }
 
     /// Counts what another runner counted.

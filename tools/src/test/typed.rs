@@ -3,12 +3,12 @@
 //! The monitor can be had all the same, and who is slow gets it all.
 
 use super::commands::{Terminal, hv_ctl};
+use super::control;
 use super::echo;
 use super::pty::{self, Pty};
-use super::tally::{Tally, Verdict};
-use super::{TestArgs, control};
+use super::tally::Row;
 use crate::ctl::{Link, Patience};
-use crate::emulator::{Kind, Place};
+use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 use bulkhead_control::{Action, State};
 use bulkhead_types::manifest::{ConsoleMode, LoadAs};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const MACHINE: &str = "tests/manifests/control.toml";
 const KEY: [u8; 32] = *b"a key to see what guests are typ";
@@ -37,43 +37,33 @@ const DEAF: [u8; 10] = [
     0xEB, 0xFD, // jmp back to it
 ];
 
-/// Runs it on each of these machines.
-pub fn run(workspace: &Workspace, builder: &Builder, args: &TestArgs, machines: &[Kind], tally: &mut Tally) {
-    for kind in machines {
-        for (mode, what) in [(ConsoleMode::Framed, "framed"), (ConsoleMode::Lines, "lines")] {
-            let name = format!("typed at guests that do not read, console {what}, on {kind}");
-            if !args.takes(&name) {
-                continue;
-            }
-            let start = Instant::now();
-            let verdict = match verdict(workspace, builder, *kind, mode) {
-                Ok(()) => Verdict::Passed,
-                Err(failure) => Verdict::Failed(failure.to_string()),
-            };
-            tally.note(&name, verdict, start.elapsed());
-        }
-    }
+/// A row for each of these machines.
+pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind]) -> Vec<Row<'a>> {
+    let modes = [(ConsoleMode::Framed, "framed"), (ConsoleMode::Lines, "lines")];
+    let all = machines.iter().flat_map(|kind| modes.map(|mode| (*kind, mode)));
+    all.map(|(kind, (mode, what))| {
+        Row::new(format!("typed at guests that do not read, console {what}, on {kind}"), move || {
+            verdict(workspace, builder, kind, mode)
+        })
+    })
+    .collect()
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMode) -> Outcome<()> {
-    let folder = workspace.build("")?;
+    let folder = RunFolder::new(workspace)?;
     let mut machine = manifest::read(&workspace.path(MACHINE))?;
     (machine.control, machine.console) = (Some(KEY), mode);
     machine.guests.truncate(1);
     let first = machine.guests.first().cloned().ok_or_else(|| Failure::failed("no guest"))?;
-    let mut kernels = Vec::new();
     for (name, program) in [("deaf", &DEAF[..]), (echo::NAME, &echo::PROGRAM)] {
-        let kernel = folder.join(format!("typed-{name}-{}.bin", std::process::id()));
+        let kernel = folder.file(name);
         files::write(&kernel, program)?;
-        let (image, load) = (ImageRef::File(kernel.clone()), LoadAs::Flat { at: 0x8000 });
+        let (image, load) = (ImageRef::File(kernel), LoadAs::Flat { at: 0x8000 });
         machine.guests.push(Guest { name: name.to_owned(), kernel: image, load, ..first.clone() });
-        kernels.push(kernel);
     }
-    let path = folder.join(format!("typed-{kind}-{}", std::process::id()));
+    let path = folder.file("line");
     let place = Place { control: Some((path.clone(), KEY)), ..Place::of(kind) };
-    let running = builder.start_at(&place, &machine);
-    kernels.iter().for_each(|kernel| drop(std::fs::remove_file(kernel)));
-    let running = running?;
+    let running = builder.start_at(&place, &machine)?;
     let mut link = Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
     echo::wait(&mut link, 0, b">")?;
     link.hang_up();
