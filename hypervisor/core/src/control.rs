@@ -30,6 +30,14 @@ impl Mode {
         self.cr0.contains(Cr0::PG) && self.cr4.contains(Cr4::PAE) && !self.efer.contains(Efer::LMA)
     }
 
+    /// Whether the processor loads those four, coming here from `before` by a write of CR0 or CR4.
+    #[must_use]
+    pub fn loads_pdptes(&self, before: &Self) -> bool {
+        let in_cr0 = (self.cr0 ^ before.cr0).intersects(Cr0::CD | Cr0::NW | Cr0::PG);
+        let in_cr4 = (self.cr4 ^ before.cr4).intersects(Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP);
+        self.is_pae() && (in_cr0 || in_cr4)
+    }
+
     /// The mode after CR0 was written with `value`.
     ///
     /// # Errors
@@ -127,6 +135,23 @@ mod tests {
         assert_eq!(Mode { long_code: true, ..long }.with_cr0(1), Err(Illegal), "not out of 64-bit code");
         assert!(!long.with_cr0(1).unwrap().efer.contains(Efer::LMA));
         assert_eq!(RESET.with_efer(0x100).unwrap().with_cr0(0x8000_0001), Err(Illegal), "PAE is needed");
+    }
+
+    #[test]
+    fn what_concerns_paging_loads_the_pointers_anew() {
+        let flat = RESET.with_cr0(1).unwrap().with_cr4(Cr4::PAE.bits(), Cr4::all()).unwrap();
+        let pae = flat.with_cr0(0x8000_0001).unwrap();
+        assert!(pae.loads_pdptes(&flat) && !flat.loads_pdptes(&pae));
+        for (bit, loads) in [(Cr0::TS, false), (Cr0::WP, false), (Cr0::CD, true)] {
+            let next = pae.with_cr0(pae.cr0.bits() | bit.bits()).unwrap();
+            assert_eq!(next.loads_pdptes(&pae), loads, "{bit:?}");
+        }
+        for (bit, loads) in [(Cr4::OSFXSR, false), (Cr4::TSD, false), (Cr4::PGE, true), (Cr4::SMEP, true)] {
+            let next = pae.with_cr4(pae.cr4.bits() | bit.bits(), Cr4::all()).unwrap();
+            assert_eq!(next.loads_pdptes(&pae), loads, "{bit:?}");
+        }
+        let long = flat.with_efer(0x100).unwrap().with_cr0(0x8000_0001).unwrap();
+        assert!(!long.loads_pdptes(&flat), "long mode has no such registers");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::adapter::{PDPTES, Registers, Wires};
 use crate::backend::{BackendError, Register, Vcpu};
-use crate::control::{Mode, check_xcr0};
+use crate::control::check_xcr0;
 use crate::cpu::VirtualCpu;
 use crate::cpuid;
 use crate::end::{End, Reason};
@@ -10,7 +10,7 @@ use crate::event::{Combined, Event};
 use crate::exit::{Exit, IoAccess, NestedFault};
 use crate::host::Host;
 use crate::msr::Refusal;
-use bulkhead_arch::{Cr0, Cr4, Gpr, Vector, msr};
+use bulkhead_arch::{Cr4, Gpr, Vector, msr};
 use bulkhead_devices::layout::ram_ranges;
 use bulkhead_emulate::{Hint, Outcome, Stop, StringIo};
 use bulkhead_paging::guest::error;
@@ -241,7 +241,7 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
             _ => old.with_cr4(value, self.guest.limits.cr4),
         };
         let Ok(new) = new else { return self.raise(Vector::GP, Some(0)) };
-        if new.is_pae() && self.vcpu.caches_pdptes() && !self.load_pdptes(&old, &new)? {
+        if new.loads_pdptes(&old) && self.vcpu.caches_pdptes() && !self.load_pdptes(new.cr3)? {
             return self.raise(Vector::GP, Some(0));
         }
         if number == 0 {
@@ -253,14 +253,10 @@ impl<V: Vcpu, M: GuestMemory> VirtualCpu<'_, V, M> {
         Ok(self.vcpu.skip_instruction()?)
     }
 
-    /// Loads the four page-directory-pointer entries as the processor does when PAE paging comes into force or a bit of
-    /// CR0 or CR4 that concerns it changes; `false` if one is malformed. SDM vol. 3A 4.4.1 "PDPTE Registers".
-    fn load_pdptes(&mut self, old: &Mode, new: &Mode) -> Result<bool, BackendError> {
+    /// Loads the four page-directory-pointer entries; `false` if one is malformed. SDM vol. 3A 4.4.1 "PDPTE Registers".
+    fn load_pdptes(&mut self, cr3: u64) -> Result<bool, BackendError> {
         const RESERVED: u64 = 0x1E6;
-        if old.is_pae() && old.cr0 ^ new.cr0 & (Cr0::CD | Cr0::NW) == Cr0::empty() && old.cr4 == new.cr4 {
-            return Ok(true);
-        }
-        let table = Gpa::new(new.cr3 & 0xFFFF_FFE0);
+        let table = Gpa::new(cr3 & 0xFFFF_FFE0);
         let beyond = !((1_u64 << self.guest.limits.address_bits) - 1);
         for (register, offset) in PDPTES.into_iter().zip((0..32).step_by(8)) {
             // Outside RAM a read is all ones, which is malformed.
