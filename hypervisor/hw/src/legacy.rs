@@ -47,7 +47,9 @@ pub fn probe() {
     let line = Serial::again();
     let_in(true);
     [0, INPUT | EMPTY].into_iter().for_each(|what| line.interrupt_for(what));
+    // A look at a line takes about a microsecond on a PC.
     let heard = (0..1000).any(|_| {
+        let _ = line.has_input();
         cpu::take_interrupts();
         CAME.load(Ordering::Relaxed)
     });
