@@ -224,6 +224,11 @@ impl Attack {
         self.share && self.full_name().ends_with(self.measure())
     }
 
+    /// What it keeps on a machine of so many processors: where each guest has its own, none has what another one leaves.
+    pub fn keeps_of(&self, cpus: u16) -> u64 {
+        if u64::from(cpus) < self.computing() { self.keeps } else { self.keeps.min(kept()) }
+    }
+
     /// Guests of its machine that compute, the witness among them.
     pub fn computing(&self) -> u64 {
         if self.third { 3 } else { 2 }

@@ -224,7 +224,8 @@ fn run(
             _ if !attack.share || on != Kind::Bochs && (on != Kind::Qemu || cpus != 1) => None,
             _ if attack.is_measure() => Some(FAIR * u64::from(cpus).min(attack.computing()) / attack.computing()),
             _ => {
-                Some(measured.get(&(attack.measure().to_owned(), on)).map_or(1000, |share| share * attack.keeps / 1000))
+                let keeps = attack.keeps_of(cpus);
+                Some(measured.get(&(attack.measure().to_owned(), on)).map_or(1000, |share| share * keeps / 1000))
             }
         };
         in_parallel(
