@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 scenario!(main);
 
 const NMI: u32 = 4 << 8 | 1 << 14;
-const ROUNDS: u32 = 5000;
+const ROUNDS: u32 = 2000;
 /// Most time that an NMI takes, in microseconds.
 const LONG: u64 = 5_000_000;
 
