@@ -9,9 +9,11 @@ use crate::serial::{EMPTY, INPUT, Serial};
 use crate::{apic, cpu, ports};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Mask registers; in the first one's the inputs 3 (COM2) and 4 (COM1) are let in.
+/// COM1's input.
+const COM1: u8 = 4;
+/// Mask registers; in the first one's COM1 and input 3 (COM2) are let in.
 const MASKS: [u16; 2] = [0x21, 0xA1];
-const SERIAL: u8 = !(1 << 3 | 1 << 4);
+const SERIAL: u8 = !(1 << 3 | 1 << COM1);
 /// Edges; the vectors; the second at input 2 of the first; 8086 mode, and what is taken ends by itself.
 const WORDS: [(u16, u8); 8] = [
     (0x20, 0x11),
@@ -24,9 +26,7 @@ const WORDS: [(u16, u8); 8] = [
     (MASKS[1], 3),
 ];
 
-/// One came.
-static CAME: AtomicBool = AtomicBool::new(false);
-/// They come at all.
+/// One of COM1's came: they come at all.
 static HEARD: AtomicBool = AtomicBool::new(false);
 
 /// Keeps all interrupts of the two away.
@@ -48,14 +48,12 @@ pub fn probe() {
     let_in(true);
     [0, INPUT | EMPTY].into_iter().for_each(|what| line.interrupt_for(what));
     // A look at a line takes about a microsecond on a PC.
-    let heard = (0..1000).any(|_| {
+    (0..1000).take_while(|_| !is_heard()).for_each(|_| {
         let _ = line.has_input();
         cpu::take_interrupts();
-        CAME.load(Ordering::Relaxed)
     });
     let_in(false);
     line.interrupt_for(INPUT);
-    HEARD.store(heard, Ordering::Relaxed);
 }
 
 /// Whether a byte that comes in ends a wait for which they are [let in](let_in).
@@ -69,7 +67,9 @@ pub fn let_in(open: bool) {
     write(MASKS[0], if open { SERIAL } else { 0xFF });
 }
 
-/// One of them is being handled. It has ended already.
-pub(crate) fn came() {
-    CAME.store(true, Ordering::Relaxed);
+/// An interrupt of the two is being handled. It has ended already; one that is spurious says nothing of the others.
+pub(crate) fn came(vector: u64) {
+    if vector == u64::from(LEGACY_VECTOR + COM1) {
+        HEARD.store(true, Ordering::Relaxed);
+    }
 }

@@ -86,7 +86,7 @@ extern "C" fn trap_entry(frame: &Frame) {
         v if v == u64::from(TIMER_VECTOR) => apic::timer_rang(),
         v if v == u64::from(KICK_VECTOR) => apic::was_kicked(),
         v if v == u64::from(SELF_VECTOR) => apic::end_of_interrupt(),
-        v if (u64::from(LEGACY_VECTOR)..u64::from(LEGACY_VECTOR) + 16).contains(&v) => legacy::came(),
+        v if (u64::from(LEGACY_VECTOR)..u64::from(LEGACY_VECTOR) + 16).contains(&v) => legacy::came(v),
         v => {
             STRAY_COUNT.fetch_add(1, Ordering::Relaxed);
             // One that is never ended would keep the timer's away. A spurious one was never begun.
