@@ -88,7 +88,7 @@ impl Tally {
             Verdict::Failed(why) => {
                 println!("test {name} ... {} {seconds}", style::error("FAILED"));
                 println!("{}", indent(&why));
-                self.failed.push(name.to_owned());
+                self.failed.push(format!("{name}: {}", why.lines().next().unwrap_or_default()));
             }
             Verdict::Skipped(why) => {
                 println!("test {name} ... skipped: {why}");
@@ -116,7 +116,7 @@ impl Tally {
         self.passed == 0 && self.failed.is_empty() && self.skipped == 0
     }
 
-    /// Prints the failures and the closing line; whether all is well.
+    /// Prints the failures, each with the first line of its reason, and the closing line; whether all is well.
     pub fn close(&self) -> bool {
         println!();
         for name in &self.failed {
