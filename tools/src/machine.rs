@@ -92,7 +92,7 @@ impl Builder {
                 cpu: place.cpu.clone(),
                 cpus: place.cpus,
                 counted: place.counted,
-                control: place.control.clone(),
+                control: place.control.clone().zip(machine.control),
             },
             folder,
         )

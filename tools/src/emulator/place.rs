@@ -58,8 +58,8 @@ pub struct Place {
     pub counted: bool,
     /// Memory in MiB beyond what the manifest's guests need, for others.
     pub spare: u64,
-    /// Where to offer the control line, and its key.
-    pub control: Option<(PathBuf, [u8; 32])>,
+    /// Where to offer the control line of a machine that has a key.
+    pub control: Option<PathBuf>,
 }
 
 impl Place {

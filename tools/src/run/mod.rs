@@ -153,19 +153,17 @@ pub fn run(args: &RunArgs) -> Outcome<u8> {
     Ok(report.status())
 }
 
-/// Where the control line is to be, and its key: the manifest's, or a new one that the machine gets.
-fn control(workspace: &Workspace, args: &RunArgs, machine: &mut Machine) -> Outcome<Option<(PathBuf, [u8; 32])>> {
+/// Where the control line is to be. Its key is the manifest's, or a new one that the machine gets.
+fn control(workspace: &Workspace, args: &RunArgs, machine: &mut Machine) -> Outcome<Option<PathBuf>> {
     let Some(path) = &args.control else { return Ok(None) };
     let path = match path {
         Some(path) => path.clone(),
         None => ctl::default_line(workspace)?,
     };
-    let key = match machine.control {
-        Some(key) => key,
-        None => ctl::random()?,
-    };
-    machine.control = Some(key);
-    Ok(Some((path, key)))
+    if machine.control.is_none() {
+        machine.control = Some(ctl::random()?);
+    }
+    Ok(Some(path))
 }
 
 /// The machine that `args` describe.

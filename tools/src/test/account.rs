@@ -2,13 +2,12 @@
 //!
 //! Two processors: the guest that resets itself and the one that goes on are side by side.
 
-use super::control::{act, drain, events, expect, wait_for};
-use super::tally::Row;
-use crate::ctl::{AllStats, Link, Patience, guests, one, stats};
+use super::control::{PATIENCE, act, connect, drain, events, expect, machine, wait_for};
+use super::tally::{Row, on_each};
+use crate::ctl::{AllStats, Link, guests, one, stats};
 use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
-use crate::manifest;
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, Ending, EventKind, Exits, Operation, Response, Source, State, Stats, Usage};
 use std::collections::BTreeMap;
@@ -16,32 +15,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/lent.toml";
-const KEY: [u8; 32] = *b"a key for who looks at accounts.";
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds that the guest is lent, and that its end may take.
 const LEASE: u64 = 3;
 const SLACK: u64 = 2;
 
 /// A row for each of these machines.
 pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind]) -> Vec<Row<'a>> {
-    let row = |kind: &Kind| {
-        let kind = *kind;
-        Row::new(format!("account, events and lease over the line, on {kind}"), move || {
-            verdict(workspace, builder, kind)
-        })
-    };
-    machines.iter().map(row).collect()
+    on_each("account, events and lease over the line,", machines, move |kind| verdict(workspace, builder, kind))
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
-    let mut machine = manifest::read(&workspace.path(MACHINE))?;
-    machine.control = Some(KEY);
+    let machine = machine(workspace, MACHINE)?;
     let folder = RunFolder::new(workspace)?;
     let line = folder.file("line");
-    let place = Place { control: Some((line.clone(), KEY)), cpus: 2, ..Place::of(kind) };
+    let place = Place { control: Some(line.clone()), cpus: 2, ..Place::of(kind) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;
-    let mut link = Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let mut link = connect(&line);
     wait_for(&mut link, "spin", State::Running)?;
     lease(&mut link)?;
     account(&mut link)?;

@@ -1,13 +1,12 @@
 //! `stop`: of a guest that obeys, one that does not listen, one that ignores it.
 
 use super::commands::{Terminal, hv_ctl};
-use super::control::{act, events, expect, wait_for};
+use super::control::{PATIENCE, act, connect, events, expect, machine, wait_for};
 use super::tally::Row;
-use crate::ctl::{Link, Patience, guests, one, stats};
+use crate::ctl::{Link, guests, one, stats};
 use crate::emulator::{Kind, Place, RunFolder, Running};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
-use crate::manifest;
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, Ending, EventKind, Operation, Refusal, Response, Source, State};
 use std::path::Path;
@@ -20,8 +19,6 @@ const LINUX: &str = "tests/manifests/linux.toml";
 /// Longest that Linux takes to its prompt.
 const BOOTS: Duration = Duration::from_secs(300);
 const DEAF: Response<'static> = Response::Refused(Refusal::Deaf);
-const KEY: [u8; 32] = *b"a key of those that have buttons";
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Times that the one that ignores its button is asked.
 const PRESSES: usize = 50;
 
@@ -46,10 +43,9 @@ fn start_machine(
     manifest: &str,
     place: Place,
 ) -> Outcome<(Running, RunFolder)> {
-    let mut machine = manifest::read(&workspace.path(manifest))?;
-    machine.control = Some(KEY);
+    let machine = machine(workspace, manifest)?;
     let folder = RunFolder::new(workspace)?;
-    let place = Place { control: Some((folder.file(LINE), KEY)), ..place };
+    let place = Place { control: Some(folder.file(LINE)), ..place };
     Ok((builder.start_at(&place, &machine)?, folder))
 }
 
@@ -59,7 +55,7 @@ fn linux(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
     let path = folder.file(LINE);
     let terminal = Terminal::new(&running)?;
     terminal.wait_for("/root # ", 0, BOOTS)?;
-    let mut link = Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let mut link = connect(&path);
     let end = Instant::now() + BOOTS;
     // A press before the program has opened the button's device is nobody's.
     while state(&mut link, "linux")? == Some(State::Running) {
@@ -78,8 +74,7 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, cpus: u16) -> O
     let (running, folder) = start_machine(workspace, builder, MACHINE, place)?;
     let path = folder.file(LINE);
     let mut terminal = Terminal::new(&running)?;
-    let connect = || Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
-    let mut link = connect();
+    let mut link = connect(&path);
     pressed(&mut link)?;
     refused(&mut link)?;
     obeyed(&mut link)?;
@@ -88,7 +83,7 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, cpus: u16) -> O
     drop(link);
     by_tool(workspace, &path, &["obeys", "--wait", "60s"], 0, "asked")?;
     by_tool(workspace, &path, &["deaf", "--wait", "60s"], 1, "does not listen to its power button")?;
-    let mut link = connect();
+    let mut link = connect(&path);
     expect(state(&mut link, "obeys")? == Some(State::Stopped), "`hv ctl stop` did not wait")?;
     start(&mut link, &terminal)?;
     terminal.send(b"\x10\x40")?;

@@ -1,16 +1,16 @@
 //! Each command of the monitor and of `hv ctl`, right and wrong, on a machine that runs; and lies about images.
 
-use super::control::{expect, wait_for};
+use super::control::{PATIENCE, connect, expect, machine, wait_for};
 use super::echo;
 use super::endless;
 use super::many::COUNTER;
-use super::tally::Row;
-use crate::ctl::{Link, Patience, one, pages};
+use super::tally::{Row, on_each};
+use crate::ctl::{Link, one, pages};
 use crate::emulator::{Kind, Place, RunFolder, Running};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
-use crate::manifest;
+use crate::manifest::Machine;
 use crate::workspace::Workspace;
 use bulkhead_control::mac::Hash;
 use bulkhead_control::upload::Wrong;
@@ -25,8 +25,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/control.toml";
-const KEY: [u8; 32] = *b"a key for each of the commands..";
-const PATIENCE: Duration = Duration::from_secs(60);
 /// For the monitor's answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -155,21 +153,26 @@ const LAST: [(&str, i32, &str); 2] = [("start spin", 0, "done"), ("inject spin",
 
 /// A row for each of these machines.
 pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind]) -> Vec<Row<'a>> {
+    in_each_mode("commands", machines, move |kind, mode| verdict(workspace, builder, kind, mode))
+}
+
+/// A row for each of these machines and each way to show consoles.
+pub fn in_each_mode<'a>(
+    what: &str,
+    machines: &[Kind],
+    test: impl Fn(Kind, ConsoleMode) -> Outcome<()> + Copy + Sync + 'a,
+) -> Vec<Row<'a>> {
     let modes = [(ConsoleMode::Framed, "framed"), (ConsoleMode::Lines, "lines")];
-    let all = machines.iter().flat_map(|kind| modes.map(|mode| (*kind, mode)));
-    all.map(|(kind, (mode, what))| {
-        Row::new(format!("commands, console {what}, on {kind}"), move || verdict(workspace, builder, kind, mode))
-    })
-    .collect()
+    let rows =
+        modes.map(|(mode, name)| on_each(&format!("{what}, console {name},"), machines, move |kind| test(kind, mode)));
+    rows.into_iter().flatten().collect()
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMode) -> Outcome<()> {
-    let mut machine = manifest::read(&workspace.path(MACHINE))?;
-    machine.control = Some(KEY);
-    machine.console = mode;
+    let machine = Machine { console: mode, ..machine(workspace, MACHINE)? };
     let folder = RunFolder::new(workspace)?;
     let path = folder.file("line");
-    let place = Place { control: Some((path.clone(), KEY)), spare: 64, ..Place::of(kind) };
+    let place = Place { control: Some(path.clone()), spare: 64, ..Place::of(kind) };
     let running = builder.start_at(&place, &machine)?;
     let mut terminal = Terminal::new(&running)?;
     terminal.wait("event guest 2 hello ended", 0)?;
@@ -179,7 +182,7 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMo
         files::write(&kernel, &COUNTER)?;
         let text = format!("[[guest]]\nname = \"counter\"\nkernel = \"{}\"\nmemory = \"4M\"\n", kernel.display());
         files::write(&manifest, format!("{text}load = {{ flat = 0x8000 }}\n").as_bytes())?;
-        echo::run(workspace, &path, KEY)?;
+        echo::run(workspace, &path)?;
         ctl(workspace, &path, &manifest, &CTL)?;
         lies(&path)?;
         terminal.back = b"\x10\x40";
@@ -193,11 +196,7 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMo
     let wrong = MONITOR.iter().filter_map(|(line, want)| terminal.ask(line, want).err());
     let wrong: Vec<String> = wrong.map(|failure| failure.to_string()).collect();
     expect(wrong.is_empty(), &wrong.join("\n"))?;
-    wait_for(
-        &mut Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE }),
-        "spin",
-        State::Stopped,
-    )?;
+    wait_for(&mut connect(&path), "spin", State::Stopped)?;
     ctl(workspace, &path, Path::new(""), &LAST)
 }
 
@@ -298,8 +297,7 @@ fn ctl(workspace: &Workspace, line: &Path, counter: &Path, rows: &[(&str, i32, &
 
 /// Images that are none: nothing comes of them, and all their frames are given back.
 fn lies(line: &Path) -> Outcome<()> {
-    let mut link = Link::new(line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
-    let link = &mut link;
+    let link = &mut connect(line);
     // What was started or ended just now has its memory, or has given it back.
     wait_for(link, "hello", State::Stopped)?;
     wait_for(link, "spin", State::Stopped)?;

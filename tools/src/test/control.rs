@@ -1,11 +1,11 @@
 //! The control line of a real machine: guests are paused, ended, destroyed and made anew over it, and it is lied to.
 
-use super::tally::Row;
+use super::tally::{Row, on_each};
 use crate::ctl::{Link, Patience, guests, one, pages, stats};
 use crate::emulator::{Kind, Place, RunFolder, Running};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
-use crate::manifest;
+use crate::manifest::{self, Machine};
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, Event, EventKind, Operation, Response, State};
 use std::io::{Read as _, Write as _};
@@ -15,31 +15,38 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/control.toml";
-const KEY: [u8; 32] = *b"a key that only this test has...";
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The key of all machines of rows.
+pub const KEY: [u8; 32] = *b"a key that only these rows have.";
+/// Longest that a row waits for its machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Times that all guests are ended, destroyed and made anew.
 const ROUNDS: usize = 5;
 
 /// A row for each of these machines.
 pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind]) -> Vec<Row<'a>> {
-    let row = |kind: &Kind| {
-        let kind = *kind;
-        Row::new(format!("control line on {kind}"), move || verdict(workspace, builder, kind))
-    };
-    machines.iter().map(row).collect()
+    on_each("control line", machines, move |kind| verdict(workspace, builder, kind))
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind) -> Outcome<()> {
-    let mut machine = manifest::read(&workspace.path(MACHINE))?;
-    machine.control = Some(KEY);
+    let machine = machine(workspace, MACHINE)?;
     let folder = RunFolder::new(workspace)?;
     let path = folder.file("line");
-    let place = Place { control: Some((path.clone(), KEY)), ..Place::of(kind) };
+    let place = Place { control: Some(path.clone()), ..Place::of(kind) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;
     let verdict = command(&path);
     drop(running);
     verdict
+}
+
+/// The machine of this manifest of the workspace, with a control line.
+pub fn machine(workspace: &Workspace, manifest: &str) -> Outcome<Machine> {
+    Ok(Machine { control: Some(KEY), ..manifest::read(&workspace.path(manifest))? })
+}
+
+/// A client of the machine at `line`.
+pub fn connect(line: &Path) -> Link {
+    Link::new(line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE })
 }
 
 /// Takes what the machine writes to its console: it would stop it.
@@ -53,13 +60,12 @@ pub fn drain(running: &Running) -> Outcome<()> {
 }
 
 fn command(path: &Path) -> Outcome<()> {
-    let patience = Patience { answer: Duration::from_secs(2), all: PATIENCE };
-    let mut link = Link::new(path, KEY, patience);
+    let mut link = connect(path);
     wait_for(&mut link, "hello", State::Stopped)?;
     wait_for(&mut link, "spin", State::Running)?;
     drop(link);
     lie(path)?;
-    let mut link = Link::new(path, KEY, patience);
+    let mut link = connect(path);
     wait_for(&mut link, "spin", State::Running)?;
     let (told, _) = events(&mut link, 0)?;
     let refused = |event: &Event| matches!(event.kind, EventKind::Refused(refused) if refused.garbled > 0);

@@ -1,7 +1,7 @@
 //! A guest that echoes, made over the control line and typed at over that line.
 
-use super::control::{act, expect};
-use crate::ctl::{Link, Patience, one};
+use super::control::{PATIENCE, act, connect, expect};
+use crate::ctl::{Link, one};
 use crate::emulator::RunFolder;
 use crate::failure::{Failure, Outcome};
 use crate::files;
@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 /// The guest's name.
 pub const NAME: &str = "echo";
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes that a guest takes from the line before it reads any: its queue, and its chip.
 const MOST: u16 = 1024 + 16;
 
@@ -37,8 +36,8 @@ pub const PROGRAM: [u8; 27] = [
     0xEB, 0xF1, // jmp back to that mov
 ];
 
-/// Has `hv ctl` make the guest over the line at `line`, which has this key, and types at it.
-pub fn run(workspace: &Workspace, line: &Path, key: [u8; 32]) -> Outcome<()> {
+/// Has `hv ctl` make the guest over the line at `line`, and types at it.
+pub fn run(workspace: &Workspace, line: &Path) -> Outcome<()> {
     let own = std::env::current_exe().map_err(|e| Failure::failed(e.to_string()))?;
     let folder = RunFolder::new(workspace)?;
     let (manifest, kernel) = (folder.file("echo.toml"), folder.file("echo.bin"));
@@ -49,12 +48,12 @@ pub fn run(workspace: &Workspace, line: &Path, key: [u8; 32]) -> Outcome<()> {
     let made = create.args(["ctl", "create"]).arg(&manifest).arg("--line").arg(line).output();
     let made = made.map_err(|e| Failure::failed(e.to_string()))?;
     expect(made.status.success(), &format!("ctl create: {}", String::from_utf8_lossy(&made.stderr)))?;
-    check(&own, line, key)
+    check(&own, line)
 }
 
-/// Types at it, by `hv ctl console` at `line` and by itself, which both have `key`. The guest is there, and stopped.
-fn check(own: &Path, line: &Path, key: [u8; 32]) -> Outcome<()> {
-    let open = || Link::new(line, key, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+/// Types at it, by `hv ctl console` at `line` and by itself. The guest is there, and stopped.
+fn check(own: &Path, line: &Path) -> Outcome<()> {
+    let open = || connect(line);
     let mut link = open();
     expect(read(&mut link, 0)? == (0, Vec::new()), "a guest that was never started has written")?;
     let refused = type_in(&mut link, b"x")?;

@@ -3,15 +3,15 @@
 //! One processor, so that what ran there last is known.
 
 use super::commands::{Terminal, free};
-use super::control::{act, expect, wait_for};
+use super::control::{PATIENCE, act, connect, expect, machine, wait_for};
 use super::many::COUNTER;
 use super::tally::Row;
-use crate::ctl::{Link, Patience, guests, one, stats, upload};
+use crate::ctl::{Link, guests, one, stats, upload};
 use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
-use crate::manifest::{self, Guest, ImageRef, Machine};
+use crate::manifest::{Guest, ImageRef, Machine};
 use crate::pack;
 use crate::workspace::Workspace;
 use bulkhead_control::mac::Hash;
@@ -23,8 +23,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/control.toml";
-const KEY: [u8; 32] = *b"a key for who makes many guests.";
-const PATIENCE: Duration = Duration::from_secs(60);
 /// A zone of the machine.
 const LAB: &str = "lab";
 
@@ -37,13 +35,12 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<()> {
     let folder = RunFolder::new(workspace)?;
     let (line, kernel) = (folder.file("line"), folder.file("counter.bin"));
     files::write(&kernel, &COUNTER)?;
-    let read = manifest::read(&workspace.path(MACHINE))?;
-    let mut machine = Machine { control: Some(KEY), audit: false, ..read };
+    let mut machine = Machine { audit: false, ..machine(workspace, MACHINE)? };
     machine.zones.push(Zone { name: LAB.to_owned(), barriers: Barriers::ALL });
-    let place = Place { control: Some((line.clone(), KEY)), spare: 64, ..Place::of(Kind::Qemu) };
+    let place = Place { control: Some(line.clone()), spare: 64, ..Place::of(Kind::Qemu) };
     let running = builder.start_at(&place, &machine)?;
     let terminal = Terminal::new(&running)?;
-    let link = &mut Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let link = &mut connect(&line);
     wait_for(link, "hello", State::Stopped)?;
     act(link, "spin", Action::Kill)?;
     wait_for(link, "spin", State::Stopped)?;

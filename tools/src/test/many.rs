@@ -1,14 +1,14 @@
 //! As many guests as there can be, made over the control line: ended, destroyed and made anew, and no frame is lost.
 
 use super::account::adds_up;
-use super::control::{act, drain, events, expect, free_bytes, wait_all};
+use super::control::{PATIENCE, act, connect, drain, events, expect, free_bytes, machine, wait_all};
 use super::tally::Row;
-use crate::ctl::{Link, Patience, guests, one, stats, upload};
+use crate::ctl::{Link, guests, one, stats, upload};
 use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::{Builder, memory};
-use crate::manifest::{self, Guest, ImageRef, Machine};
+use crate::manifest::{Guest, ImageRef, Machine};
 use crate::pack;
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, EventKind, Operation, Response, Source, State, Usage};
@@ -18,8 +18,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/many.toml";
-const KEY: [u8; 32] = *b"a key that just the many have...";
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Times that all guests are ended, destroyed and made anew.
 const ROUNDS: usize = 20;
 /// The machine's memory in MiB.
@@ -42,13 +40,12 @@ pub fn row<'a>(workspace: &'a Workspace, builder: &'a Builder) -> Row<'a> {
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
-    let mut machine = manifest::read(&workspace.path(MACHINE))?;
-    machine.control = Some(KEY);
+    let machine = machine(workspace, MACHINE)?;
     let folder = RunFolder::new(workspace)?;
     let line = folder.file("line");
     let pack = pack::pack(workspace, &machine)?;
     let spare = MEMORY - memory(&machine, pack.len());
-    let place = Place { control: Some((line.clone(), KEY)), cpus: 2, spare, ..Place::of(Kind::Qemu) };
+    let place = Place { control: Some(line.clone()), cpus: 2, spare, ..Place::of(Kind::Qemu) };
     let running = builder.start_pack(&place, &machine, pack)?;
     drain(&running)?;
     let kernel = folder.file("counter.bin");
@@ -77,8 +74,7 @@ fn packs(workspace: &Workspace, machine: &Machine, kernel: &Path) -> Outcome<Vec
 }
 
 fn command(line: &Path, packs: &[(String, Vec<u8>)]) -> Outcome<String> {
-    let mut link = Link::new(line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
-    let link = &mut link;
+    let link = &mut connect(line);
     wait_all(link, 1, State::Running)?;
     let begun = Instant::now();
     let mut free = Vec::new();

@@ -3,21 +3,18 @@
 //! With one processor an order that comes behind another one is there before the guest has obeyed that; with two it comes
 //! while the guest runs.
 
-use super::control::{act, drain, events, expect, wait_for};
+use super::control::{PATIENCE, act, connect, drain, events, expect, machine, wait_for};
 use super::tally::Row;
-use crate::ctl::{Link, Patience, guests, stats};
+use crate::ctl::{Link, guests, stats};
 use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
-use crate::manifest;
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, EventKind, Operation, Refusal, Response, State};
 use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/orders.toml";
-const KEY: [u8; 32] = *b"a key for orders to whoever ends";
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Leases that end while the guest is reset all the time.
 const LEASES: usize = 3;
 /// Pauses of a guest that resets itself all the time, and resets with an NMI right behind them.
@@ -34,14 +31,13 @@ pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder) -> [Row<'a>; 2] 
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, cpus: u16) -> Outcome<()> {
-    let mut machine = manifest::read(&workspace.path(MACHINE))?;
-    machine.control = Some(KEY);
+    let machine = machine(workspace, MACHINE)?;
     let folder = RunFolder::new(workspace)?;
     let line = folder.file("line");
-    let place = Place { control: Some((line.clone(), KEY)), cpus, ..Place::of(Kind::Qemu) };
+    let place = Place { control: Some(line.clone()), cpus, ..Place::of(Kind::Qemu) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;
-    let mut link = Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let mut link = connect(&line);
     // Orders follow each other without a pause.
     link.turn = PATIENCE;
     // With two a reset is obeyed before the NMI comes.

@@ -2,14 +2,14 @@
 //!
 //! Two processors: the operator is on the first, and the flooding guests are on both, beside one that resets itself.
 
-use super::control::{act, drain, events, expect, free_bytes, wait_for};
+use super::control::{self, KEY, PATIENCE, act, connect, drain, events, expect, free_bytes, wait_for};
 use super::tally::Row;
 use crate::ctl::{Link, Patience, guests, one, stats, upload};
 use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
-use crate::manifest::{self, Guest, ImageRef, Machine};
+use crate::manifest::{Guest, ImageRef, Machine};
 use crate::pack;
 use crate::workspace::Workspace;
 use bulkhead_control::line::{KEPT, Refused};
@@ -24,8 +24,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/many.toml";
-const KEY: [u8; 32] = *b"a key for those that race orders";
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Guests that flood.
 const FLOODING: usize = 3;
 /// Orders that are given without waiting for what comes of them.
@@ -66,20 +64,19 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
     files::write(&flood, &FLOOD)?;
     files::write(&reset, &RESET)?;
     let machine = machine(workspace, &flood, &reset)?;
-    let place = Place { control: Some((line.clone(), KEY)), cpus: 2, spare: SPARE, ..Place::of(Kind::Qemu) };
+    let place = Place { control: Some(line.clone()), cpus: 2, spare: SPARE, ..Place::of(Kind::Qemu) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;
-    let connect = || Link::new(&line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
-    let raced = race(&mut connect())?;
+    let raced = race(&mut connect(&line))?;
     replay(&line)?;
     withhold(&line)?;
-    let made = too_many(workspace, &machine, &mut connect())?;
+    let made = too_many(workspace, &machine, &mut connect(&line))?;
     Ok(format!("{raced}; {made}"))
 }
 
 /// A machine of guests that flood, f0 to f2, and one that resets itself.
 fn machine(workspace: &Workspace, flood: &Path, reset: &Path) -> Outcome<Machine> {
-    let machine = manifest::read(&workspace.path(MACHINE))?;
+    let machine = control::machine(workspace, MACHINE)?;
     let first = machine.guests.first().ok_or_else(|| Failure::failed("no guest"))?;
     let guest = |name: String, kernel: &Path, restarts| Guest {
         name,
@@ -91,7 +88,7 @@ fn machine(workspace: &Workspace, flood: &Path, reset: &Path) -> Outcome<Machine
     let flooding = (0..FLOODING).map(|number| guest(format!("f{number}"), flood, 0));
     let resetting = Guest { vcpus: 2, ..guest(RESETTING.to_owned(), reset, RESTARTS) };
     let guests = flooding.chain([resetting]).collect();
-    Ok(Machine { guests, control: Some(KEY), ..machine.clone() })
+    Ok(Machine { guests, ..machine.clone() })
 }
 
 /// Marsaglia's xorshift.
@@ -242,8 +239,7 @@ type Frames = Arc<Mutex<Vec<Vec<u8>>>>;
 fn replay(line: &Path) -> Outcome<()> {
     let relay = line.with_extension("relay");
     let frames = record(line, &relay, Arc::default())?;
-    let patience = Patience { answer: Duration::from_secs(2), all: PATIENCE };
-    let mut link = Link::new(&relay, KEY, patience);
+    let mut link = connect(&relay);
     // All in one session.
     link.turn = PATIENCE;
     act(&mut link, "f0", Action::Start)?;
@@ -263,11 +259,11 @@ fn replay(line: &Path) -> Outcome<()> {
     send(line, requests.iter().map(|frame| frame.to_vec()))?;
     send(line, sent.iter().map(|frame| changed(frame)))?;
     // Another session, then all of the former one: its hello, its proof, its requests.
-    let mut link = Link::new(line, KEY, patience);
+    let mut link = connect(line);
     expect(guests(&mut link)?.iter().any(|guest| guest.name == "f0"), "a guest is gone by frames that came again")?;
     drop(link);
     send(line, sent.iter().cloned())?;
-    let mut link = Link::new(line, KEY, patience);
+    let mut link = connect(line);
     wait_for(&mut link, "f0", State::Running)?;
     let (told, _) = events(&mut link, before)?;
     let new: Vec<EventKind> = told.iter().map(|event| event.kind).collect();
@@ -286,8 +282,7 @@ fn replay(line: &Path) -> Outcome<()> {
 
 /// Holds back a request and lets it come when its client has gone: at once, it is done; when its session is over, it is not.
 fn withhold(line: &Path) -> Outcome<()> {
-    let patience = Patience { answer: Duration::from_secs(2), all: PATIENCE };
-    let mut link = Link::new(line, KEY, patience);
+    let mut link = connect(line);
     let (first, began) = (clock(&mut link)?, Instant::now());
     link.hang_up();
     // It ends.

@@ -4,13 +4,13 @@
 //!
 //! One processor, so that the guests and the ends of both lines share it.
 
-use super::control::{act, drain, expect, wait_for};
+use super::control::{KEY, PATIENCE, act, connect, drain, expect, machine, wait_for};
 use super::tally::Row;
 use crate::ctl::{Link, Patience, stats};
 use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::machine::Builder;
-use crate::manifest::{self, Machine};
+use crate::manifest::Machine;
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, State};
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/control.toml";
-const KEY: [u8; 32] = *b"a key that no stranger will have";
 /// So long he has the line.
 const LASTS: Duration = Duration::from_secs(3);
 /// Between two requests of a client, most of the time nothing is asked.
@@ -42,11 +41,10 @@ pub fn row<'a>(workspace: &'a Workspace, builder: &'a Builder) -> Row<'a> {
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
-    let mut machine = manifest::read(&workspace.path(MACHINE))?;
-    machine.control = Some(KEY);
+    let machine = machine(workspace, MACHINE)?;
     let folder = RunFolder::new(workspace)?;
     let line = folder.file("line");
-    let running = builder.start_at(&Place { control: Some((line.clone(), KEY)), ..Place::of(Kind::Qemu) }, &machine)?;
+    let running = builder.start_at(&Place { control: Some(line.clone()), ..Place::of(Kind::Qemu) }, &machine)?;
     drain(&running)?;
     let share = beside(&line)?;
     expect(share >= LEAST, &format!("beside a stranger who talks the guest has {share} thousandths"))?;
@@ -64,9 +62,9 @@ fn verdict(workspace: &Workspace, builder: &Builder) -> Outcome<String> {
 /// Orders more log than fits between the machine and who does not read it: the machine goes on without it, and its log too when
 /// somebody reads again. Bytes that were lost.
 fn unread(builder: &Builder, machine: &Machine, line: &Path) -> Outcome<usize> {
-    let place = Place { control: Some((line.to_owned(), KEY)), ..Place::of(Kind::Qemu) };
+    let place = Place { control: Some(line.to_owned()), ..Place::of(Kind::Qemu) };
     let running = builder.start_at(&place, machine)?;
-    let mut link = Link::new(line, KEY, Patience { answer: Duration::from_secs(5), all: Duration::from_secs(60) });
+    let mut link = Link::new(line, KEY, Patience { answer: Duration::from_secs(5), all: PATIENCE });
     wait_for(&mut link, "spin", State::Running)?;
     let mut serial = &running.serial;
     serial.set_read_timeout(Some(Duration::from_secs(1))).map_err(|e| Failure::failed(e.to_string()))?;
@@ -89,9 +87,8 @@ fn unread(builder: &Builder, machine: &Machine, line: &Path) -> Outcome<usize> {
 
 /// Thousandths of its processor that the guest has while a stranger sends without end; each byte makes a look longer.
 fn beside(line: &Path) -> Outcome<u64> {
-    let patience = Patience { answer: Duration::from_secs(2), all: Duration::from_secs(60) };
     let used = || -> Outcome<(u64, u64)> {
-        let mut link = Link::new(line, KEY, patience);
+        let mut link = connect(line);
         wait_for(&mut link, "spin", State::Running)?;
         let all = stats(&mut link)?;
         let spin = all.guests.iter().find(|guest| guest.name == "spin");
@@ -119,9 +116,9 @@ fn beside(line: &Path) -> Outcome<u64> {
 fn among(line: &Path) -> Outcome<(u64, usize)> {
     let relay = line.with_extension("relay");
     mix(line, &relay)?;
-    let mut link = Link::new(&relay, KEY, Patience { answer: Duration::from_secs(2), all: Duration::from_secs(60) });
+    let mut link = connect(&relay);
     // There is one client for the relay.
-    link.turn = Duration::from_secs(60);
+    link.turn = PATIENCE;
     let (mut looks, end) = (Vec::new(), Instant::now() + LASTS);
     while Instant::now() < end {
         let all = stats(&mut link)?;

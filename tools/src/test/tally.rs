@@ -2,6 +2,7 @@
 
 use super::TestArgs;
 use super::cases::in_parallel;
+use crate::emulator::Kind;
 use crate::failure::Outcome;
 use crate::style;
 use std::time::Duration;
@@ -36,6 +37,15 @@ impl<'a> Row<'a> {
     pub fn new<T: Told>(name: impl Into<String>, test: impl Fn() -> Outcome<T> + Sync + 'a) -> Self {
         Self { name: name.into(), test: Box::new(move || test().map(Told::told)) }
     }
+}
+
+/// A row for each of these machines.
+pub fn on_each<'a>(
+    what: &str,
+    machines: &[Kind],
+    test: impl Fn(Kind) -> Outcome<()> + Copy + Sync + 'a,
+) -> Vec<Row<'a>> {
+    machines.iter().map(|&kind| Row::new(format!("{what} on {kind}"), move || test(kind))).collect()
 }
 
 /// What a test has to tell besides that it passed.

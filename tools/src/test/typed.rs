@@ -2,26 +2,23 @@
 //!
 //! The monitor can be had all the same, and who is slow gets it all.
 
-use super::commands::{Terminal, hv_ctl};
+use super::commands::{Terminal, hv_ctl, in_each_mode};
 use super::control;
 use super::echo;
 use super::pty::{self, Pty};
 use super::tally::Row;
-use crate::ctl::{Link, Patience};
+use crate::ctl::Link;
 use crate::emulator::{Kind, Place, RunFolder};
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::machine::Builder;
-use crate::manifest::{self, Guest, ImageRef};
+use crate::manifest::{Guest, ImageRef, Machine};
 use crate::workspace::Workspace;
 use bulkhead_control::{Action, State};
 use bulkhead_types::manifest::{ConsoleMode, LoadAs};
 use std::path::Path;
-use std::time::Duration;
 
 const MACHINE: &str = "tests/manifests/control.toml";
-const KEY: [u8; 32] = *b"a key to see what guests are typ";
-const PATIENCE: Duration = Duration::from_secs(60);
 /// More than a guest's queue holds.
 const MUCH: usize = 2000;
 /// What it holds, and its chip has room for.
@@ -39,20 +36,13 @@ const DEAF: [u8; 10] = [
 
 /// A row for each of these machines.
 pub fn rows<'a>(workspace: &'a Workspace, builder: &'a Builder, machines: &[Kind]) -> Vec<Row<'a>> {
-    let modes = [(ConsoleMode::Framed, "framed"), (ConsoleMode::Lines, "lines")];
-    let all = machines.iter().flat_map(|kind| modes.map(|mode| (*kind, mode)));
-    all.map(|(kind, (mode, what))| {
-        Row::new(format!("typed at guests that do not read, console {what}, on {kind}"), move || {
-            verdict(workspace, builder, kind, mode)
-        })
-    })
-    .collect()
+    let test = move |kind, mode| verdict(workspace, builder, kind, mode);
+    in_each_mode("typed at guests that do not read", machines, test)
 }
 
 fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMode) -> Outcome<()> {
     let folder = RunFolder::new(workspace)?;
-    let mut machine = manifest::read(&workspace.path(MACHINE))?;
-    (machine.control, machine.console) = (Some(KEY), mode);
+    let mut machine = Machine { console: mode, ..control::machine(workspace, MACHINE)? };
     machine.guests.truncate(1);
     let first = machine.guests.first().cloned().ok_or_else(|| Failure::failed("no guest"))?;
     for (name, program) in [("deaf", &DEAF[..]), (echo::NAME, &echo::PROGRAM)] {
@@ -62,9 +52,9 @@ fn verdict(workspace: &Workspace, builder: &Builder, kind: Kind, mode: ConsoleMo
         machine.guests.push(Guest { name: name.to_owned(), kernel: image, load, ..first.clone() });
     }
     let path = folder.file("line");
-    let place = Place { control: Some((path.clone(), KEY)), ..Place::of(kind) };
+    let place = Place { control: Some(path.clone()), ..Place::of(kind) };
     let running = builder.start_at(&place, &machine)?;
-    let mut link = Link::new(&path, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE });
+    let mut link = control::connect(&path);
     echo::wait(&mut link, 0, b">")?;
     link.hang_up();
     on_a_terminal(workspace, &path)?;
@@ -85,7 +75,7 @@ fn on_a_terminal(workspace: &Workspace, line: &Path) -> Outcome<()> {
     console.send(modes().as_bytes())?;
     console.wait_for(&modes())?;
     console.send(b"\x1dq")?;
-    console.end(PATIENCE).map(drop)
+    console.end(control::PATIENCE).map(drop)
 }
 
 /// Who is at the console's terminal.
