@@ -16,6 +16,7 @@
 pub mod corpus;
 mod feed;
 mod hv;
+mod ram;
 mod targets;
 
 // See `hv`.

@@ -1,10 +1,11 @@
 //! The instruction emulator, in a machine of 32 KiB with a device of two pages.
 
 use crate::Feed;
+use crate::ram::Ram;
 use bulkhead_arch::{Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
 use bulkhead_emulate::{Bus, CHUNK, Cpu, DecodeCache, Decoded, Hint, Named, Outcome, Stop, StringIo};
 use bulkhead_paging::guest::PagingState;
-use bulkhead_types::{Gpa, GuestMemory, Gva, MemoryError, Width};
+use bulkhead_types::{Gpa, GuestMemory as _, Gva, Width};
 use std::sync::Once;
 
 const RAM: usize = 0x8000;
@@ -15,16 +16,7 @@ const CODE: u64 = 0x5000;
 const PAGES: u64 = 0x1_4000_0000;
 const ACCESSED_AND_DIRTY: u8 = 0x60;
 
-#[derive(Clone)]
-struct Ram(Vec<u8>);
-
 impl Ram {
-    fn range(&self, gpa: Gpa, bytes: usize) -> Result<std::ops::Range<usize>, MemoryError> {
-        let start = usize::try_from(gpa.as_u64()).unwrap();
-        let end = start.checked_add(bytes).filter(|&end| end <= self.0.len());
-        Ok(start..end.ok_or(MemoryError { gpa, bytes })?)
-    }
-
     fn entry(&mut self, at: usize, entry: u64) {
         self.0[at..at + 8].copy_from_slice(&entry.to_le_bytes());
     }
@@ -36,23 +28,6 @@ impl Ram {
             is == was || at % 4 == 0 && is & !was & !ACCESSED_AND_DIRTY == 0 && was & !is == 0
         };
         parts.into_iter().all(|(is, was)| is.iter().zip(was).enumerate().all(same))
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
-        into.copy_from_slice(&self.0[self.range(gpa, into.len())?]);
-        Ok(())
-    }
-
-    fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), MemoryError> {
-        let range = self.range(gpa, from.len())?;
-        self.0[range].copy_from_slice(from);
-        Ok(())
-    }
-
-    fn zero(&mut self, _: Gpa, _: u64) -> Result<(), MemoryError> {
-        panic!("no instruction zeroes memory like this");
     }
 }
 

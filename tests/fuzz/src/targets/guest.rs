@@ -1,6 +1,7 @@
 //! A guest's turn: whatever exits come, with whatever registers.
 
 use crate::Feed;
+use crate::ram::Ram;
 use bulkhead_arch::{Gpr, Segment, SegmentName, Vector};
 use bulkhead_core::host::CpuidResult;
 use bulkhead_core::{
@@ -8,40 +9,12 @@ use bulkhead_core::{
     VirtualCpu, Windows, Yield,
 };
 use bulkhead_devices::MachineConfig;
-use bulkhead_types::{Frequency, Gpa, GuestMemory, Gva, MemoryError, VcpuId, Width};
+use bulkhead_types::{Frequency, Gpa, Gva, VcpuId, Width};
 use std::fmt;
 
 const RAM: usize = 0x4000;
 const TSC: Frequency = Frequency::hertz(10_000_000);
 const MEMORY: u64 = 16 << 20;
-
-/// 16 KiB of the guest's RAM; the rest is absent, as it is where a device lies.
-struct Ram(Vec<u8>);
-
-impl Ram {
-    fn range(&self, gpa: Gpa, bytes: usize) -> Result<std::ops::Range<usize>, MemoryError> {
-        let start = usize::try_from(gpa.as_u64()).unwrap();
-        let end = start.checked_add(bytes).filter(|&end| end <= self.0.len());
-        Ok(start..end.ok_or(MemoryError { gpa, bytes })?)
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
-        into.copy_from_slice(&self.0[self.range(gpa, into.len())?]);
-        Ok(())
-    }
-
-    fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), MemoryError> {
-        let range = self.range(gpa, from.len())?;
-        self.0[range].copy_from_slice(from);
-        Ok(())
-    }
-
-    fn zero(&mut self, _: Gpa, _: u64) -> Result<(), MemoryError> {
-        panic!("a running guest's memory is not zeroed");
-    }
-}
 
 /// A processor whose exits come from the input.
 struct Script<'a> {

@@ -1,41 +1,13 @@
 //! The walk of a guest's own page tables.
 
 use crate::Feed;
+use crate::ram::Ram;
 use bulkhead_arch::{Cr0, Cr4, Efer, Rflags};
 use bulkhead_paging::guest::{Access, PagingState, WalkError, walk};
-use bulkhead_types::{Gpa, GuestMemory, Gva, MemoryError};
+use bulkhead_types::{Gpa, Gva};
 
 const TABLES: usize = 0x4000;
 const ACCESSED_AND_DIRTY: u64 = 0x60;
-
-/// 16 KiB of RAM: four tables' worth.
-#[derive(Clone, PartialEq, Eq)]
-struct Ram(Vec<u8>);
-
-impl Ram {
-    fn range(&self, gpa: Gpa, bytes: usize) -> Result<std::ops::Range<usize>, MemoryError> {
-        let start = usize::try_from(gpa.as_u64()).unwrap();
-        let end = start.checked_add(bytes).filter(|&end| end <= self.0.len());
-        Ok(start..end.ok_or(MemoryError { gpa, bytes })?)
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
-        into.copy_from_slice(&self.0[self.range(gpa, into.len())?]);
-        Ok(())
-    }
-
-    fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), MemoryError> {
-        let range = self.range(gpa, from.len())?;
-        self.0[range].copy_from_slice(from);
-        Ok(())
-    }
-
-    fn zero(&mut self, _: Gpa, _: u64) -> Result<(), MemoryError> {
-        panic!("a walk zeroes nothing");
-    }
-}
 
 fn state(feed: &mut Feed<'_>) -> PagingState {
     let bits = feed.u8();
