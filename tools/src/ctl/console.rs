@@ -53,13 +53,15 @@ pub fn attach(link: &mut Link, guest: &str, from: Option<u64>, form: Form, out: 
         console.show(out)?;
     }
     let on_terminal = stdin().is_terminal() && !matches!(console.form, Form::Json);
+    // A signal that comes while the terminal is raw must be heard.
+    hear_signals(&console.link.leave);
     let raw = on_terminal.then(terminal::Raw::enter).flatten();
     if raw.is_some() {
         eprint!("console of {name}; Ctrl-] q leaves it, Ctrl-] Ctrl-] sends Ctrl-]\r\n");
         console.raw = true;
         console.link.say = Box::new(|word| eprint!("[{word}]\r\n"));
     }
-    let keys = listen(&console.link.leave, raw.is_some().then_some(false));
+    let keys = hear_keys(&console.link.leave, raw.is_some().then_some(false));
     let outcome = console.follow(&keys, out);
     if matches!(console.form, Form::Bytes) && stdout().is_terminal() {
         // If nobody sees it any more, it is not missed.
@@ -72,19 +74,22 @@ pub fn attach(link: &mut Link, guest: &str, from: Option<u64>, form: Form, out: 
     outcome
 }
 
-/// Hears keys and signals while the machine does not answer; what is typed for the guest. These threads never end, other
-/// than standard input.
-fn listen(leave: &Arc<AtomicBool>, escaped: Option<bool>) -> Receiver<Vec<u8>> {
-    let ((typed, from), (sender, keys), (signal, signals)) = (channel(), channel(), channel());
-    terminal::forward_keys(typed);
-    terminal::forward_signals(signal);
-    let (by_key, by_signal) = (Arc::clone(leave), Arc::clone(leave));
-    std::thread::spawn(move || for_guest(&from, escaped, &sender, &by_key));
+/// Hears signals, while the machine does not answer, too. These threads never end.
+fn hear_signals(leave: &Arc<AtomicBool>) {
+    let ((sender, signals), leave) = (channel(), Arc::clone(leave));
+    terminal::forward_signals(sender);
     std::thread::spawn(move || {
         if signals.recv().is_ok() {
-            by_signal.store(true, Ordering::Relaxed);
+            leave.store(true, Ordering::Relaxed);
         }
     });
+}
+
+/// Hears keys, while the machine does not answer, too; what is typed for the guest. These threads end with standard input.
+fn hear_keys(leave: &Arc<AtomicBool>, escaped: Option<bool>) -> Receiver<Vec<u8>> {
+    let ((typed, from), (sender, keys), leave) = (channel(), channel(), Arc::clone(leave));
+    terminal::forward_keys(typed);
+    std::thread::spawn(move || for_guest(&from, escaped, &sender, &leave));
     keys
 }
 
