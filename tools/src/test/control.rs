@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 const MACHINE: &str = "tests/manifests/control.toml";
 /// The key of all machines of rows.
 pub const KEY: [u8; 32] = *b"a key that only these rows have.";
-/// Longest that a row waits for its machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest that a row waits for its machine, and for a state of its guests.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const BECOMES: Duration = Duration::from_secs(120);
 /// Times that all guests are ended, destroyed and made anew.
 const ROUNDS: usize = 5;
 
@@ -46,7 +47,12 @@ pub fn machine(workspace: &Workspace, manifest: &str) -> Outcome<Machine> {
 
 /// A client of the machine at `line`.
 pub fn connect(line: &Path) -> Link {
-    Link::new(line, KEY, Patience { answer: Duration::from_secs(2), all: PATIENCE })
+    connect_within(line, PATIENCE)
+}
+
+/// A client that gives up after so long without the machine.
+pub fn connect_within(line: &Path, patience: Duration) -> Link {
+    Link::new(line, KEY, Patience { answer: Duration::from_secs(2), all: patience })
 }
 
 /// Takes what the machine writes to its console: it would stop it.
@@ -102,7 +108,7 @@ pub fn act(link: &mut Link, guest: &str, action: Action) -> Outcome<()> {
 
 /// Waits until a guest is in this state.
 pub fn wait_for(link: &mut Link, guest: &str, state: State) -> Outcome<()> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + BECOMES;
     while Instant::now() < end {
         if guests(link)?.iter().any(|one| one.name == guest && one.state == state) {
             return Ok(());
@@ -129,7 +135,7 @@ fn lie(path: &Path) -> Outcome<()> {
 
 /// Waits until so many guests are all there are, and in this state.
 pub fn wait_all(link: &mut Link, count: usize, state: State) -> Outcome<()> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + BECOMES;
     while Instant::now() < end {
         let all = guests(link)?;
         if all.len() == count && all.iter().all(|one| one.state == state) {

@@ -1,6 +1,6 @@
 //! A guest that echoes, made over the control line and typed at over that line.
 
-use super::control::{PATIENCE, act, connect, expect};
+use super::control::{act, connect_within, expect};
 use crate::ctl::{Link, one};
 use crate::emulator::RunFolder;
 use crate::failure::{Failure, Outcome};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 /// The guest's name.
 pub const NAME: &str = "echo";
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes that a guest takes from the line before it reads any: its queue, and its chip.
 const MOST: u16 = 1024 + 16;
 
@@ -53,7 +54,7 @@ pub fn run(workspace: &Workspace, line: &Path) -> Outcome<()> {
 
 /// Types at it, by `hv ctl console` at `line` and by itself. The guest is there, and stopped.
 fn check(own: &Path, line: &Path) -> Outcome<()> {
-    let open = || connect(line);
+    let open = || connect_within(line, PATIENCE);
     let mut link = open();
     expect(read(&mut link, 0)? == (0, Vec::new()), "a guest that was never started has written")?;
     let refused = type_in(&mut link, b"x")?;

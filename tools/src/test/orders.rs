@@ -3,7 +3,7 @@
 //! With one processor an order that comes behind another one is there before the guest has obeyed that; with two it comes
 //! while the guest runs.
 
-use super::control::{PATIENCE, act, connect, drain, events, expect, machine, wait_for};
+use super::control::{act, connect_within, drain, events, expect, machine, wait_for};
 use super::tally::Row;
 use crate::ctl::{Link, guests, stats};
 use crate::emulator::{Kind, Place, RunFolder};
@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const MACHINE: &str = "tests/manifests/orders.toml";
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Leases that end while the guest is reset all the time.
 const LEASES: usize = 3;
 /// Pauses of a guest that resets itself all the time, and resets with an NMI right behind them.
@@ -37,7 +38,7 @@ fn verdict(workspace: &Workspace, builder: &Builder, cpus: u16) -> Outcome<()> {
     let place = Place { control: Some(line.clone()), cpus, ..Place::of(Kind::Qemu) };
     let running = builder.start_at(&place, &machine)?;
     drain(&running)?;
-    let mut link = connect(&line);
+    let mut link = connect_within(&line, PATIENCE);
     // Orders follow each other without a pause.
     link.turn = PATIENCE;
     // With two a reset is obeyed before the NMI comes.
