@@ -252,7 +252,11 @@ impl Link {
             }
             match self.handshake(deadline)? {
                 Some(true) => {}
-                Some(false) => unproved += 1,
+                Some(false) => {
+                    unproved += 1;
+                    // It was heard; if it is not any more, that is told.
+                    self.unheard = Some(Instant::now());
+                }
                 None => self.hang_up(),
             }
             if unproved >= 3 {

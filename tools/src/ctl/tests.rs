@@ -303,9 +303,18 @@ fn who_talks_without_an_answer_is_not_listened_to_without_end() {
 
 #[test]
 fn who_waits_for_an_answer_can_leave_and_is_told_what_for() {
+    // From the first answer on, and from the second one, in the middle of the handshake.
+    (0..2).for_each(leaves_a_machine_that_answers);
+}
+
+/// It answers so often, and no more.
+fn leaves_a_machine_that_answers(mut times: u32) {
     let bench = Bench::new();
-    bench.spoil(|bytes| {
-        bytes.clear();
+    bench.spoil(move |bytes| {
+        match times.checked_sub(1) {
+            Some(left) => times = left,
+            None => bytes.clear(),
+        }
         true
     });
     let mut link = bench.link();
